@@ -1,0 +1,145 @@
+"""The words of the house: shapes, and what the parts hand to one another.
+
+Shape letters, used in every docstring:
+
+    B  rows of a batch            V  pieces of the vocabulary (without the mask)
+    L  positions of a row         E  width of the network
+    K  positions of a canvas      H  heads (G of them key-value heads), D their width
+    n  spans of L that share a time (n divides L)
+
+Token ids 0..V-1 are the tokenizer's pieces; id V is the mask. No other id exists outside the embedding table.
+"""
+
+import enum
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Batch:
+    """Packed rows of documents. A position is given, a target, or neither.
+
+    tokens     int32 [B, L]  pieces; the mask id where a position is neither given nor a target
+    segments   int32 [B, L]  the document's number in its row, from 1; 0 where there is none
+    positions  int32 [B, L]  0, 1, ... from the document's (or the row's) first position
+    given      bool  [B, L]  context: never noised, never scored (begin of text, a row's first token, a prompt)
+    target     bool  [B, L]  scored, and noised by a process
+
+    Positions that are neither follow an end of text, so that its canvas is as wide as one that a sampler fills:
+    they hold pure noise at every time and are never scored.
+    """
+
+    tokens: Array
+    segments: Array
+    positions: Array
+    given: Array
+    target: Array
+
+
+@struct.dataclass
+class Loss:
+    """A loss as a sum and a weight, both float32 []: adding Losses is exact under accumulation and sharding."""
+
+    sum: Array
+    weight: Array
+
+    def __add__(self, other: "Loss") -> "Loss":
+        return Loss(sum=self.sum + other.sum, weight=self.weight + other.weight)
+
+    @property
+    def mean(self) -> Array:
+        """Nats per unit of weight (a target token, for every objective here)."""
+        return self.sum / jnp.maximum(self.weight, 1.0)
+
+
+class Alignment(enum.Enum):
+    """Which token the logits at position i speak of."""
+
+    SAME = "same"  # the token at i
+    NEXT = "next"  # the token at i + 1
+
+
+class Causal(NamedTuple):
+    """Each position sees itself and what is before it; its logits speak of the next token."""
+
+
+class Bidirectional(NamedTuple):
+    """Every position sees its whole document; logits speak of the same position."""
+
+
+class BlockCausal(NamedTuple):
+    """Each position sees its own block of `block` positions and all blocks before it."""
+
+    block: int
+
+
+class NoisyClean(NamedTuple):
+    """[noisy ; clean], each L wide, read in one pass (BD3-LM, arXiv 2503.09573, section 3).
+
+    A noisy block sees itself both ways and the clean blocks before it. The clean half reads itself as `clean` says.
+    Logits of the noisy half speak of the same position; those of the clean half, read causally, of the next.
+    """
+
+    block: int
+    clean: Causal | BlockCausal
+
+
+Reading = Causal | Bidirectional | BlockCausal | NoisyClean
+
+
+class Readout(Protocol):
+    """What a network says of each position, before anybody asks for [.., V] numbers at once."""
+
+    alignment: Alignment
+
+    def logits(self) -> Array:
+        """float32 [B, L, V]."""
+
+    def cross_entropy(self, targets: Array, weights: Array) -> Array:
+        """sum of weights * -log softmax(logits)[targets], float32 [], in memory that doesn't grow with L x V.
+
+        targets int32 [B, L] in 0..V-1 wherever weights, float32 [B, L], is not 0. No gradient flows to weights.
+        """
+
+
+class Denoise(Protocol):
+    """All that an objective sees of a network.
+
+    tokens [B, L] and t float32 [B, n] (n spans of L / n positions share a time; 0 is clean) are read as `reading`
+    says, inside the documents that `segments` separates. The readouts: one, or (noisy, clean) for NoisyClean.
+    """
+
+    def __call__(self, tokens: Array, t: Array, *, reading: Reading, positions: Array, segments: Array) -> Any: ...
+
+
+class Objective(Protocol):
+    """A frozen dataclass that turns a network and a batch into a Loss in nats."""
+
+    @property
+    def canvas(self) -> int:
+        """Positions denoised together, 1 for autoregression, 0 for a whole row: how the loader pads documents."""
+
+    def __call__(self, denoise: Denoise, process: Any, key: Array, batch: Batch) -> dict[str, Loss]:
+        """Named parts. Each has the batch's count of targets as its weight; training minimises their sum."""
+
+
+@struct.dataclass
+class Logits:
+    """The plain Readout: logits float32 [B, L, V] that somebody already has (an oracle, a test, a small model)."""
+
+    values: Array
+    alignment: Alignment = struct.field(pytree_node=False, default=Alignment.SAME)
+
+    def logits(self) -> Array:
+        return self.values
+
+    def cross_entropy(self, targets: Array, weights: Array) -> Array:
+        scored = weights != 0
+        log_p = jax.nn.log_softmax(self.values, axis=-1)
+        picked = jnp.take_along_axis(log_p, jnp.where(scored, targets, 0)[..., None], axis=-1)[..., 0]
+        return -jnp.sum(jnp.where(scored, weights * picked, 0.0))

@@ -1,0 +1,35 @@
+"""Installs diffusion_lm together with its configs and launchers."""
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8", "ruff>=0.8", "hypothesis>=6", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
+VIZ = ["matplotlib>=3.8", "tensorboardX>=2.6"]
+
+setup(
+    name="diffusion_lm",
+    version="0.1.0",
+    description="Train, sample and understand diffusion language models in JAX and Flax",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["diffusion_lm", "diffusion_lm.*", "configs", "launch", "launch.*"]),
+    package_data={"diffusion_lm.visualize": ["*.html"]},
+    install_requires=[
+        "jax>=0.10.0",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.0",
+        "sentencepiece>=0.2.1",
+        "absl-py>=2.1",
+        "grain>=0.2.18",
+    ],
+    extras_require={
+        "test": TEST + VIZ,
+        "viz": VIZ,
+        "tpu": ["jax[tpu]>=0.10.0"],
+        "cuda": ["jax[cuda13]>=0.10.0"],
+        "bench": ["torch>=2.6", "transformers>=4.50"],
+    },
+)
