@@ -1,0 +1,119 @@
+"""One layer of the transformer, and its parts."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.nn.attention import Sight, attend, chunk_size, sight_of_cache
+from diffusion_lm.nn.cache import LayerKV
+from diffusion_lm.nn.dot import dot
+from diffusion_lm.types import NoisyClean
+
+Array = jax.Array
+_EPSILON = 1e-6
+
+
+def matrix(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> Array:
+    """A float32 parameter drawn from N(0, 1 / fan_in), or zeros for fan_in 0, with named axes."""
+    init = nn.initializers.normal(1 / math.sqrt(fan_in)) if fan_in else nn.initializers.zeros
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), times a learned scale, over the last axis (arXiv 1910.07467)."""
+
+    axis_name: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        normal = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + _EPSILON)
+        return normal * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Rotary positions (arXiv 2104.09864): x [B, L, H, D], angles float32 [B, L, D / 2]."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (arXiv 2305.13245) as a reading says, over the row itself and what a cache holds."""
+
+    architecture: "Architecture"  # noqa: F821  (the denoiser's file is above this one)
+
+    @nn.compact
+    def __call__(self, x: Array, angles: Array, reading, sights: tuple[Sight, ...], past) -> tuple[Array, LayerKV]:
+        a = self.architecture
+        wq = matrix(self, "query", (a.width, a.heads, a.head_width), ("embed", "heads", "head_dim"), a.width)
+        shape = (a.width, 2, a.kv_heads, a.head_width)
+        wkv = matrix(self, "key_value", shape, ("embed", None, "kv_heads", "head_dim"), a.width)
+        wo = matrix(self, "output", (a.heads, a.head_width, a.width), ("heads", "head_dim", "embed"), 0)
+        q = dot("ble,ehd->blhd", x, wq, a.products)
+        k, v = jnp.moveaxis(dot("ble,ecgd->blcgd", x, wkv, a.products), 2, 0)
+        if a.qk_norm:
+            q, k = RMSNorm(axis_name="head_dim", name="query_norm")(q), RMSNorm("head_dim", name="key_norm")(k)
+        q, new = rotate(q, angles), LayerKV(k=rotate(k, angles), v=v)
+        mixed = self._mix(q, new, reading, sights, past)
+        return dot("blhd,hde->ble", mixed, wo, a.products), new
+
+    def _mix(self, q: Array, new: LayerKV, reading, sights, past) -> Array:
+        options = {"chunk": chunk_size(reading), "products": self.architecture.products}
+        if isinstance(reading, NoisyClean):
+            half = q.shape[1] // 2
+            noisy, clean = jax.tree.map(lambda a: a[:, :half], new), jax.tree.map(lambda a: a[:, half:], new)
+            itself, before, of_clean = sights
+            upper = attend(q[:, :half], ((noisy, itself), (clean, before)), **options)
+            return jnp.concatenate([upper, attend(q[:, half:], ((clean, of_clean),), **options)], axis=1)
+        sources = ((new, sights[0]),)
+        if past is not None:
+            kv, length = past
+            sources = ((kv, sight_of_cache(length, kv.k.shape[1], q.shape[1])), *sources)
+        return attend(q, sources, **options)
+
+
+class SwiGLU(nn.Module):
+    """silu(x W_gate) * (x W_up) W_down (arXiv 2002.05202)."""
+
+    architecture: "Architecture"  # noqa: F821
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        a = self.architecture
+        up = matrix(self, "gate_up", (a.width, 2, a.mlp), ("embed", None, "mlp"), a.width)
+        down = matrix(self, "down", (a.mlp, a.width), ("mlp", "embed"), 0)
+        gate, value = jnp.moveaxis(dot("ble,ecm->blcm", x, up, a.products), 2, 0)
+        return dot("blm,me->ble", jax.nn.silu(gate) * value, down, a.products)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + SwiGLU(norm(x)); with a time, norms are modulated and sums gated (adaLN-zero,
+    arXiv 2212.09748)."""
+
+    architecture: "Architecture"  # noqa: F821
+
+    @nn.compact
+    def __call__(self, x: Array, past, time: Array | None, angles: Array, reading, sights):
+        a = self.architecture
+        shift, scale, gate = self._modulation(time, x.shape[1])
+        h = RMSNorm(name="attention_norm")(x)
+        h, new = Attention(a, name="attention")(h * (1 + scale[0]) + shift[0], angles, reading, sights, past)
+        x = x + gate[0] * h
+        h = SwiGLU(a, name="mlp")(RMSNorm(name="mlp_norm")(x) * (1 + scale[1]) + shift[1])
+        x = nn.with_logical_constraint(x + gate[1] * h, ("batch", "length", "embed"))
+        return x, (new if past is not None else None)
+
+    def _modulation(self, time: Array | None, length: int):
+        """time [B, n, E] -> shift, scale, gate, each two of [B, L, E]; none: 0, 0, 1."""
+        if time is None:
+            return (0.0, 0.0), (0.0, 0.0), (1.0, 1.0)
+        width = self.architecture.width
+        w = matrix(self, "modulation", (width, 6, width), ("embed", None, None), 0)
+        parts = dot("bne,ecf->bncf", jax.nn.silu(time), w, self.architecture.products)
+        parts = jnp.repeat(parts, length // time.shape[1], axis=1, total_repeat_length=length)
+        shift_a, shift_m, scale_a, scale_m, gate_a, gate_m = jnp.moveaxis(parts, 2, 0)
+        return (shift_a, shift_m), (scale_a, scale_m), (1 + gate_a, 1 + gate_m)

@@ -1,0 +1,60 @@
+"""A denoiser with its parameters: what objectives, samplers and evaluation are handed."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from diffusion_lm.nn import cache as kv_cache
+from diffusion_lm.nn.cache import KVCache
+from diffusion_lm.nn.denoiser import Denoiser
+from diffusion_lm.types import Bidirectional, Reading
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Bound:
+    """module and params; a pytree, so that it passes through jit."""
+
+    module: Denoiser = struct.field(pytree_node=False)
+    params: dict
+
+    def denoise(self, tokens: Array, t: Array, *, reading: Reading, positions: Array, segments: Array):
+        """`types.Denoise`."""
+        variables = {"params": self.params}
+        return self.module.apply(variables, tokens, t, reading=reading, positions=positions, segments=segments)[0]
+
+    def for_sampling(self) -> "Bound":
+        """The same network with its layers apart and its matrices already rounded to the products' type."""
+        products = self.module.architecture.products
+        params = unstacked(self.params) if self.module.scan else self.params
+        params = jax.tree.map(lambda a: a.astype(products) if a.ndim > 1 else a, params)
+        return Bound(module=self.module.clone(scan=False), params=params)
+
+    def empty_cache(self, batch: int, slots: int) -> KVCache:
+        """A cache for `batch` rows of at most `slots` positions."""
+        a = self.module.architecture
+        sizes = {"layers": a.layers, "kv_heads": a.kv_heads, "head_width": a.head_width}
+        return kv_cache.empty(batch=batch, slots=slots, dtype=a.products, **sizes)
+
+    def extend(self, cache: KVCache, tokens: Array, count: Array, reading: Reading) -> tuple[Array, KVCache]:
+        """Reads the next count[b] of clean tokens [B, T] as `reading` says; logits of all T, and the longer cache."""
+        readout, new = self._read(cache, tokens, jnp.zeros((tokens.shape[0], 1)), reading)
+        return readout.logits(), kv_cache.append(cache, new, count)
+
+    def read_canvas(self, cache: KVCache, canvas: Array, t: Array) -> Array:
+        """Logits [B, K, V] of a noisy canvas [B, K] at times t [B] that stands after the cache; writes nothing."""
+        readout, _ = self._read(cache, canvas, t[:, None], Bidirectional())
+        return readout.logits()
+
+    def _read(self, cache: KVCache, tokens: Array, t: Array, reading: Reading):
+        positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        return self.module.apply({"params": self.params}, tokens, t, reading=reading, positions=positions, cache=cache)
+
+
+def unstacked(params: dict) -> dict:
+    """{'layers': stacked} -> {'layer_0': ..., 'layer_1': ...}: the layers that `Denoiser(scan=False)` names."""
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    apart = {f"layer_{i}": jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(count)}
+    return rest | apart

@@ -1,0 +1,176 @@
+"""The denoiser: one transformer, read causally, both ways, or as a noisy canvas over a clean prefix."""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.nn.attention import sight_of_itself, sights_of_noisy
+from diffusion_lm.nn.blocks import Block, RMSNorm, matrix
+from diffusion_lm.nn.cache import KVCache
+from diffusion_lm.nn.dot import dot
+from diffusion_lm.nn.readout import Projection
+from diffusion_lm.types import Alignment, Causal, NoisyClean, Reading
+
+Array = jax.Array
+_ROWS = 128  # the embedding's rows are padded to a multiple of this, so that meshes divide them
+_TIME_WIDTH = 256
+_SMALL = 2500  # a fan-in: standard deviation 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Sizes. Zero means: derived (kv_heads = heads, head_width = width / heads, mlp = 8/3 width in steps of 64).
+
+    time_conditioning  tell the network t (adaLN); masked diffusion's optimum doesn't need it
+    remat              what a layer keeps for its backward pass: all, only its products ("dots"), or nothing ("full")
+    products           the type of matrix products' factors; sums are float32 in any case
+    """
+
+    width: int = 384
+    layers: int = 6
+    heads: int = 6
+    kv_heads: int = 0
+    head_width: int = 0
+    mlp: int = 0
+    qk_norm: bool = True
+    tied: bool = True
+    time_conditioning: bool = False
+    rope_base: float = 10_000.0
+    remat: Literal["none", "dots", "full"] = "none"
+    products: Literal["bfloat16", "float32"] = "bfloat16"
+
+    def __post_init__(self):
+        derived = {
+            "kv_heads": self.heads,
+            "head_width": self.width // max(self.heads, 1),
+            "mlp": -(-self.width * 8 // (3 * 64)) * 64,
+        }
+        for name, value in derived.items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        for name in ("width", "layers", "heads", "kv_heads", "head_width", "mlp"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
+        if self.head_width % 2:
+            raise ValueError(f"model.head_width={self.head_width} must be even: rotary positions turn pairs")
+
+
+class Denoiser(nn.Module):
+    """Tokens in, a Readout out. scan: layers stacked and scanned (training), or one by one (sampling: `unstacked`)."""
+
+    architecture: Architecture
+    vocab: int
+    scan: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table: the pieces, the mask, and padding up to a multiple of 128."""
+        return -(-(self.vocab + 1) // _ROWS) * _ROWS
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,
+        t: Array,
+        *,
+        reading: Reading,
+        positions: Array,
+        segments: Array | None = None,
+        cache: KVCache | None = None,
+    ):
+        """Reads tokens int32 [B, L] at times t float32 [B, n], after what `cache` holds of each row.
+
+        For NoisyClean, tokens, t, and the results are [noisy ; clean], 2 L wide; positions and segments are [B, L].
+        Returns (Readout, new), or ((noisy, clean), new): new is the tuple of this row's LayerKV for `cache.append`
+        if there is a cache, else None. Never writes the cache.
+        """
+        a = self.architecture
+        table = matrix(self, "embedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
+        # Small rows, so that a tied readout starts out knowing nothing; normalised, so that the layers see unit size.
+        x = RMSNorm(name="embedding_norm")(jnp.take(table, tokens, axis=0).astype(jnp.float32))
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        time = self._embed_time(t) if a.time_conditioning else None
+        x, new = self._layers(
+            x, cache, time, _angles(a, reading, positions), reading, _sights(reading, positions, segments)
+        )
+        x = RMSNorm(name="final_norm")(x)
+        if not a.tied:
+            table = matrix(self, "unembedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
+        return self._readouts(x, table, reading), new
+
+    def _layers(self, x, cache, time, angles, reading, sights):
+        block = Block
+        if self.architecture.remat != "none":
+            policy = jax.checkpoint_policies.dots_saveable if self.architecture.remat == "dots" else None
+            block = nn.remat(Block, policy=policy, prevent_cse=not self.scan, static_argnums=(5,))
+        if self.scan:
+            if cache is not None:
+                raise ValueError("a cache is read layer by layer: bind the denoiser with `nn.bound.Bound.for_sampling`")
+            layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast,) * 5,
+                length=self.architecture.layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            return layers(self.architecture, name="layers")(x, None, time, angles, reading, sights)
+        new = []
+        for i in range(self.architecture.layers):
+            past = None if cache is None else (cache.layers[i], cache.length)
+            x, kv = block(self.architecture, name=f"layer_{i}")(x, past, time, angles, reading, sights)
+            new.append(kv)
+        return x, (None if cache is None else tuple(new))
+
+    def _embed_time(self, t: Array) -> Array:
+        """[B, n] -> [B, n, E]: sines and cosines of 1000 t (arXiv 2006.11239), then two products."""
+        width = self.architecture.width
+        rates = jnp.exp(jnp.linspace(0.0, -jnp.log(10_000.0), _TIME_WIDTH // 2))
+        phases = 1000.0 * t[..., None] * rates[None, None]
+        waves = jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
+        first = matrix(self, "time_in", (_TIME_WIDTH, width), (None, "embed"), _TIME_WIDTH)
+        second = matrix(self, "time_out", (width, width), ("embed", None), width)
+        hidden = jax.nn.silu(dot("bnw,we->bne", waves, first, self.architecture.products))
+        return dot("bne,ef->bnf", hidden, second, self.architecture.products)
+
+    def _readouts(self, x: Array, table: Array, reading: Reading):
+        def project(hidden, alignment):
+            return Projection(
+                hidden=hidden, table=table, vocab=self.vocab, alignment=alignment, products=self.architecture.products
+            )
+
+        if isinstance(reading, NoisyClean):
+            noisy, clean = jnp.split(x, 2, axis=1)
+            return project(noisy, Alignment.SAME), project(clean, _alignment(reading.clean))
+        return project(x, _alignment(reading))
+
+
+def _alignment(reading) -> Alignment:
+    return Alignment.NEXT if isinstance(reading, Causal) else Alignment.SAME
+
+
+def _angles(a: Architecture, reading: Reading, positions: Array) -> Array:
+    """Rotary angles float32 [B, L, D / 2]; both halves of NoisyClean stand at the same positions."""
+    if isinstance(reading, NoisyClean):
+        positions = jnp.concatenate([positions, positions], axis=1)
+    rates = a.rope_base ** -jnp.linspace(0.0, 1.0, a.head_width // 2, endpoint=False)
+    return positions[..., None].astype(jnp.float32) * rates[None, None]
+
+
+def _sights(reading: Reading, positions: Array, segments: Array | None):
+    length = positions.shape[1]
+    if isinstance(reading, NoisyClean):
+        return *sights_of_noisy(reading.block, length, segments), sight_of_itself(reading.clean, length, segments)
+    return (sight_of_itself(reading, length, segments),)
+
+
+def init_params(module: Denoiser, key: Array):
+    """Fresh float32 parameters, boxed with their logical axis names."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    time = jnp.zeros((1, 1), jnp.float32)
+    return module.init(key, tokens, time, reading=Causal(), positions=jnp.zeros((1, 2), jnp.int32))["params"]

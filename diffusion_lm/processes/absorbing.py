@@ -1,0 +1,52 @@
+"""The absorbing process: a token survives to time t with probability alpha(t), else it is the mask."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.categorical import categorical
+from diffusion_lm.processes.base import spread
+from diffusion_lm.schedules import Linear, Schedule
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Absorbing:
+    """Masked diffusion (MDLM, arXiv 2406.07524, section 3; MD4, arXiv 2406.04329, section 2).
+
+    mask: the mask's id; `diffusion_lm.config.build` sets it to the row after the tokenizer's last piece.
+    """
+
+    schedule: Schedule = dataclasses.field(default_factory=Linear)
+    mask: int = -1
+
+    def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
+        del key  # the prior is one point: all masks
+        return jnp.full(shape, self.mask, jnp.int32)
+
+    def corrupt(self, key: Array, x0: Array, t: Array) -> tuple[Array, Array]:
+        kept = jax.random.uniform(key, x0.shape) < spread(self.schedule.alpha(t), x0.shape[1])
+        return jnp.where(kept, x0, self.mask), ~kept
+
+    def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
+        """A masked position is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t); MDLM, equation 6."""
+        pairs = jax.vmap(jax.random.split)(keys)
+        drawn = jax.vmap(categorical)(pairs[:, 0], logits)
+        u = jax.vmap(lambda key: jax.random.uniform(key, xt.shape[1:]))(pairs[:, 1])
+        revealed = (xt == self.mask) & (u < self.reveal_probability(t, s)[:, None])
+        return jnp.where(revealed, drawn, xt)
+
+    def reveal_probability(self, t: Array, s: Array) -> Array:
+        """The chance that a position masked at t is not masked at s < t; 1 where s = 0."""
+        alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)
+        return jnp.where(s <= 0, 1.0, (alpha_s - alpha_t) / jnp.maximum(1.0 - alpha_t, 1e-12))
+
+    def rate_weight(self, t: Array) -> Array:
+        """-alpha'(t) / (1 - alpha(t)): what -log p(x0 | xt) of a masked position counts in continuous time."""
+        return -self.schedule.dalpha(t) / (1.0 - self.schedule.alpha(t))
+
+    def step_weight(self, t: Array, s: Array) -> Array:
+        """(alpha_s - alpha_t) / (1 - alpha_t): the same for one of finitely many steps t -> s."""
+        return self.reveal_probability(t, s)

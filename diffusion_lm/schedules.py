@@ -1,0 +1,88 @@
+"""Noise schedules: alpha(t), the part of x0 still there at time t, and its derivative.
+
+Every schedule falls from alpha(0) = 1 to alpha(1) = 0. Times and results are float32 of any one shape.
+Linear, cosine, polynomial: MD4 (arXiv 2406.04329, table 1). Geometric: SEDD (arXiv 2310.16834, section 5),
+here stretched so that it meets both ends.
+"""
+
+import dataclasses
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class Schedule(Protocol):
+    """A frozen dataclass."""
+
+    def alpha(self, t: Array) -> Array: ...
+
+    def dalpha(self, t: Array) -> Array: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear:
+    """alpha = 1 - t: the masked share grows evenly."""
+
+    def alpha(self, t: Array) -> Array:
+        return 1.0 - t
+
+    def dalpha(self, t: Array) -> Array:
+        return -jnp.ones_like(t)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """alpha = 1 - cos(pi/2 (1 - t)): unmasks slowly at first, when little is known."""
+
+    def alpha(self, t: Array) -> Array:
+        return 1.0 - jnp.sin(0.5 * math.pi * t)
+
+    def dalpha(self, t: Array) -> Array:
+        return -0.5 * math.pi * jnp.cos(0.5 * math.pi * t)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Polynomial:
+    """alpha = 1 - t^power, power > 0."""
+
+    power: float = 2.0
+
+    def __post_init__(self):
+        if not self.power > 0:
+            raise ValueError(f"a polynomial schedule needs power > 0, not {self.power}")
+
+    def alpha(self, t: Array) -> Array:
+        return 1.0 - t**self.power
+
+    def dalpha(self, t: Array) -> Array:
+        return -self.power * t ** (self.power - 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Geometric:
+    """alpha = exp(-low^(1-t) high^t), stretched to run from 1 to 0; the total noise grows by a constant factor."""
+
+    low: float = 1e-3
+    high: float = 10.0
+
+    def __post_init__(self):
+        if not 0 < self.low < self.high:
+            raise ValueError(f"a geometric schedule needs 0 < low < high, not low={self.low}, high={self.high}")
+
+    def _total(self, t: Array) -> Array:
+        return self.low * (self.high / self.low) ** t
+
+    @property
+    def _span(self) -> float:
+        return math.exp(-self.low) - math.exp(-self.high)
+
+    def alpha(self, t: Array) -> Array:
+        return (jnp.exp(-self._total(t)) - math.exp(-self.high)) / self._span
+
+    def dalpha(self, t: Array) -> Array:
+        total = self._total(t)
+        return -math.log(self.high / self.low) * total * jnp.exp(-total) / self._span

@@ -1,0 +1,129 @@
+"""Where arrays lie: the mesh, the one table from logical axes to mesh axes, and the shardings that follow.
+
+Only this file knows the names of mesh axes. Layers name logical axes; everything else hands meshes and shardings on.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. Of two logical axes in one array that want the same mesh axis, the first gets it.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("head_dim", None),
+    ("mlp", "tensor"),
+    ("layers", None),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """Devices along each mesh axis; one of them may be -1, whatever is left.
+
+    data    copies of the model, each on its own rows
+    fsdp    rows too, with parameters cut along their width
+    tensor  heads, hidden units and vocabulary
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = [getattr(self, axis) for axis in AXES]
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(f"mesh: every axis must be positive, and one at most -1 (the rest); got {self}")
+
+    def sizes(self, devices: int) -> tuple[int, ...]:
+        """Devices along AXES for that many in all. Raises ValueError where the shape doesn't use them exactly."""
+        sizes = [getattr(self, axis) for axis in AXES]
+        fixed = math.prod(size for size in sizes if size != -1)
+        sizes = tuple(devices // fixed if size == -1 else size for size in sizes)
+        if math.prod(sizes) != devices:
+            named = ", ".join(f"mesh.{axis}={getattr(self, axis)}" for axis in AXES)
+            raise ValueError(f"{named} don't multiply to the {devices} device(s) here; set one of them to -1")
+        return sizes
+
+
+def make_mesh(shape: MeshShape, devices: list | None = None) -> Mesh:
+    """The mesh over all devices of all hosts (or over those given)."""
+    devices = jax.devices() if devices is None else devices
+    # Explicit axes, make_mesh's default, break Linen's partitioned parameters.
+    return jax.make_mesh(shape.sizes(len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+@contextlib.contextmanager
+def using(mesh: Mesh) -> Iterator[None]:
+    """Inside a traced function: makes logical constraints count (`with mesh:` would leave them silent no-ops)."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def on(mesh: Mesh, function: Callable) -> Callable:
+    """`function`, traced with the mesh and the rules in force: what to give to jax.jit."""
+
+    def traced(*args):
+        with using(mesh):
+            return function(*args)
+
+    return traced
+
+
+def state_shardings(mesh: Mesh, boxed: Any) -> Any:
+    """Shardings of a tree of abstract arrays, boxed with their logical axes where they have any (nn.Partitioned).
+
+    boxed: what jax.eval_shape gives for an initialiser; an array without a box lies whole on every device.
+    Raises ValueError naming the parameter, where the mesh doesn't divide an axis.
+    """
+    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    abstract = nn.meta.unbox(boxed)
+    jax.tree_util.tree_map_with_path(_check_divides, abstract, shardings)
+    return shardings
+
+
+def _check_divides(path, array, sharding: NamedSharding) -> None:
+    for axis, (size, names) in enumerate(zip(array.shape, sharding.spec, strict=False)):
+        names = (names,) if isinstance(names, str) else names or ()
+        ways = math.prod(sharding.mesh.shape[name] for name in names)
+        if size % ways:
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            knobs = " x ".join(f"mesh.{name}={sharding.mesh.shape[name]}" for name in names)
+            raise ValueError(
+                f"{where} has {size} rows along axis {axis}, which {knobs} doesn't divide; "
+                f"choose a divisor of {size} there, or change the model's size"
+            )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Rows, at `axis`, over the devices that hold different rows."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, dict(RULES)["batch"]))
+
+
+def row_ways(mesh: Mesh) -> int:
+    """Into how many parts a batch's rows are cut."""
+    return math.prod(mesh.shape[name] for name in dict(RULES)["batch"])
+
+
+def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
+    """This host's rows (numpy, at `axis`) as part of the global arrays."""
+    sharding = batch_sharding(mesh, axis)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
