@@ -1,0 +1,133 @@
+"""Model output as characters on a grid: made harmless, measured, and broken into lines that don't jump."""
+
+import unicodedata
+from collections.abc import Iterable
+from itertools import takewhile
+from typing import NamedTuple
+
+from diffusion_lm.visualize.frames import Frame, State
+
+MASK = "░"
+NEWLINE = "↵"
+UNKNOWN = " ░░░"  # the room of a masked position whose text nobody knows
+BLANK = (" ", "\u00a0")
+JOINERS = "\u200c\u200d"
+MARKS = {State.JUST: "[]", State.GIVEN: "‹›"}  # what tells the states apart where there is no colour
+
+
+class Glyph(NamedTuple):
+    """One character, the columns it takes, and the position of its token (-1 for a mark of ours)."""
+
+    text: str
+    columns: int
+    position: int
+
+
+def safe(text: str) -> str:
+    """The text with every control, direction override, surrogate and unassigned character made visible.
+
+    Newlines stay and a tab becomes four spaces; what a terminal might obey is gone.
+    """
+    return "".join(character if character == "\n" else _safe(character) for character in text)
+
+
+def _safe(character: str) -> str:
+    if character == "\t":
+        return "    "
+    if ord(character) < 0x20:
+        return chr(0x2400 + ord(character))  # the control's picture: ␛ for escape
+    if character in JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return character
+    return character.encode("ascii", "backslashreplace").decode() if ord(character) > 0x7F else "␡"
+
+
+def columns(character: str) -> int:
+    """Terminal columns of a safe character. Where terminals disagree, the larger number: a line never overflows."""
+    if character == "\ufe0f":
+        return 1  # it may widen the sign before it
+    if character in JOINERS or unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def lines(frame: Frame, *, width: int, final: Frame | None = None, marks: bool = False) -> list[list[Glyph]]:
+    """The frame's text broken at spaces into lines of at most `width` columns.
+
+    A masked position takes the room of its text in `final`, so that lines break at the same places in every pass.
+    With `marks`, just committed and given text stand in brackets. Raises ValueError if width < 2.
+    """
+    if width < 2:
+        raise ValueError(f"width is {width}: a wide character needs 2 columns")
+    flow = [_cell(frame, i, final) for i in range(len(frame.tokens))]
+    rows = wrap(_marked(frame, flow) if marks else [glyph for cell in flow for glyph in cell], width)
+    return [row[: len(row) - sum(1 for _ in takewhile(lambda g: g.text in BLANK, reversed(row)))] for row in rows]
+
+
+def glyphs(text: str, position: int = -1) -> list[Glyph]:
+    """Safe text as glyphs: a combining character joins the one before it, a newline is ↵ and then a break."""
+    found: list[Glyph] = []
+    for character in safe(text):
+        size = columns(character)
+        if character == "\n":
+            found += [Glyph(NEWLINE, 1, position), Glyph("\n", 0, position)]
+        elif size == 0 and found and found[-1].columns:
+            found[-1] = found[-1]._replace(text=found[-1].text + character)
+        else:
+            found.append(Glyph(character, size, position))
+    return found
+
+
+def wrap(flow: Iterable[Glyph], width: int) -> list[list[Glyph]]:
+    """Greedy lines: broken at the last space that fits (the space goes), or inside a word longer than a line."""
+    done: list[list[Glyph]] = []
+    line: list[Glyph] = []
+    for glyph in flow:
+        if glyph.text == "\n":
+            done.append(line)
+            line = []
+        elif _width(line) + glyph.columns <= width:
+            line = [*line, glyph]
+        elif glyph.text == " ":
+            done.append(line)
+            line = []
+        else:
+            space = max((i for i, g in enumerate(line) if g.text == " "), default=None)
+            head, tail = (line, []) if space is None else (line[:space], line[space + 1 :])
+            done.append(head)
+            line = [*tail, glyph]
+    return [*done, line] if line or not done else done
+
+
+def _width(line):
+    return sum(glyph.columns for glyph in line)
+
+
+def _cell(frame, i, final):
+    """The glyphs of position i."""
+    state = frame.state[i]
+    room = glyphs((final.tokens[i] if final else "") or UNKNOWN, i)
+    if state == State.UNUSED:
+        return []
+    if state == State.MASKED:
+        return [g if g.text in " \n" else g._replace(text=MASK * g.columns) for g in room]
+    shown = glyphs(frame.tokens[i], i)
+    if state != State.JUST:  # ↵ is worth a look only once, but keeps its room
+        shown = [g._replace(text=BLANK[1]) if g.text == NEWLINE else g for g in shown]
+    return shown + [Glyph(" ", 1, i)] * (_width(room) - _width(shown) if final else 0)
+
+
+def _marked(frame, flow):
+    """All glyphs, with a bracket at both ends of each run of a marked state."""
+    marked: list[Glyph] = []
+    for i, cell in enumerate(flow):
+        pair = MARKS.get(frame.state[i])
+        first = pair and (i == 0 or frame.state[i - 1] != frame.state[i])
+        last = pair and (i + 1 == len(flow) or frame.state[i + 1] != frame.state[i])
+        if first:
+            start = next((k for k, g in enumerate(cell) if g.text != " "), 0)
+            cell = [*cell[:start], Glyph(pair[0], 1, -1), *cell[start:]]
+        if last:
+            end = len(cell) - (bool(cell) and cell[-1].text == "\n")
+            cell = [*cell[:end], Glyph(pair[1], 1, -1), *cell[end:]]
+        marked += cell
+    return marked
