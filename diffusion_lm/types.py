@@ -100,6 +100,9 @@ class Readout(Protocol):
     def logits(self) -> Array:
         """float32 [B, L, V]."""
 
+    def pick(self, index: Array) -> "Readout":
+        """The readout of one position a row: index int32 [B] -> [B, 1]."""
+
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """sum of weights * -log softmax(logits)[targets], float32 [], in memory that doesn't grow with L x V.
 
@@ -137,6 +140,9 @@ class Logits:
 
     def logits(self) -> Array:
         return self.values
+
+    def pick(self, index: Array) -> "Logits":
+        return self.replace(values=jnp.take_along_axis(self.values, index[:, None, None], axis=1))
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         scored = weights != 0

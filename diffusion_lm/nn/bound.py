@@ -7,7 +7,7 @@ from flax import struct
 from diffusion_lm.nn import cache as kv_cache
 from diffusion_lm.nn.cache import KVCache
 from diffusion_lm.nn.denoiser import Denoiser
-from diffusion_lm.types import Bidirectional, Reading
+from diffusion_lm.types import Bidirectional, Reading, Readout
 
 Array = jax.Array
 
@@ -37,10 +37,10 @@ class Bound:
         sizes = {"layers": a.layers, "kv_heads": a.kv_heads, "head_width": a.head_width}
         return kv_cache.empty(batch=batch, slots=slots, dtype=a.products, **sizes)
 
-    def extend(self, cache: KVCache, tokens: Array, count: Array, reading: Reading) -> tuple[Array, KVCache]:
-        """Reads the next count[b] of clean tokens [B, T] as `reading` says; logits of all T, and the longer cache."""
+    def extend(self, cache: KVCache, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, KVCache]:
+        """Reads the next count[b] of clean tokens [B, T] as `reading` says: what it says of all T, the longer cache."""
         readout, new = self._read(cache, tokens, jnp.zeros((tokens.shape[0], 1)), reading)
-        return readout.logits(), kv_cache.append(cache, new, count)
+        return readout, kv_cache.append(cache, new, count)
 
     def read_canvas(self, cache: KVCache, canvas: Array, t: Array) -> Array:
         """Logits [B, K, V] of a noisy canvas [B, K] at times t [B] that stands after the cache; writes nothing."""

@@ -28,6 +28,10 @@ class Projection:
         """float32 [B, L, V]; the padding rows and the mask are cut off."""
         return dot("ble,ve->blv", self.hidden, self.table, self.products)[..., : self.vocab]
 
+    def pick(self, index: Array) -> "Projection":
+        """See `types.Readout`."""
+        return self.replace(hidden=jnp.take_along_axis(self.hidden, index[:, None, None], axis=1))
+
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """See `types.Readout`. Exact; gradients are formed chunk by chunk in the forward pass (no logits are kept)."""
         rows = _CHUNK_ROWS * self.shards

@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.processes.base import Process, spread
 from diffusion_lm.types import Alignment, Batch, Bidirectional, Denoise, Loss, Readout
 
 Array = jax.Array
@@ -27,7 +28,7 @@ def draw_times(key: Array, shape: tuple[int, int]) -> Array:
     return 1.0 - (jax.random.uniform(key, (1, 1)) + grid) % 1.0
 
 
-def noisy_times(key: Array, process, shape: tuple[int, int], steps: int) -> tuple[Array, Array]:
+def noisy_times(key: Array, process: Process, shape: tuple[int, int], steps: int) -> tuple[Array, Array]:
     """Times t float32 [B, n], and what a masked position counts at each: the rate, or that of one of `steps` steps."""
     t = draw_times(key, shape)
     if steps == 0:
@@ -36,7 +37,7 @@ def noisy_times(key: Array, process, shape: tuple[int, int], steps: int) -> tupl
     return t, steps * process.step_weight(t, t - 1 / steps)
 
 
-def noised(key: Array, process, batch: Batch, t: Array) -> tuple[Array, Array]:
+def noised(key: Array, process: Process, batch: Batch, t: Array) -> tuple[Array, Array]:
     """x_t and which targets hold noise: targets are corrupted, given tokens stay, the rest is pure noise."""
     corrupt_key, prior_key = jax.random.split(key)
     xt, changed = process.corrupt(corrupt_key, batch.tokens, t)
@@ -48,9 +49,8 @@ def masked_loss(readout: Readout, batch: Batch, masked: Array, weight: Array) ->
     """The bound's sum over masked targets, and the count of all targets; weight float32 [B, n] as the times."""
     if readout.alignment is not Alignment.SAME:
         raise ValueError(f"a bound needs logits that speak of the same token, not {readout.alignment}")
-    length = batch.tokens.shape[1]
-    spread = jnp.repeat(weight, -(-length // weight.shape[1]), axis=1)[:, :length]
-    total = readout.cross_entropy(batch.tokens, jnp.where(masked, spread, 0.0))
+    weights = jnp.where(masked, spread(weight, batch.tokens.shape[1]), 0.0)
+    total = readout.cross_entropy(batch.tokens, weights)
     return Loss(sum=total, weight=jnp.sum(batch.target, dtype=jnp.float32))
 
 
@@ -62,12 +62,17 @@ class MaskedELBO:
     canvas = 0
 
     def __post_init__(self):
-        if self.steps < 0:
-            raise ValueError(f"objective.steps must be 0 (continuous time) or a number of steps, not {self.steps}")
+        check_steps(self.steps)
 
-    def __call__(self, denoise: Denoise, process, key: Array, batch: Batch) -> dict[str, Loss]:
+    def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
         time_key, noise_key = jax.random.split(key)
         t, weight = noisy_times(time_key, process, (batch.tokens.shape[0], 1), self.steps)
         xt, masked = noised(noise_key, process, batch, t)
         readout = denoise(xt, t, reading=Bidirectional(), positions=batch.positions, segments=batch.segments)
         return {"canvas": masked_loss(readout, batch, masked, weight)}
+
+
+def check_steps(steps: int) -> None:
+    """Raises ValueError for a number of steps that can't be."""
+    if steps < 0:
+        raise ValueError(f"objective.steps must be 0 (continuous time) or a number of steps, not {steps}")

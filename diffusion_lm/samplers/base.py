@@ -1,0 +1,134 @@
+"""What samplers step, and the one loop that drives them.
+
+Two kinds of sampler, one driver. A canvas sampler (ancestral, confidence) clears one canvas pass by pass. A writer
+(autoregressive, canvases) writes an answer piece by piece and keeps the cache; the writer of canvases runs the driver
+on a canvas sampler for each piece.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from diffusion_lm.types import Reading, Readout
+
+Array = jax.Array
+
+
+class Model(Protocol):
+    """All that a writer sees of a network (`nn.bound.Bound` is one)."""
+
+    def extend(self, cache: Any, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, Any]:
+        """Reads the next count[b] of clean tokens [B, T]: what it says of all T, and the longer cache."""
+
+    def read_canvas(self, cache: Any, canvas: Array, t: Array) -> Array:
+        """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] behind the cache; writes nothing."""
+
+
+class Sampler(Protocol):
+    """A frozen dataclass that steps a typed carry. Canvas samplers also have `init` and `passes`."""
+
+    def step(self, model: Any, state: Any) -> Any: ...
+
+    def done(self, state: Any) -> Array:
+        """bool [B]."""
+
+
+@struct.dataclass
+class Prompt:
+    """tokens int32 [B, P], filled up on the right; length int32 [B], at least 1 (begin of text)."""
+
+    tokens: Array
+    length: Array
+
+
+@struct.dataclass
+class Canvas:
+    """A canvas that is being cleared.
+
+    tokens       int32 [B, K]    what stands there; the mask id where nothing does
+    open         bool [B, K]     still to be written
+    given        bool [B, K]     part of the prompt
+    probability  float32 [B, K]  what the model gave the token when it was committed; 1 where given, 0 where open
+    keys         [B]             a random key a row
+    passes       int32 []        made so far
+    """
+
+    tokens: Array
+    open: Array
+    given: Array
+    probability: Array
+    keys: Array
+    passes: Array
+
+
+@struct.dataclass
+class History:
+    """Each pass's canvas: tokens int32 and probability float32 [canvases, passes, B, K], start int32 [canvases, B]
+    (the slot of a canvas's first position), made int32 [canvases] (passes made)."""
+
+    tokens: Array
+    probability: Array
+    start: Array
+    made: Array
+
+
+@struct.dataclass
+class Generation:
+    """tokens int32 [B, N], the mask id from the end of text on; length int32 [B], tokens before it; nfe int32 [],
+    forward passes of the network, prompt and commits included; cache, to go on from; history, if recorded."""
+
+    tokens: Array
+    length: Array
+    nfe: Array
+    cache: Any
+    history: History | None = None
+
+
+def run(sampler: Sampler, model: Any, state: Any, max_steps: int, record: Callable[[Any], Any] | None = None):
+    """Steps `state` until every row is done, at most max_steps times: the one decoding loop.
+
+    Returns (state, trace): trace stacks record(state) after each step on a leading axis of max_steps, or is None.
+    """
+    trace = None
+    if record is not None:
+        trace = jax.tree.map(lambda a: jnp.zeros((max_steps, *a.shape), a.dtype), jax.eval_shape(record, state))
+
+    def going(carry):
+        state, _, made = carry
+        return (made < max_steps) & ~jnp.all(sampler.done(state))
+
+    def body(carry):
+        state, trace, made = carry
+        state = sampler.step(model, state)
+        if record is not None:
+            trace = jax.tree.map(lambda all_, one: all_.at[made].set(one), trace, record(state))
+        return state, trace, made + 1
+
+    state, trace, _ = jax.lax.while_loop(going, body, (state, trace, jnp.zeros((), jnp.int32)))
+    return state, trace
+
+
+def commit(canvas: Canvas, chosen: Array, tokens: Array, probability: Array, *, mask: int, eot: int) -> Canvas:
+    """The canvas after a pass that writes `tokens` at the chosen open positions.
+
+    What follows an end of text is closed and shows the mask, as it did in training: it will not be returned.
+    """
+    chosen = chosen & canvas.open
+    tokens = jnp.where(chosen, tokens, canvas.tokens)
+    probability = jnp.where(chosen, probability, canvas.probability)
+    ends = (tokens == eot) & ~canvas.given
+    beyond = (jnp.cumsum(ends, axis=1) - ends) > 0
+    return canvas.replace(
+        tokens=jnp.where(beyond, mask, tokens),
+        probability=jnp.where(beyond, 0.0, probability),
+        open=canvas.open & ~chosen & ~beyond,
+        passes=canvas.passes + 1,
+    )
+
+
+def row_keys(keys: Array, count: Array) -> Array:
+    """A fresh key a row for the count-th use: a row draws the same alone and in any batch."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, count)
