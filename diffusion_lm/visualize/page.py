@@ -24,15 +24,15 @@ def write_page(story: Story, path: str | os.PathLike) -> None:
     data, tail = rest.split("{{story}}")
     text = "".join(story.frames[-1].tokens)
     parts = head, html.escape(story.title), middle, html.escape(text), data, _embedded(_told(story)), tail
-    write_whole(path, "".join(parts))
+    write_whole(path, "".join(parts).encode("utf-8", "xmlcharrefreplace"))
 
 
-def write_whole(path: str | os.PathLike, text: str) -> None:
-    """Put text at path in one move, so that nobody ever reads half of it. Raises OSError, naming path and remedy."""
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Put content at path in one move, so that nobody ever reads half of it. Raises OSError, naming path and remedy."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(text.encode("utf-8", "xmlcharrefreplace"))
+        part.write_bytes(content)
         os.replace(part, path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ def _told(story: Story) -> dict:
         frames.append({"caption": story.caption(frame), "state": state, "set": changes, "canvas": int(frame.canvas)})
         shown = now
     meta = {str(key): str(value) for key, value in story.meta.items()}
-    return dict(title=story.title, subtitle=story.subtitle, meta=meta, pieces=list(piece), frames=frames)
+    return {"title": story.title, "subtitle": story.subtitle, "meta": meta, "pieces": list(piece), "frames": frames}
 
 
 def _shown(frame: Frame, piece: dict[str, int]) -> list[tuple]:
