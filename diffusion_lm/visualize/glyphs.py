@@ -16,11 +16,15 @@ MARKS = {State.JUST: "[]", State.GIVEN: "‹›"}  # what tells the states apart
 
 
 class Glyph(NamedTuple):
-    """One character, the columns it takes, and the position of its token (-1 for a mark of ours)."""
+    """One character, the columns it takes, the position of its token (-1 for a mark of ours).
+
+    A line may break at a glyph that is, or stands for, a space.
+    """
 
     text: str
     columns: int
     position: int
+    space: bool = False
 
 
 def safe(text: str) -> str:
@@ -73,7 +77,7 @@ def glyphs(text: str, position: int = -1) -> list[Glyph]:
         elif size == 0 and found and found[-1].columns:
             found[-1] = found[-1]._replace(text=found[-1].text + character)
         else:
-            found.append(Glyph(character, size, position))
+            found.append(Glyph(character, size, position, character == " "))
     return found
 
 
@@ -87,11 +91,11 @@ def wrap(flow: Iterable[Glyph], width: int) -> list[list[Glyph]]:
             line = []
         elif _width(line) + glyph.columns <= width:
             line = [*line, glyph]
-        elif glyph.text == " ":
+        elif glyph.space:
             done.append(line)
             line = []
         else:
-            space = max((i for i, g in enumerate(line) if g.text == " "), default=None)
+            space = max((i for i, g in enumerate(line) if g.space), default=None)
             head, tail = (line, []) if space is None else (line[:space], line[space + 1 :])
             done.append(head)
             line = [*tail, glyph]
@@ -109,11 +113,12 @@ def _cell(frame, i, final):
     if state == State.UNUSED:
         return []
     if state == State.MASKED:
-        return [g if g.text in " \n" else g._replace(text=MASK * g.columns) for g in room]
+        blank = all(g.space for g in room)  # a piece of nothing but spaces is a block too
+        return [g if g.text == "\n" or (g.space and not blank) else g._replace(text=MASK * g.columns) for g in room]
     shown = glyphs(frame.tokens[i], i)
     if state != State.JUST:  # ↵ is worth a look only once, but keeps its room
         shown = [g._replace(text=BLANK[1]) if g.text == NEWLINE else g for g in shown]
-    return shown + [Glyph(" ", 1, i)] * (_width(room) - _width(shown) if final else 0)
+    return shown + [Glyph(" ", 1, i, True)] * (_width(room) - _width(shown) if final else 0)
 
 
 def _marked(frame, flow):

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,3 +126,18 @@ def test_a_page_is_written_whole_or_not_at_all(make_story, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.html"]
     write_page(story, tmp_path / "file")
     assert (tmp_path / "file").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.html"]
+
+
+def test_an_older_page_stays_where_the_disk_fills_up(make_story, tmp_path, monkeypatch):
+    (tmp_path / "page.html").write_text("older")
+
+    def full(path, content):
+        with open(path, "wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device.*page\.html"):
+        write_page(make_story(64), tmp_path / "page.html")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["older"]

@@ -35,6 +35,12 @@ def test_states_differ_without_colour_and_with_it():
     assert len({style.replace("x", "").replace(MASK, "").strip() for style in styles.values()}) == 4
 
 
+def test_a_masked_space_is_a_block_but_a_masked_word_keeps_its_own():
+    masked, final = frame(["", "", ""], [0, 0, 0]), frame([" ", " on", "\t"], [2, 2, 2])
+    story = Story(title="t", frames=[masked, final])
+    assert render(masked, width=40, colour=False, story=story).split("\n")[1] == f"{MASK} {MASK * 6}"
+
+
 def test_the_header_says_where_we_are(make_story):
     story = make_story(64, 5)
     assert render(story.frames[2], width=80, colour=False, story=story).startswith("pass 2 of 5 · ")
