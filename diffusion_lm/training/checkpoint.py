@@ -1,0 +1,243 @@
+"""Checkpoints: state, data position, config and tokenizer together, under WORKDIR/checkpoints/STEP.
+
+Saving is asynchronous and a step's folder appears only when it is whole. Each saved tree carries a checksum of its
+bits, which doesn't depend on the mesh: what comes back either is what was saved or is reported.
+"""
+
+import base64
+import logging
+import operator
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from diffusion_lm.training.state import TrainState
+from diffusion_lm.types import Array
+
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be written, or none can be read; the message is one line for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """every: updates between saves (the last one is always saved); keep: how many, the newest."""
+
+    every: int = 500
+    keep: int = 3
+
+    def __post_init__(self):
+        if self.every < 1 or self.keep < 1:
+            raise ValueError(f"checkpoint.every and checkpoint.keep must be positive; got {self.every}, {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a checkpoint says of itself: the config as JSON, the tokenizer's bytes, the corpus's fingerprint."""
+
+    config: dict
+    tokenizer: bytes
+    corpus: str
+
+
+class Restored(NamedTuple):
+    """A state, and where the data stood."""
+
+    step: int
+    state: TrainState
+    data: Any
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. Reading writes nothing; the first save makes the folder."""
+
+    def __init__(self, workdir: Path | str, options: Checkpointing | None = None):
+        self.folder = Path(workdir).absolute() / FOLDER
+        self.options = options or Checkpointing()
+        self._writer = None
+
+    def steps(self) -> list[int]:
+        """Steps that were saved whole, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        with self._reader() as reader:
+            return sorted(reader.all_steps())
+
+    def path(self, step: int) -> Path:
+        """Where a step's checkpoint is."""
+        return self.folder / str(step)
+
+    def meta(self, step: int | None = None) -> tuple[int, Meta] | None:
+        """The newest step whose description can be read (or that step's), and the description; None without any."""
+        return self._newest(lambda reader, step: (step, _meta(reader, step)), step)
+
+    def restore(self, abstract: TrainState) -> Restored | None:
+        """The newest state that is whole, or None where nothing was saved yet.
+
+        abstract: shapes, dtypes and shardings; the mesh may differ from the one that saved. Broken checkpoints are
+        reported, moved to WORKDIR/checkpoints.broken and passed over. Raises CheckpointError if all are broken.
+        """
+
+        def read(reader, step):
+            trees = _read_trees(reader, step, _trees(abstract))
+            state = TrainState(
+                step=trees["optimizer"]["step"],
+                params=trees["params"],
+                ema_params=trees.get("ema"),
+                opt_state=trees["optimizer"]["state"],
+            )
+            return Restored(step, state, _json(reader, step, "data"))
+
+        return self._newest(read, None, move=True)
+
+    def restore_params(self, abstract: Any, *, step: int | None = None, ema: bool = True) -> tuple[int, Any]:
+        """Parameters alone, with their step: the averaged ones where the run kept them and `ema` asks for them."""
+
+        def read(reader, step):
+            item = "ema" if ema and "ema" in _json(reader, step, "meta")["checksums"] else "params"
+            return step, _read_trees(reader, step, {item: abstract})[item]
+
+        found = self._newest(read, step)
+        if found is None:
+            raise CheckpointError(f"{self.folder} holds no checkpoint; train one with launch.train")
+        return found
+
+    def save(self, step: int, state: TrainState, data: Any, meta: Meta) -> None:
+        """Begins to write a checkpoint, once the one before it is through. data: JSON, where the loader stands."""
+        trees = _trees(state)
+        sums = {name: int(total) for name, total in _checksums(trees).items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["data"] = ocp.args.JsonSave(data)
+        items["meta"] = ocp.args.JsonSave(
+            {
+                "config": meta.config,
+                "tokenizer": base64.b64encode(meta.tokenizer).decode(),
+                "corpus": meta.corpus,
+                "checksums": sums,
+            }
+        )
+        with self._writing(step):
+            if self._writer is None:
+                self._writer = self._open_writer()
+            self._writer.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def wait(self) -> None:
+        """Until the last save is through. Raises CheckpointError where it failed."""
+        if self._writer is not None:
+            with self._writing(None):
+                self._writer.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of Orbax's threads; saving again opens them anew."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._writing(None):
+                writer.close()
+
+    def _reader(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _open_writer(self) -> ocp.CheckpointManager:
+        keep = ocp.checkpoint_managers.LatestN(self.options.keep)
+        return ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True),
+        )
+
+    def _newest(self, read, step: int | None, move: bool = False) -> Any:
+        """read(reader, step) of the newest step for which it works, or of that step alone; None without any."""
+        broken = []
+        for candidate in reversed(self.steps()) if step is None else [step]:
+            try:
+                with self._reader() as reader:
+                    return read(reader, candidate)
+            except Exception as error:  # Orbax and tensorstore raise whatever they like on damaged files
+                broken.append(candidate)
+                log.warning("checkpoint %s can't be used: %s", self.path(candidate), _line(error))
+                log.debug("the whole error", exc_info=True)
+                if move:
+                    self._set_aside(candidate)
+        if broken:
+            raise CheckpointError(f"no usable checkpoint in {self.folder} (tried {broken}); move it away to start anew")
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        """Makes room for the same step, saved anew, without destroying what may be of use to somebody."""
+        if jax.process_index() == 0:
+            grave = self.folder.with_name(FOLDER + ".broken")
+            grave.mkdir(exist_ok=True)
+            free = next(n for n in range(1_000_000) if not (grave / f"{step}.{n}").exists())
+            self.path(step).rename(grave / f"{step}.{free}")
+            log.warning("moved it to %s", grave / f"{step}.{free}")
+
+    def _writing(self, step: int | None):
+        return _OneLine(f"can't save checkpoint {self.folder if step is None else self.path(step)}")
+
+
+class _OneLine:
+    """Turns what Orbax raises into one line; earlier checkpoints are untouched, for a step appears only when whole."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, Exception):
+            raise CheckpointError(f"{self.what}: {_line(error)}; earlier checkpoints are intact") from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    """The items of a checkpoint: apart, so that sampling reads no optimizer."""
+    trees = {"params": state.params, "optimizer": {"step": state.step, "state": state.opt_state}}
+    return trees if state.ema_params is None else {**trees, "ema": state.ema_params}
+
+
+def _json(reader: ocp.CheckpointManager, step: int, item: str) -> Any:
+    return reader.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
+
+
+def _meta(reader: ocp.CheckpointManager, step: int) -> Meta:
+    meta = _json(reader, step, "meta")
+    return Meta(config=meta["config"], tokenizer=base64.b64decode(meta["tokenizer"]), corpus=meta["corpus"])
+
+
+def _read_trees(reader: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    """The items asked for. Raises ValueError where their bits aren't those that were saved."""
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    restored = reader.restore(step, args=ocp.args.Composite(**args))
+    trees = {name: restored[name] for name in abstract}
+    saved = _json(reader, step, "meta")["checksums"]
+    for name, total in _checksums(trees).items():
+        if int(total) != saved[name]:
+            raise ValueError(f"the checksum of its {name} is wrong")
+    return trees
+
+
+@jax.jit
+def _checksums(trees: dict[str, Any]) -> dict[str, Array]:
+    """uint32 [] an item: the sum of all bits as integers, so in any order and on any mesh the same."""
+    return {
+        name: reduce(operator.add, map(_bits, jax.tree.leaves(tree)), jnp.uint32(0)) for name, tree in trees.items()
+    }
+
+
+def _bits(x: Array) -> Array:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    return jnp.sum(x.astype(jnp.uint32), dtype=jnp.uint32)

@@ -1,0 +1,241 @@
+"""The training loop: one fixed order of operations."""
+
+import contextlib
+import json
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusion_lm.training.checkpoint import CheckpointError, Checkpoints, Meta
+from diffusion_lm.training.metrics import Meter, Metrics
+from diffusion_lm.training.state import TrainState
+from diffusion_lm.types import Array, Batch
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = 2  # calls the device may be behind: enough to keep it busy, few enough to stop quickly
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient was not finite; the message is one line for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long and how much at a time.
+
+    steps           updates in all
+    batch           rows an update, over all hosts
+    accumulate      parts in which they go through, to save memory; divides batch
+    steps_per_call  updates in one call of the device; divides every other count of steps here and checkpoint.every
+    ema             decay of the running average of the parameters, 0 for none
+    log_every       updates between rows of metrics.jsonl
+    eval_every      updates between looks at held-out text, which also comes last; 0 for never
+    eval_batches    batches of it
+    """
+
+    steps: int = 1000
+    batch: int = 16
+    accumulate: int = 1
+    steps_per_call: int = 1
+    ema: float = 0.0
+    log_every: int = 10
+    eval_every: int = 500
+    eval_batches: int = 8
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "accumulate", "steps_per_call", "log_every", "eval_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be positive; got {getattr(self, name)}")
+        if self.eval_every < 0:
+            raise ValueError(f"train.eval_every can't be negative (0: never); got {self.eval_every}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema must lie in [0, 1); got {self.ema}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"train.accumulate={self.accumulate} doesn't divide train.batch={self.batch}")
+        for name in ("steps", "eval_every"):
+            if getattr(self, name) % self.steps_per_call:
+                raise ValueError(f"train.steps_per_call={self.steps_per_call} doesn't divide train.{name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that the loop calls, each part already on its mesh.
+
+    initial   () -> the state before the first step
+    abstract  its shapes and shardings
+    step      (state, key, batches [S, B, L] on the devices) -> state, metrics [S]; donates the state
+    batches   an iterator of numpy Batches with get_state() -> JSON and set_state
+    put       numpy Batch [S, B, L] -> arrays on the devices
+    evaluate  parameters -> held-out numbers, nats per target
+    key       the run's; step number i uses fold_in(key, i)
+    meta      what every checkpoint is to say of itself
+    """
+
+    initial: Callable[[], TrainState]
+    abstract: TrainState
+    step: Callable[[TrainState, Array, Batch], tuple[TrainState, dict[str, Array]]]
+    batches: Iterator[Batch]
+    put: Callable[[Batch], Batch]
+    evaluate: Callable[[Any], dict[str, float]]
+    key: Array
+    meta: Meta
+
+
+class Result(NamedTuple):
+    """What a run came to."""
+
+    steps: int
+    interrupted: bool
+    values: dict[str, float]
+    tokens_per_s: float | None
+    seconds: float
+    checkpoint: Path
+
+
+def run(job: Job, train: Train, workdir: Path | str, checkpoints: Checkpoints) -> Result:
+    """Trains up to train.steps from wherever the workdir's newest whole checkpoint left off.
+
+    SIGTERM and SIGINT let the update finish, save, and return with interrupted=True. Raises NonFiniteError, and
+    CheckpointError where nothing can be saved.
+    """
+    started = time.monotonic()
+    # 1. Restore, or begin; the loader stands where the state stands.
+    step, state = _restore(job, checkpoints, train.steps)
+    saved = step or None
+    with (
+        _Interrupt() as interrupt,
+        contextlib.closing(checkpoints),
+        contextlib.closing(Metrics(workdir, step)) as metrics,
+        contextlib.closing(Meter(step, train.steps)) as meter,
+    ):
+        pending = _Pending(train, metrics, meter, checkpoints)
+        while step < train.steps and not interrupt.requested(step):
+            # 2. The next batches, and where they stand in the data.
+            position = job.batches.get_state()
+            batches = [next(job.batches) for _ in range(train.steps_per_call)]
+            # 3. The updates; the device works while this thread goes on.
+            state, values = job.step(state, job.key, job.put(_stacked(batches)))
+            step += train.steps_per_call
+            # 4. The numbers of the call before last: checked, written, shown.
+            pending.add(step, values, position)
+            # 5. Held-out text.
+            if step == train.steps or (train.eval_every and step % train.eval_every == 0):
+                pending.drain()
+                _evaluate(job, state, step, metrics)
+            # 6. A checkpoint, of finite numbers only; the last one comes in 7.
+            if step % checkpoints.options.every == 0 and step < train.steps:
+                pending.drain()
+                checkpoints.save(step, state, job.batches.get_state(), job.meta)
+                saved = step
+        # 7. The last checkpoint, whole on disk before anybody is told of it.
+        pending.drain()
+        if saved != step:
+            checkpoints.save(step, state, job.batches.get_state(), job.meta)
+        checkpoints.wait()
+    seconds = time.monotonic() - started
+    return Result(step, step < train.steps, metrics.last, meter.tokens_per_s, seconds, checkpoints.path(step))
+
+
+def _restore(job: Job, checkpoints: Checkpoints, steps: int) -> tuple[int, TrainState]:
+    restored = checkpoints.restore(job.abstract)
+    if restored is None:
+        return 0, job.initial()
+    if restored.step > steps:
+        where = checkpoints.path(restored.step)
+        raise CheckpointError(f"{where} is beyond train.steps={steps}; raise train.steps or take another workdir")
+    job.batches.set_state(restored.data)
+    log.info("resumed at step %d from %s", restored.step, checkpoints.path(restored.step))
+    return restored.step, restored.state
+
+
+def _evaluate(job: Job, state: TrainState, step: int, metrics: Metrics) -> None:
+    params = state.params if state.ema_params is None else state.ema_params
+    values = job.evaluate(params)
+    metrics.write(step, values)
+    log.info("step %d  %s", step, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+def _stacked(batches: list[Batch]) -> Batch:
+    return jax.tree.map(lambda *xs: np.stack(xs), *batches)
+
+
+class _Pending:
+    """Metrics still on the device, fetched when it is IN_FLIGHT calls further, so that it never waits for us."""
+
+    def __init__(self, train: Train, metrics: Metrics, meter: Meter, checkpoints: Checkpoints):
+        self._every, self._steps = train.log_every, train.steps
+        self._metrics, self._meter, self._checkpoints = metrics, meter, checkpoints
+        self._calls = deque()
+
+    def add(self, step: int, values: dict[str, Array], position: Any) -> None:
+        """Takes the metrics [S] of the call that ended at `step`, whose batches began at `position`."""
+        self._calls.append((step, values, position))
+        while len(self._calls) > IN_FLIGHT:
+            self._fetch()
+
+    def drain(self) -> None:
+        """Fetches all. Raises NonFiniteError."""
+        while self._calls:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        last, values, position = self._calls.popleft()
+        values = jax.device_get(values)
+        count = len(values["loss"])
+        for i in range(count):
+            step = last - count + 1 + i
+            row = {name: float(value[i]) for name, value in values.items()}
+            if not row.pop("finite"):
+                raise NonFiniteError(self._what_broke(step, row, position))
+            self._meter.show(step, row["loss"], row["targets"])
+            if step % self._every == 0 or step == self._steps:
+                self._metrics.write(step, row)
+
+    def _what_broke(self, step: int, row: dict[str, float], position: Any) -> str:
+        good = self._checkpoints.steps()
+        kept = f"the last good checkpoint is {self._checkpoints.path(good[-1])}" if good else "no checkpoint before it"
+        return (
+            f"step {step}: loss {row['loss']} with gradient norm {row['grad_norm']} is not finite; "
+            f"its batch: {json.dumps(position)}; {kept}; nothing was saved after it"
+        )
+
+
+class _Interrupt:
+    """Remembers a SIGTERM or SIGINT; a second one of them acts at once."""
+
+    def __enter__(self) -> "_Interrupt":
+        self._seen = False
+        # With several processes jax.distributed takes SIGTERM, and all agree on a step; threads can't set handlers.
+        ours = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)} if ours else {}
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop before the update after `step`; the same answer on every host."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._seen
+
+    def _note(self, *_) -> None:
+        self._seen = True
+        self._restore()
+        log.warning("asked to stop: finishing the update and saving")
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

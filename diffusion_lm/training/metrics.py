@@ -1,0 +1,133 @@
+"""Where numbers go while a run lasts: WORKDIR/metrics.jsonl, TensorBoard, a progress bar or a log line."""
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """One JSON object a line, with its step. Opened at a step, it drops what an earlier run wrote after it."""
+
+    def __init__(self, workdir: Path | str, step: int, tensorboard: bool = True):
+        self.path = Path(workdir) / FILE
+        first = jax.process_index() == 0  # the other hosts have the same numbers to say
+        rows = _rows_until(self.path, step)
+        self.last = {name: value for row in rows for name, value in row.items()}
+        if first:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self.path, rows)
+        self._file = open(self.path if first else os.devnull, "a", encoding="utf-8")
+        self._board = _tensorboard(Path(workdir) / "tensorboard", step) if first and tensorboard else None
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends a row, at once on disk: a checkpoint of this step must never outlive it."""
+        self.last |= {"step": step, **values}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read(workdir: Path | str) -> list[dict[str, float]]:
+    """The rows of a run. A last line cut short by a kill is left out."""
+    return _rows_until(Path(workdir) / FILE, None)
+
+
+def _rows_until(path: Path, step: int | None) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            row = json.loads(line)
+            if step is None or row["step"] <= step:
+                rows.append(row)
+    return rows
+
+
+def _replace(path: Path, rows: list[dict[str, float]]) -> None:
+    """Writes rows beside the file and puts them in its place, so that a kill loses nothing."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _tensorboard(folder: Path, step: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        log.info("no TensorBoard files: pip install 'diffusion_lm[viz]' to have them")
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+class Meter:
+    """Shows step, loss, tokens a second and time left: a bar on a terminal, otherwise a log line now and then."""
+
+    def __init__(self, step: int, steps: int, seconds_between_lines: float = 10.0):
+        self._steps = steps
+        self._started = None  # (time, step) of the first update seen: what came before it is compilation
+        self._tokens = 0.0
+        self._pause = seconds_between_lines
+        self._said = -float("inf")
+        self._bar = _bar() if sys.stderr.isatty() else None
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=steps, completed=step)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Targets a second since the first update; None before the second one."""
+        if self._started is None or not self._tokens:
+            return None
+        return self._tokens / (time.monotonic() - self._started[0])
+
+    def show(self, step: int, loss: float, tokens: float) -> None:
+        """Counts the tokens of the updates up to `step`."""
+        now = time.monotonic()
+        if self._started is None:
+            self._started = now, step
+        else:
+            self._tokens += tokens
+        speed = self.tokens_per_s or 0.0
+        text = f"step {step}/{self._steps}  loss {loss:.4f}  {speed:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        elif now - self._said >= self._pause or step == self._steps:
+            self._said = now
+            log.info("%s%s", text, self._time_left(now, step))
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _time_left(self, now: float, step: int) -> str:
+        started, first = self._started
+        if step == first:
+            return ""
+        left = (now - started) / (step - first) * (self._steps - step)
+        return f"  {left:.0f} s left"
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))

@@ -1,0 +1,104 @@
+"""AdamW with a warmup, as an optax chain.
+
+Decoupled weight decay: arXiv 1711.05101. Warmup-stable-decay: arXiv 2404.06395.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffusion_lm.types import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupCosine:
+    """Linear up to 1 at update `warmup`, then half a cosine down to `final` at the last."""
+
+    warmup: int = 100
+    final: float = 0.1
+
+    def __post_init__(self):
+        _check_shape(self)
+
+    def __call__(self, step: Array, steps: int) -> Array:
+        """The learning rate's multiple, float32 [], at update `step` (from 0) of `steps`."""
+        done = jnp.clip((step - self.warmup) / max(steps - 1 - self.warmup, 1), 0.0, 1.0)
+        falling = self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        return jnp.where(step < self.warmup, (step + 1) / (self.warmup + 1), falling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecay:
+    """Linear up to 1 at update `warmup`, level, then linear over the last `decay` updates to `final`."""
+
+    warmup: int = 100
+    decay: int = 100
+    final: float = 0.0
+
+    def __post_init__(self):
+        _check_shape(self)
+        if self.decay < 0:
+            raise ValueError(f"schedule.decay must not be negative; got {self.decay}")
+
+    def __call__(self, step: Array, steps: int) -> Array:
+        """The learning rate's multiple, float32 [], at update `step` (from 0) of `steps`."""
+        left = jnp.clip((steps - 1 - step) / self.decay, 0.0, 1.0) if self.decay else 1.0
+        falling = self.final + (1 - self.final) * left
+        return jnp.where(step < self.warmup, (step + 1) / (self.warmup + 1), falling)
+
+
+def _check_shape(schedule) -> None:
+    if schedule.warmup < 0:
+        raise ValueError(f"schedule.warmup must not be negative; got {schedule.warmup}")
+    if not 0 <= schedule.final <= 1:
+        raise ValueError(f"schedule.final is a fraction of the peak, 0 to 1; got {schedule.final}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """lr is the peak; clip the largest global gradient norm, 0 for none; decay spares norms and other vectors."""
+
+    lr: float = 1e-3
+    schedule: WarmupCosine | WarmupStableDecay = WarmupCosine()
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self):
+        if not (0 < self.lr < float("inf") and 0 < self.eps < float("inf")):
+            raise ValueError(f"optim.lr and optim.eps must be positive; got {self.lr} and {self.eps}")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ValueError(f"optim.b1 and optim.b2 lie in [0, 1); got {self.b1} and {self.b2}")
+        if not (0 <= self.weight_decay < float("inf") and 0 <= self.clip < float("inf")):
+            raise ValueError(f"optim.weight_decay and optim.clip can't be negative; got {self}")
+
+    def rate(self, steps: int) -> Callable[[Array], Array]:
+        """step int32 [] -> the learning rate, float32 []."""
+        return lambda step: jnp.float32(self.lr) * self.schedule(step, steps)
+
+    def build(self, steps: int, boxed: Any) -> optax.GradientTransformation:
+        """The chain over `steps` updates of parameters such as `boxed` (abstract, with their logical axes)."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
+            optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
+            optax.add_decayed_weights(self.weight_decay, mask=decayed(boxed)),
+            optax.scale_by_learning_rate(self.rate(steps)),
+        )
+
+
+def decayed(boxed: Any) -> Any:
+    """Which parameters decay: those with two axes or more, not counting the one that stacks layers. bool, unboxed."""
+
+    def is_matrix(param) -> bool:
+        value = nn.meta.unbox(param)
+        names = getattr(param, "names", (None,) * len(value.shape))
+        return len([name for name in names if name != "layers"]) >= 2
+
+    return jax.tree.map(is_matrix, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata))

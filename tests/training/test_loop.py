@@ -1,0 +1,173 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from diffusion_lm.training import metrics
+from diffusion_lm.training.checkpoint import CheckpointError, Checkpointing, Checkpoints
+from diffusion_lm.training.loop import NonFiniteError, Train, run
+from diffusion_lm.types import Loss
+
+TRAIN = Train(steps=12, batch=4, log_every=1, eval_every=5, ema=0.5)
+NOISY = partial(toy.loss, noise=0.3)
+
+
+def train(workdir, train=TRAIN, loss=NOISY, loader=None, every=4, keep=3):
+    return run(
+        toy.job(train, loss, loader), train, workdir, Checkpoints(workdir, Checkpointing(every=every, keep=keep))
+    )
+
+
+def final_state(workdir):
+    return Checkpoints(workdir).restore(toy.job(TRAIN).abstract).state
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    result = train(workdir)
+    return result, metrics.read(workdir), final_state(workdir)
+
+
+def assert_equals_uninterrupted(workdir, uninterrupted):
+    _, rows, state = uninterrupted
+    assert metrics.read(workdir) == rows
+    jax.tree.map(np.testing.assert_array_equal, final_state(workdir), state)
+
+
+class Stopping(toy.Loader):
+    """Sends this process a signal when it is asked for a certain batch."""
+
+    def __init__(self, at, number):
+        super().__init__()
+        self.at, self.number = at, number
+
+    def __next__(self):
+        if self.next == self.at:
+            os.kill(os.getpid(), self.number)
+        return super().__next__()
+
+
+def test_rows_and_result(uninterrupted):
+    result, rows, _ = uninterrupted
+    assert (result.steps, result.interrupted) == (12, False)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    assert [row["step"] for row in rows if "valid/next" in row] == [5, 10, 12]
+    assert result.values["loss"] == rows[-2]["loss"]
+    assert result.checkpoint.is_dir() and result.checkpoint.name == "12"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(tmp_path, uninterrupted, number):
+    before = signal.getsignal(number)
+    result = train(tmp_path, loader=Stopping(6, number))
+    assert result.interrupted and result.steps == 7  # the update is finished
+    assert Checkpoints(tmp_path).steps()[-1] == 7
+    assert signal.getsignal(number) == before
+    assert train(tmp_path).steps == 12
+    assert_equals_uninterrupted(tmp_path, uninterrupted)
+
+
+def test_a_finished_run_started_again_does_nothing(tmp_path, uninterrupted):
+    first = train(tmp_path)
+    again = train(tmp_path)
+    assert (again.steps, again.interrupted, again.values) == (12, False, first.values)
+    assert_equals_uninterrupted(tmp_path, uninterrupted)
+
+
+def test_fewer_steps_than_are_done_already(tmp_path):
+    train(tmp_path)
+    with pytest.raises(CheckpointError, match=r"checkpoints/12 is beyond train.steps=8"):
+        train(tmp_path, Train(steps=8, batch=4, ema=0.5))
+
+
+SCRIPT = """
+import sys, pathlib, os, signal
+sys.path[:0] = [{here!r}, {root!r}]
+import test_loop, toy
+from diffusion_lm.training import checkpoint
+mode, workdir = sys.argv[1:]
+if mode == "save":  # die when step 8 is being written in the background
+    save = checkpoint.Checkpoints.save
+    def dying(self, step, *rest):
+        save(self, step, *rest)
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint.Checkpoints.save = dying
+test_loop.train(workdir, loader=test_loop.Stopping(10, signal.SIGKILL) if mode == "run" else None)
+"""
+
+
+@pytest.mark.parametrize("mode", ["run", "save"])
+def test_kill_9_then_resume_equals_an_uninterrupted_run(tmp_path, uninterrupted, mode):
+    here = Path(__file__).parent
+    script = SCRIPT.format(here=str(here), root=str(here.parents[1]))
+    done = subprocess.run([sys.executable, "-c", script, mode, str(tmp_path)], capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    saved = Checkpoints(tmp_path).steps()
+    assert saved and saved[-1] <= 8
+    train(tmp_path)
+    assert_equals_uninterrupted(tmp_path, uninterrupted)
+
+
+def poisoned(params, key, batch):
+    """Infinite at batch number 6, whose first row starts with a known number."""
+    is_it = jnp.all(batch.tokens == jnp.asarray(toy.batch_at(6).tokens))
+    return {
+        k: Loss(sum=jnp.where(is_it, jnp.inf, v.sum), weight=v.weight) for k, v in NOISY(params, key, batch).items()
+    }
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(NonFiniteError) as error:
+        train(tmp_path, loss=poisoned)
+    line = str(error.value)
+    assert "step 7" in line and '{"next": 6}' in line and str(tmp_path / "checkpoints" / "4") in line
+    assert "\n" not in line
+    assert Checkpoints(tmp_path).steps() == [4]
+    assert max(row["step"] for row in metrics.read(tmp_path)) == 6
+
+
+def test_not_finite_in_the_step_that_would_be_saved(tmp_path):
+    with pytest.raises(NonFiniteError, match="step 7"):
+        train(tmp_path, loss=poisoned, every=7)
+    assert Checkpoints(tmp_path).steps() == []
+
+
+def test_several_updates_a_call(tmp_path, uninterrupted):
+    """The same losses; rows where log_every says, whatever the calls."""
+    together = Train(steps=12, batch=4, log_every=3, eval_every=6, ema=0.5, steps_per_call=2)
+    train(tmp_path, together)
+    rows = [row for row in metrics.read(tmp_path) if "loss" in row]
+    assert rows == [row for row in uninterrupted[1] if "loss" in row and row["step"] % 3 == 0]
+    with pytest.raises(ValueError, match="steps_per_call"):
+        Train(steps=12, eval_every=6, steps_per_call=5)
+
+
+def test_a_row_cut_short_by_a_kill_is_dropped(tmp_path, uninterrupted):
+    train(tmp_path, loader=Stopping(6, signal.SIGTERM))
+    with open(tmp_path / metrics.FILE, "a") as file:
+        file.write('{"step": 8, "loss": 1.0}\n{"step": 9, "lo')
+    train(tmp_path)
+    assert_equals_uninterrupted(tmp_path, uninterrupted)
+
+
+def test_progress_goes_to_the_log_without_a_terminal(caplog):
+    meter = metrics.Meter(0, 3, seconds_between_lines=0)
+    with caplog.at_level(logging.INFO):
+        for step in (1, 2, 3):
+            time.sleep(0.01)
+            meter.show(step, 1.25, 100)
+    meter.close()
+    assert meter.tokens_per_s > 0
+    assert "step 2/3  loss 1.2500" in caplog.text and "tokens/s" in caplog.text and "s left" in caplog.text
