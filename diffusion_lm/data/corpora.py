@@ -62,7 +62,7 @@ class Files:
     unit: str
 
     def documents(self) -> Iterator[str]:
-        """Skips empty documents and says how many. ValueError if nothing is left, or if a file can't be read as text."""
+        """Skips empty documents and says how many. ValueError if nothing is left, or for a file that isn't text."""
         found = empty = 0
         for file in self.files:
             for text in self.read(file, self.root):
@@ -214,9 +214,7 @@ def _text_files(folder: Path) -> tuple[Path, ...]:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         logging.warning("%s: left out %d files that aren't known as text: %s", folder, others.total(), counts)
     if not files:
-        raise ValueError(
-            f"no text in folder {folder}: no file ends in {' '.join(TEXT_SUFFIXES)}; name others by a glob"
-        )
+        raise ValueError(f"no text in {folder}: no file ends in {' '.join(TEXT_SUFFIXES)}; name others by a glob")
     return tuple(files)
 
 
