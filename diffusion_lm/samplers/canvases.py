@@ -62,6 +62,10 @@ class Canvases:
     def __post_init__(self):
         if self.canvas < 1:
             raise ValueError(f"canvas must be at least 1, not {self.canvas}")
+        if self.align < 0 or (self.align and self.canvas % self.align):
+            raise ValueError(f"canvas={self.canvas} must be a multiple of align={self.align}, and align at least 0")
+        if self.align and isinstance(self.clean, BlockCausal) and self.align != self.clean.block:
+            raise ValueError(f"text read in blocks of {self.clean.block} needs align={self.clean.block}")
 
     def canvases(self, length: int) -> int:
         """How many canvases hold `length` new tokens, at worst."""

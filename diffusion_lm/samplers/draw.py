@@ -1,7 +1,6 @@
 """From logits to a token: temperature, top-p, and the tokens that nobody may write."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,8 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Draw:
-    """temperature 0 takes the likeliest token; top_p keeps the smallest set of tokens with that much probability.
+    """temperature 0 takes the likeliest token; top_p keeps the smallest set of tokens with that much probability
+    (tokens as likely as its last one stay with it).
 
     suppressed: control pieces (unknown, begin of text) that are no text. Logits have no column for the mask.
     """
@@ -23,8 +23,8 @@ class Draw:
     suppressed: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
-            raise ValueError(f"temperature must be between 0 and 100, not {self.temperature}")
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 100:  # below, float32 logits would overflow
+            raise ValueError(f"temperature must be 0 or between 1e-6 and 100, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 
