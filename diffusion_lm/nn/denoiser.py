@@ -117,6 +117,7 @@ class Denoiser(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast,) * 5,
                 length=self.architecture.layers,
+                unroll=self.architecture.layers if jax.default_backend() == "cpu" else 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             return layers(self.architecture, name="layers")(x, None, time, angles, reading, sights)
