@@ -95,6 +95,11 @@ def state_shardings(mesh: Mesh, boxed: Any) -> Any:
     return shardings
 
 
+def placed(abstract: Any, shardings: Any) -> Any:
+    """Abstract arrays that say where they lie: what a checkpoint is restored into."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+
+
 def _check_divides(path, array, sharding: NamedSharding) -> None:
     for axis, (size, names) in enumerate(zip(array.shape, sharding.spec, strict=False)):
         names = (names,) if isinstance(names, str) else names or ()

@@ -156,8 +156,10 @@ class Checkpoints:
 
     def _newest(self, read, step: int | None, move: bool = False) -> Any:
         """read(reader, step) of the newest step for which it works, or of that step alone; None without any."""
-        broken = []
-        for candidate in reversed(self.steps()) if step is None else [step]:
+        broken, steps = [], self.steps()
+        if step is not None and step not in steps:
+            raise CheckpointError(f"{self.folder} holds no step {step}, only {steps}")
+        for candidate in reversed(steps) if step is None else [step]:
             try:
                 with self._reader() as reader:
                     return read(reader, candidate)

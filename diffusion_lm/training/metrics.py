@@ -27,7 +27,7 @@ class Metrics:
         if first:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _replace(self.path, rows)
-        self._file = open(self.path if first else os.devnull, "a", encoding="utf-8")
+        self._file = open(self.path if first else os.devnull, "a", encoding="utf-8")  # noqa: SIM115
         self._board = _tensorboard(Path(workdir) / "tensorboard", step) if first and tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -48,7 +48,7 @@ def make_step(
 
 
 def make_steps(step: Callable) -> Callable:
-    """steps(state, key, batches [S, B, L]): S updates in one call, metrics [S]: the host's share of a step, paid once."""
+    """steps(state, key, batches [S, B, L]): S updates, metrics [S]: the host's share, paid once."""
 
     def steps(state: TrainState, key: Array, batches: Batch):
         return jax.lax.scan(lambda carry, batch: step(carry, key, batch), state, batches)

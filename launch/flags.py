@@ -1,0 +1,69 @@
+"""What launchers share: flags to a config, logs to standard error, an error in one line, results as one JSON line."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import app, flags
+
+from diffusion_lm.config import Config, load, override
+from diffusion_lm.training.checkpoint import CheckpointError
+from diffusion_lm.training.loop import NonFiniteError
+
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: call jax.distributed.initialize().")
+
+
+def define_config() -> Callable[[], Config]:
+    """Defines --config and --set; call the result, once flags are parsed, for the config that they make."""
+    config = flags.DEFINE_string("config", None, "Python file with get_config(); FILE.py:ARGUMENT hands it one.")
+    settings = flags.DEFINE_multi_string("set", [], "KEY=VALUE, as in optim.lr=1e-3; may be given again and again.")
+    flags.mark_flag_as_required("config")
+    return lambda: override(load(config.value), settings.value)
+
+
+def define_workdir() -> flags.FlagHolder[str]:
+    """Defines --workdir."""
+    return flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.", required=True)
+
+
+def run(main: Callable[[], dict]) -> None:
+    """Parses flags, runs main and prints what it returns as the last line of standard output.
+
+    Exit status 2 and one line on standard error for bad input, 1 for a run that failed; --verbosity=1 shows where.
+    """
+    app.run(lambda argv: sys.exit(_guarded(main, argv)))
+
+
+def _guarded(main: Callable[[], dict], argv: list[str]) -> int:
+    _set_up_logs()
+    try:
+        if argv[1:]:
+            raise ValueError(f"unexpected argument {argv[1]!r}; every option starts with --")
+        if DISTRIBUTED.value:
+            jax.distributed.initialize()
+        print(json.dumps(main()), flush=True)
+        return 0
+    except (CheckpointError, NonFiniteError, ValueError, OSError) as error:
+        logging.getLogger("diffusion_lm").debug("where it happened", exc_info=True)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 1 if isinstance(error, RuntimeError) else 2
+
+
+def _set_up_logs() -> None:
+    """This package at INFO; Orbax, which logs each thread's traceback on a full disk, only when asked for more."""
+    more = flags.FLAGS.verbosity > 0
+    logging.getLogger("diffusion_lm").setLevel(logging.DEBUG if more else logging.INFO)
+    if not more:
+        logging.getLogger("jax").setLevel(logging.WARNING)
+        absl = logging.getLogger("absl")
+        absl.setLevel(logging.INFO)
+        absl.addFilter(lambda record: "orbax" not in record.pathname)
+        sys.unraisablehook = _quiet
+
+
+def _quiet(unraisable) -> None:
+    """Hides what tensorstore has to say to a loop that Orbax closed after an error; the error itself is reported."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

@@ -1,0 +1,31 @@
+"""Trains what a config says, or goes on where its workdir left off.
+
+    python -m launch.train --config=configs/tinyshakespeare.py --workdir=runs/shakespeare --set=data.path=input.txt
+
+SIGTERM and ^C save and exit 0. The last line on standard output is a JSON object with the results.
+"""
+
+from diffusion_lm.config import build
+from diffusion_lm.training import loop
+from launch import flags
+
+CONFIG = flags.define_config()
+WORKDIR = flags.define_workdir()
+
+
+def main() -> dict:
+    config = CONFIG()
+    run = build(config, WORKDIR.value)
+    result = loop.run(run.job, config.train, WORKDIR.value, run.checkpoints)
+    return {
+        "steps": result.steps,
+        "interrupted": result.interrupted,
+        **{name: value for name, value in result.values.items() if name != "step"},
+        "tokens_per_s": result.tokens_per_s,
+        "seconds": result.seconds,
+        "checkpoint": str(result.checkpoint),
+    }
+
+
+if __name__ == "__main__":
+    flags.run(main)
