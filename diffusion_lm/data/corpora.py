@@ -220,10 +220,13 @@ def _text_files(folder: Path) -> tuple[Path, ...]:
 
 def _standard_library() -> tuple[Path, tuple[Path, ...]]:
     root = Path(sysconfig.get_path("stdlib"))
-    files = sorted(file for file in root.rglob("*.py") if not SKIPPED.intersection(file.relative_to(root).parts))
+    files = []
+    for folder, below, names in os.walk(root):
+        below[:] = set(below) - SKIPPED  # other people's packages may be many
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
     if not files:
         raise FileNotFoundError(f"this Python has no standard-library source in {root}: give a file or folder of text")
-    return root, tuple(files)
+    return root, tuple(sorted(files))
 
 
 def _text(file: Path, data: bytes, where: str = "") -> str:
@@ -261,9 +264,12 @@ def _record(file: Path, number: int, line: bytes, field: str) -> str:
     if not isinstance(record, dict) or field not in record:
         has = ", ".join(map(repr, record)) if isinstance(record, dict) else "no fields"
         raise ValueError(f"{file}{where}: no field {field!r}, it has {has}: set field to the one with the text")
-    if not isinstance(record[field], str):
-        raise ValueError(f"{file}{where}: field {field!r} is {type(record[field]).__name__}, not text")
-    return record[field]
+    text = record[field]
+    if not isinstance(text, str):
+        raise ValueError(f"{file}{where}: field {field!r} is {type(text).__name__}, not text")
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"{file}{where}: field {field!r} holds half a surrogate pair, no character: remove it")
+    return text
 
 
 def _docstrings(file: Path, root: Path) -> Iterator[str]:

@@ -244,7 +244,8 @@ def train_loader(
             f"{host_count} hosts: set the batch, or data.length, lower"
         )
     endless = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat().random_map(rows.near)
-    batches = endless[host_index::host_count].batch(batch).map(rows.batch)
+    # drop_remainder drops none of an endless stream; without it Grain miscounts the length of one in batches of 1
+    batches = endless[host_index::host_count].batch(batch, drop_remainder=True).map(rows.batch)
     # a thread reads ahead, so that no step waits for a disk
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 

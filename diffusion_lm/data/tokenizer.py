@@ -73,14 +73,10 @@ class Tokenizer:
         return bos if bos >= 0 else self.eot
 
     @functools.cached_property
-    def _control(self) -> frozenset[int]:
-        return frozenset(i for i in range(self.vocab) if self._processor.is_control(i))
-
-    @functools.cached_property
     def suppressed(self) -> tuple[int, ...]:
         """Pieces that no sampler may write: unknown, begin of text and other control pieces, but not end of text."""
-        unknown = {i for i in range(self.vocab) if self._processor.is_unknown(i)}
-        return tuple(sorted((self._control | unknown) - {self.eot}))
+        sp = self._processor
+        return tuple(i for i in range(self.vocab) if (sp.is_control(i) or sp.is_unknown(i)) and i != self.eot)
 
     @property
     def unknown(self) -> int:
@@ -112,7 +108,7 @@ class Tokenizer:
         """
         ids = np.asarray(ids).reshape(-1).tolist()
         self._check(ids, self.vocab)
-        return self._processor.decode([i for i in ids if i not in self._control])
+        return self._processor.decode(ids)
 
     def pieces(self, ids) -> list[str]:
         r"""What each id reads as on a screen: ' ' for ▁, '\xNN' for a byte, '░' for a mask."""

@@ -1,0 +1,339 @@
+"""Every text token is a target once, segments hold the documents, and a loader goes on where it stopped."""
+
+import itertools
+import json
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from absl import logging
+
+from diffusion_lm.data import loader
+from diffusion_lm.data.corpora import Texts
+from diffusion_lm.data.loader import Rows, TokenArray, eval_batches, tokenize, train_loader
+from diffusion_lm.data.tokenizer import train_tokenizer
+
+TEXTS = tuple(f"document {i}: " + "some words and more " * (i % 7) + "é\n" for i in range(40))
+PAD = 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, vocab=300, kind="char")
+
+
+@pytest.fixture(scope="module")
+def tokens(tokenizer):
+    return tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD)
+
+
+def array(flat, *, bos=1, eot=2, mask=99):
+    """A TokenArray of given ids, without text."""
+    counts = dict.fromkeys(("documents", "targets", "characters", "bytes", "unknown"), 0)
+    return TokenArray(flat=np.asarray(flat, np.uint16), bos=bos, eot=eot, mask=mask, **counts)
+
+
+def same(a, b):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+# ---- the array ----
+
+
+def test_the_array_is_begin_text_end_noise(tokens, tokenizer):
+    expected = []
+    for text in TEXTS:
+        expected += [tokenizer.bos, *tokenizer.encode(text), tokenizer.eot] + [tokenizer.mask] * PAD
+    assert tokens.flat.dtype == np.uint16
+    assert tokens.flat.tolist() == expected
+    assert (tokens.bos, tokens.eot, tokens.mask) == (tokenizer.bos, tokenizer.eot, tokenizer.mask)
+
+
+def test_counts(tokens, tokenizer):
+    assert tokens.documents == len(TEXTS)
+    assert tokens.characters == len("".join(TEXTS))
+    assert tokens.bytes == len("".join(TEXTS).encode()) == tokens.characters + len(TEXTS)
+    assert tokens.targets == sum(len(tokenizer.encode(text)) + 1 for text in TEXTS)
+    assert tokens.unknown == 0
+
+
+def test_a_file_holds_the_same_and_is_opened_again(tokens, tokenizer, tmp_path, monkeypatch):
+    path = tmp_path / "below/tokens.npy"
+    written = tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD, path=path)
+    assert isinstance(written.flat, np.memmap)
+    assert np.array_equal(written.flat, tokens.flat)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["tokens.json", "tokens.npy"]
+    with monkeypatch.context() as patch:  # nothing is tokenised again
+        patch.setattr(type(tokenizer), "encode", None)
+        again = tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD, path=path)
+    assert np.array_equal(again.flat, tokens.flat)
+    for name in ("documents", "targets", "characters", "bytes", "unknown", "bos", "eot", "mask"):
+        assert getattr(again, name) == getattr(tokens, name) == getattr(written, name)
+
+
+def test_a_file_of_anything_else_is_written_anew(tokenizer, tmp_path):
+    path = tmp_path / "tokens.npy"
+    other = train_tokenizer(["abc", *TEXTS], vocab=290, kind="char")
+    for texts, pieces, pad in ((TEXTS, tokenizer, 3), (TEXTS, tokenizer, 4), (TEXTS, other, 4), (TEXTS[1:], other, 4)):
+        found = tokenize(Texts(texts=texts), pieces, pad=pad, path=path)
+        assert np.array_equal(found.flat, tokenize(Texts(texts=texts), pieces, pad=pad).flat)
+        assert found.documents == len(texts)
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "tokens.json"])
+def test_a_damaged_file_is_written_anew(tokens, tokenizer, tmp_path, name, caplog):
+    path = tmp_path / "tokens.npy"
+    tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD, path=path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-50])
+    with caplog.at_level("WARNING", logger="absl"):
+        found = tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD, path=path)
+    assert "damaged" in caplog.text
+    assert np.array_equal(found.flat, tokens.flat)
+
+
+def test_a_failure_leaves_no_file(tokenizer, tmp_path):
+    class Broken(Texts):
+        def documents(self):
+            yield from TEXTS
+            raise ValueError("broken corpus")
+
+    with pytest.raises(ValueError, match="broken corpus"):
+        tokenize(Broken(texts=TEXTS), tokenizer, pad=PAD, path=tmp_path / "tokens.npy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_counts_never_tell_of_other_tokens(tokenizer, tmp_path, monkeypatch):
+    """A process that ends between the two files leaves tokens that nothing tells of, and they are written anew."""
+    path, ahead, back = tmp_path / "tokens.npy", Texts(texts=TEXTS), Texts(texts=TEXTS[::-1])
+    expected = tokenize(ahead, tokenizer, pad=PAD, path=path).flat.tolist()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loader.json, "dumps", _interrupt)
+        tokenize(back, tokenizer, pad=PAD, path=path)
+    assert np.load(path).tolist() != expected
+    assert tokenize(ahead, tokenizer, pad=PAD, path=path).flat.tolist() == expected
+
+
+def _interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_large_vocabularies_need_wide_tokens(tokenizer, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "vocab", property(lambda self: 2**16))
+    found = tokenize(Texts(texts=TEXTS), tokenizer, pad=1)
+    assert found.flat.dtype == np.int32
+    assert found.flat.max() == 2**16
+
+
+def test_lost_text_is_reported(tokenizer, monkeypatch, caplog):
+    logging.set_verbosity(logging.INFO)
+    monkeypatch.setattr(type(tokenizer), "unknown", property(lambda self: int(self.encode("w")[0])))
+    with caplog.at_level("INFO", logger="absl"):
+        found = tokenize(Texts(texts=(*TEXTS, "")), tokenizer, pad=0)
+    assert found.unknown == "".join(TEXTS).count("w")
+    assert f"can't write {found.unknown} tokens' text" in caplog.text
+    assert "left out 1 documents that have no token" in caplog.text
+
+
+def test_what_tokenize_refuses(tokenizer):
+    with pytest.raises(ValueError, match="pad -1 is negative"):
+        tokenize(Texts(texts=TEXTS), tokenizer, pad=-1)
+    with pytest.raises(ValueError, match=r"a \.npy file"):
+        tokenize(Texts(texts=TEXTS), tokenizer, pad=0, path="tokens.bin")
+    for empty in ((), ("",)):
+        with pytest.raises(ValueError, match="no document to tokenize"):
+            tokenize(Texts(texts=empty), tokenizer, pad=0)
+
+
+# ---- rows ----
+
+
+def test_the_fields_of_a_row():
+    flat = [1, 10, 11, 2, 99, 99, 1, 12, 2, 99, 99, 1, 13]
+    batch = next(eval_batches(array(flat), length=14, batch=2))
+    assert batch.tokens.tolist() == [[*flat, 99], [99] * 14]
+    assert batch.segments.tolist() == [[1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 0], [0] * 14]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 0, 1, 0], [0] * 14]
+    assert np.flatnonzero(batch.given[0]).tolist() == [0, 6, 11]
+    assert np.flatnonzero(batch.target[0]).tolist() == [1, 2, 3, 7, 8, 12]
+    assert not batch.given[1].any() and not batch.target[1].any()
+    assert {x.dtype for x in (batch.tokens, batch.segments, batch.positions)} == {np.dtype(np.int32)}
+    assert batch.given.dtype == batch.target.dtype == bool
+
+
+@pytest.mark.parametrize(
+    ("row", "segments", "positions", "given", "target"),
+    [
+        ([10, 11, 2, 99, 1, 12], [1, 1, 1, 1, 2, 2], [0, 1, 2, 3, 0, 1], [0, 4], [1, 2, 5]),  # inside a text
+        ([2, 99, 99, 1, 12, 2], [1, 1, 1, 2, 2, 2], [0, 1, 2, 0, 1, 2], [0, 3], [4, 5]),  # at its end
+        ([99, 99, 1, 12, 2, 99], [1, 1, 2, 2, 2, 2], [0, 1, 0, 1, 2, 3], [2], [3, 4]),  # inside its noise
+    ],
+)
+def test_rows_that_start_within_a_document(row, segments, positions, given, target):
+    batch = Rows(tokens=array(row), length=6).batch(np.asarray([row], np.int32))
+    assert batch.segments.tolist() == [segments]
+    assert batch.positions.tolist() == [positions]
+    assert np.flatnonzero(batch.given[0]).tolist() == given
+    assert np.flatnonzero(batch.target[0]).tolist() == target
+
+
+@pytest.mark.parametrize("pad", [0, 2])
+@pytest.mark.parametrize("length", [2, 3, 5, 9, 40])
+@pytest.mark.parametrize("bos", [1, 2])
+def test_every_target_once(bos, pad, length):
+    """Also where one piece both begins and ends texts."""
+    documents = [list(range(10, 10 + n)) for n in (1, 4, 2, 7, 3)]
+    flat, expected = [], []
+    for ids in documents:
+        flat += [bos, *ids, 2] + [99] * pad
+        expected += [*ids, 2]
+    batches = list(eval_batches(array(flat, bos=bos), length=length, batch=3))
+    assert np.concatenate([b.tokens[b.target] for b in batches]).tolist() == expected
+
+
+@pytest.mark.parametrize("length", [7, 64])
+def test_segments_are_the_documents(tokens, tokenizer, length):
+    """Joined over rows, segments decode to the documents: a row's first goes on with the row before's last."""
+    documents = [[]]
+    for found, segments, positions in _rows(eval_batches(tokens, length=length, batch=4)):
+        for segment in range(1, segments.max() + 1):
+            inside = np.flatnonzero(segments == segment)
+            assert positions[inside].tolist() == list(range(len(inside)))
+            if segment > 1:
+                documents.append([])
+            documents[-1] += found[inside[inside > 0]].tolist()  # a row's first token is the last of the row before
+    assert [document.count(tokenizer.eot) for document in documents] == [1] * len(TEXTS)
+    assert [tokenizer.decode([i for i in ids if i != tokenizer.mask]) for ids in documents] == list(TEXTS)
+
+
+def _rows(batches):
+    for batch in batches:
+        yield from zip(batch.tokens, batch.segments, batch.positions, strict=True)
+
+
+def test_an_evaluation_fills_its_last_batch_and_needs_no_full_row(tokens):
+    batches = list(eval_batches(tokens, length=64, batch=5))
+    assert all(batch.tokens.shape == (5, 64) for batch in batches)
+    assert sum(int(batch.target.sum()) for batch in batches) == tokens.targets
+    (only,) = eval_batches(tokens, length=2**14, batch=1)
+    assert only.target.sum() == tokens.targets
+    with pytest.raises(ValueError, match="a batch of 0 rows"):
+        eval_batches(tokens, length=64, batch=0)
+    with pytest.raises(ValueError, match=r"set data\.length to 2 or more"):
+        eval_batches(tokens, length=1, batch=1)
+
+
+# ---- training ----
+
+LENGTH = 17
+
+
+def starts(batches, count):
+    """Where in an array of distinct ids the rows of `count` batches begin."""
+    return [int(i) for batch in itertools.islice(batches, count) for i in batch.tokens[:, 0]]
+
+
+@pytest.fixture(scope="module")
+def distinct():
+    """64 rows of LENGTH - 1 ids, each id its own place, so that a row tells where it was cut."""
+    return array(np.arange(64 * (LENGTH - 1) + 1), bos=5001, eot=5002, mask=5003)
+
+
+def make(tokens, **options):
+    return train_loader(tokens, **{"length": LENGTH, "batch": 4, "seed": 0} | options)
+
+
+def test_an_epoch_takes_one_window_near_each_row(distinct):
+    batches = make(distinct)
+    epochs = [starts(batches, 16) for _ in range(3)]
+    for epoch in epochs:
+        assert sorted(start // (LENGTH - 1) for start in epoch) == list(range(64))
+    orders = [[start // (LENGTH - 1) for start in epoch] for epoch in epochs]
+    assert orders[0] != sorted(orders[0])
+    assert orders[0] != orders[1] != orders[2]
+    phases = [{start // 16: start % 16 for start in epoch} for epoch in epochs]
+    assert phases[0] != phases[1] != phases[2]
+    assert len(set(phases[0].values())) > 8
+
+
+def test_a_row_is_a_stretch_of_the_array(distinct):
+    for batch in itertools.islice(make(distinct), 20):
+        assert np.array_equal(batch.tokens, batch.tokens[:, :1] + np.arange(LENGTH))
+
+
+def test_batches_have_the_fields_of_their_rows(tokens):
+    batch = next(make(tokens))
+    assert same(batch, Rows(tokens=tokens, length=LENGTH).batch(batch.tokens))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(batch))
+
+
+def test_the_seed_decides(distinct):
+    first, second, third = (starts(make(distinct, seed=seed), 8) for seed in (3, 3, 4))
+    assert first == second != third
+
+
+@pytest.mark.parametrize("hosts", [2, 4, 3])
+def test_hosts_share_each_epoch(distinct, hosts):
+    """Rows of the same steps are the same however many hosts share them: so they are disjoint, and complete."""
+    whole = sorted(starts(make(distinct, batch=12), 32))
+    shared = [starts(make(distinct, batch=12 // hosts, host_index=i, host_count=hosts), 32) for i in range(hosts)]
+    assert sorted(itertools.chain(*shared)) == whole
+    first = [start // (LENGTH - 1) for host in shared for start in host[: 64 // hosts]]
+    assert len(set(first)) == len(first)
+
+
+def test_a_resumed_loader_goes_on_as_if_never_stopped(tokens):
+    batches = make(tokens, host_index=1, host_count=2)
+    for _ in range(40):  # past the end of an epoch
+        next(batches)
+    state = json.loads(json.dumps(batches.get_state()))
+    expected = [next(batches) for _ in range(30)]
+    resumed = make(tokens, host_index=1, host_count=2)
+    next(resumed)
+    resumed.set_state(state)
+    assert all(same(a, next(resumed)) for a in expected)
+    batches.set_state(state)
+    assert same(expected[0], next(batches))
+
+
+def test_orbax_saves_and_restores_a_loader(tokens, tmp_path):
+    batches = make(tokens)
+    next(batches)
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(1, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(batches)))
+        manager.wait_until_finished()
+        expected = next(batches)
+        resumed = make(tokens)
+        manager.restore(1, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed)))
+    assert same(expected, next(resumed))
+
+
+def test_one_row_a_batch_and_a_row_as_long_as_the_array(tokens):
+    assert next(make(tokens, batch=1)).tokens.shape == (1, LENGTH)
+    batch = next(make(tokens, length=len(tokens.flat), batch=1))
+    assert batch.tokens.tolist() == [tokens.flat.tolist()]
+
+
+def test_what_train_loader_refuses(tokens):
+    size = len(tokens.flat)
+    with pytest.raises(ValueError, match=rf"{size} tokens don't fill a row of {size + 1}: set data\.length to at most"):
+        make(tokens, length=size + 1)
+    with pytest.raises(ValueError, match=r"set data\.length to 2 or more"):
+        make(tokens, length=1)
+    rows = len(Rows(tokens=tokens, length=LENGTH))
+    make(tokens, batch=rows // 2, host_count=2)
+    with pytest.raises(ValueError, match=rf"a batch of {rows // 2 + 1} rows can't be made from {rows // 2} rows"):
+        make(tokens, batch=rows // 2 + 1, host_count=2)
+    with pytest.raises(ValueError, match="a batch of 0 rows"):
+        make(tokens, batch=0)
+    with pytest.raises(ValueError, match="host_index 2 is not one of 2 hosts"):
+        make(tokens, host_index=2, host_count=2)
+
+
+def test_progress_is_told(tokenizer, caplog, monkeypatch):
+    logging.set_verbosity(logging.INFO)
+    monkeypatch.setattr(loader, "PROGRESS_SECONDS", 0)
+    with caplog.at_level("INFO", logger="absl"):
+        tokenize(Texts(texts=TEXTS), tokenizer, pad=0)
+    assert "tokenizing: 40 documents" in caplog.text

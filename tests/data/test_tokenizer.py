@@ -1,0 +1,192 @@
+"""A tokenizer gives every text back, and says plainly when it can't be had."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion_lm.data import tokenizer as module
+from diffusion_lm.data.tokenizer import Tokenizer, train_tokenizer
+
+DRAW = random.Random(0)
+WORDS = ["".join(DRAW.choices(["ka", "lo", "mi", "ren", "st", "tu"], k=DRAW.randint(1, 4))) for _ in range(400)]
+PROSE = [
+    "It was a bright cold day in April, and the clocks were striking thirteen.\n",
+    "def f(x):\n    if x:\n        return x + 1\n\n\treturn 2\n",
+    "Schöne Grüße aus Köln – and   many   spaces.\r\n",
+    *(" ".join(DRAW.choices(WORDS, k=12)) for _ in range(100)),
+]
+AWKWARD = [
+    "",
+    " ",
+    "  a  b ",
+    "\n\n\n  x",
+    "a\tb\t\t",
+    "\r\n",
+    "\r",
+    "a\0b",
+    "▁",
+    "▁a▁▁b",
+    "▅",
+    "⁇",
+    "\ufeff",
+    "\ufffd",
+]
+AWKWARD += ["👩‍👧é\u0301", "<s></s><unk>", "<0x0A>", "\U0010ffff", "\x1c\x85\u2028"]
+
+
+@pytest.fixture(scope="module", params=["unigram", "char"])
+def tokenizer(request):
+    return train_tokenizer(PROSE, vocab=330, kind=request.param)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_any_text_comes_back(tokenizer, data):
+    text = data.draw(st.text() | st.text(alphabet="a ▁\n\r\t\0x0é<>s/"))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", [*AWKWARD, *PROSE[:3]])
+def test_awkward_text_comes_back(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    assert ids.ndim == 1
+    assert not set(ids.tolist()) & {tokenizer.bos, tokenizer.eot, tokenizer.unknown}
+    assert tokenizer.decode(ids) == text
+
+
+def test_ids(tokenizer):
+    assert tokenizer.mask == tokenizer.vocab
+    assert set(tokenizer.suppressed) == {tokenizer.unknown, tokenizer.bos}
+    assert tokenizer.eot not in tokenizer.suppressed
+    assert np.all(tokenizer.encode("".join(PROSE)) < tokenizer.vocab)
+
+
+def test_control_pieces_write_nothing_and_a_mask_cannot_be_written(tokenizer):
+    ids = [tokenizer.bos, *tokenizer.encode("a day"), tokenizer.eot]
+    assert tokenizer.decode(ids) == "a day"
+    with pytest.raises(ValueError, match="is the mask"):
+        tokenizer.decode([*ids, tokenizer.mask])
+    for wrong in (-1, tokenizer.vocab + 1):
+        with pytest.raises(ValueError, match="none of the"):
+            tokenizer.decode([wrong])
+        with pytest.raises(ValueError, match="none of the"):
+            tokenizer.pieces([wrong])
+
+
+def test_pieces_show_spaces_bytes_and_masks(tokenizer):
+    ids = tokenizer.encode("a day")
+    assert "".join(tokenizer.pieces(ids)) == "a day"
+    assert tokenizer.pieces(tokenizer.encode("☃")) == [r"\xe2", r"\x98", r"\x83"]
+    assert tokenizer.pieces([tokenizer.mask]) == ["░"]
+
+
+def test_the_same_text_gives_the_same_tokenizer(tokenizer):
+    again = Tokenizer.from_bytes(tokenizer.proto)
+    assert again == tokenizer
+    assert again.fingerprint == tokenizer.fingerprint
+    assert np.array_equal(again.encode("a day"), tokenizer.encode("a day"))
+    first = train_tokenizer(iter(PROSE), vocab=320)
+    assert first == train_tokenizer(PROSE, vocab=320)
+    assert first.fingerprint != train_tokenizer(PROSE, vocab=321).fingerprint
+
+
+def test_a_saved_model_is_read_back(tokenizer, tmp_path):
+    path = tmp_path / "x.model"
+    path.write_bytes(tokenizer.proto)
+    assert Tokenizer.load(path) == tokenizer
+
+
+def test_characters_are_pieces(shared):
+    text = (shared / "data/text/tinyshakespeare.txt").read_text()
+    tokenizer = train_tokenizer([text], vocab=512, kind="char")
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text)
+    assert len(np.unique(ids)) == len(set(text)) == 65
+    assert tokenizer.vocab == 3 + 256 + 65
+    assert tokenizer.decode(ids) == text
+
+
+def test_unigram_has_the_size_asked_for_and_is_shorter_than_characters():
+    tokenizer = train_tokenizer(PROSE, vocab=330)
+    assert tokenizer.vocab == 330
+    assert len(tokenizer.encode(PROSE[5])) < len(PROSE[5]) / 2
+
+
+def test_runs_of_spaces_are_pieces():
+    code = [f"class C{i}:\n        value_{i} = {i}\n" for i in range(50)]
+    tokenizer = train_tokenizer(code, vocab=300)
+    assert len(tokenizer.encode(" " * 8)) < 8
+
+
+def test_char_vocabulary_is_bounded():
+    assert train_tokenizer(["abcdefgh" * 9], vocab=262, kind="char").vocab == 262
+    assert train_tokenizer(["abcdefgh" * 9], vocab=999, kind="char").vocab == 259 + 8
+
+
+def test_training_uses_lines_at_even_distances(monkeypatch):
+    lines = [chr(0x4E00 + i) * 10 for i in range(64)]  # 30 bytes each
+    monkeypatch.setattr(module, "SAMPLE_BYTES", 300)
+    tokenizer = train_tokenizer(lines, vocab=400, kind="char")
+    own = [i for i, line in enumerate(lines) if len(tokenizer.encode(line)) == len(line)]
+    assert own == list(range(0, 64, 8))
+
+
+def test_long_lines_are_not_skipped():
+    text = "abc " * 5000
+    tokenizer = train_tokenizer([text], vocab=300, kind="char")
+    assert len(tokenizer.encode(text)) == len(text)
+
+
+def test_errors_say_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match=r"too small for 2048 pieces: set vocab to at most (\d+)") as error:
+        train_tokenizer(PROSE, vocab=2048)
+    most = int(str(error.value).split()[-1])
+    assert train_tokenizer(PROSE, vocab=most).vocab == most
+    with pytest.raises(ValueError, match="too few for this text's characters: set vocab to at least") as error:
+        train_tokenizer(PROSE, vocab=270)
+    least = int(str(error.value).split()[-1])
+    assert train_tokenizer(PROSE, vocab=least).vocab == least
+    with pytest.raises(ValueError, match="bytes and control pieces alone are 259"):
+        train_tokenizer(PROSE, vocab=100, kind="char")
+    with pytest.raises(ValueError, match="choose 'unigram' or 'char'"):
+        train_tokenizer(PROSE, vocab=300, kind="bpe")
+    for empty in ([], [""], ["\n\r\n"], ["\0"]):
+        with pytest.raises(ValueError, match="no text to train"):
+            train_tokenizer(empty, vocab=300)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Tokenizer.load(tmp_path / "nowhere.model")
+    (tmp_path / "bad.model").write_bytes(b"\xff not a model")
+    with pytest.raises(ValueError, match=r"bad\.model: not a SentencePiece model"):
+        Tokenizer.load(tmp_path / "bad.model")
+
+
+def _model(**options) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(PROSE), model_writer=model, vocab_size=80, minloglevel=2, **options
+    )
+    return model.getvalue()
+
+
+def test_models_of_others():
+    tokenizer = Tokenizer.from_bytes(_model(pad_id=3, control_symbols=["<turn>"]))
+    assert set(tokenizer.pieces(tokenizer.suppressed)) == {"<unk>", "<s>", "<pad>", "<turn>"}
+    assert tokenizer.decode([tokenizer.bos, 3, *tokenizer.encode("the day"), tokenizer.eot]) == "the day"
+    without = Tokenizer.from_bytes(_model(bos_id=-1))
+    assert without.bos == without.eot
+    assert without.pieces(without.suppressed) == ["<unk>"]
+    with pytest.raises(ValueError, match="no end-of-text piece"):
+        Tokenizer.from_bytes(_model(eos_id=-1))
+
+
+def test_the_reference_model(shared):
+    tokenizer = Tokenizer.load(shared / "data/tokenizers/sp_test_model_1000.model")
+    assert (tokenizer.vocab, tokenizer.mask, tokenizer.bos, tokenizer.eot) == (1000, 1000, 1, 2)
+    assert tokenizer.suppressed == (0, 1)
+    assert tokenizer.decode(tokenizer.encode("Hello world")) == "Hello world"
