@@ -24,6 +24,7 @@ setup(
         "sentencepiece>=0.2.1",
         "absl-py>=2.1",
         "grain>=0.2.18",
+        "rich>=13",
     ],
     extras_require={
         "test": TEST + VIZ,
