@@ -96,30 +96,31 @@ def chunk_size(reading) -> int:
 
 
 def attend(q: Array, sources: tuple[tuple[LayerKV, Sight], ...], *, chunk: int, products: str) -> Array:
-    """softmax(q k / sqrt(D)) v over all sources together: q [B, L, H, D] -> float32 [B, L, H, D]."""
-    length = q.shape[1]
+    """softmax(q k / sqrt(D)) v over all sources together: q [B, H, L, D] -> float32 [B, H, L, D]."""
+    length = q.shape[2]
     parts = []
     for start in range(0, length, chunk):
         one = functools.partial(_attend_chunk, start=start, stop=min(start + chunk, length), products=products)
         parts.append((one if length <= _KEEP_SCORES else jax.checkpoint(one))(q, sources))
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
 
 
 def _attend_chunk(q: Array, sources, *, start: int, stop: int, products: str) -> Array:
-    kv_heads, width = sources[0][0].k.shape[2:]
-    q = q[:, start:stop]
-    q = q.reshape(*q.shape[:2], kv_heads, -1, width) * (1 / math.sqrt(width))
+    batch, heads, _, width = q.shape
+    kv_heads = sources[0][0].k.shape[1]
+    q = q[:, :, start:stop].reshape(batch, kv_heads, heads // kv_heads, stop - start, width) / math.sqrt(width)
     scores, values = [], []
     for kv, sight in sources:
         keys = slice(*sight.window(start, stop))
         if keys.start == keys.stop:
             continue
-        score = dot("bqgrd,bkgd->bgrqk", q, kv.k[:, keys], products)
+        seen = kv.cut(keys.start, keys.stop)
+        score = dot("bgrqd,bgdk->bgrqk", q, seen.k, products)
         scores.append(jnp.where(sight.mask(slice(start, stop), keys)[:, None, None], score, _HIDDEN))
-        values.append(kv.v[:, keys])
+        values.append(seen.v)
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
     mixed, at = 0.0, 0
     for value in values:
-        mixed += dot("bgrqk,bkgd->bqgrd", weights[..., at : at + value.shape[1]], value, products)
-        at += value.shape[1]
-    return mixed.reshape(*q.shape[:2], -1, width)
+        mixed += dot("bgrqk,bgkd->bgrqd", weights[..., at : at + value.shape[2]], value, products)
+        at += value.shape[2]
+    return mixed.reshape(batch, heads, stop - start, width)

@@ -35,8 +35,8 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Array, angles: Array) -> Array:
-    """Rotary positions (arXiv 2104.09864): x [B, L, H, D], angles float32 [B, L, D / 2]."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    """Rotary positions (arXiv 2104.09864): x [B, H, L, D], angles float32 [B, L, D / 2]."""
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -53,26 +53,28 @@ class Attention(nn.Module):
         shape = (a.width, 2, a.kv_heads, a.head_width)
         wkv = matrix(self, "key_value", shape, ("embed", None, "kv_heads", "head_dim"), a.width)
         wo = matrix(self, "output", (a.heads, a.head_width, a.width), ("heads", "head_dim", "embed"), 0)
-        q = dot("ble,ehd->blhd", x, wq, a.products)
-        k, v = jnp.moveaxis(dot("ble,ecgd->blcgd", x, wkv, a.products), 2, 0)
+        q = jnp.swapaxes(dot("ble,ehd->blhd", x, wq, a.products), 1, 2)
+        k, v = jnp.transpose(dot("ble,ecgd->blcgd", x, wkv, a.products), (2, 0, 3, 1, 4))
         if a.qk_norm:
             q, k = RMSNorm(axis_name="head_dim", name="query_norm")(q), RMSNorm("head_dim", name="key_norm")(k)
-        q, new = rotate(q, angles), LayerKV(k=rotate(k, angles), v=v)
-        mixed = self._mix(q, new, reading, sights, past)
-        return dot("blhd,hde->ble", mixed, wo, a.products), new
+        q, new = rotate(q, angles), LayerKV(k=jnp.swapaxes(rotate(k, angles), 2, 3), v=v)
+        mixed = jnp.swapaxes(self._mix(q, new, reading, sights, past), 1, 2)
+        # Flat, so that no compiler thinks of turning the weights over instead of a few activations.
+        mixed, wo = mixed.reshape(*x.shape[:2], -1), wo.reshape(-1, a.width)
+        return dot("blm,me->ble", mixed, wo, a.products), new
 
     def _mix(self, q: Array, new: LayerKV, reading, sights, past) -> Array:
         options = {"chunk": chunk_size(reading), "products": self.architecture.products}
         if isinstance(reading, NoisyClean):
-            half = q.shape[1] // 2
-            noisy, clean = jax.tree.map(lambda a: a[:, :half], new), jax.tree.map(lambda a: a[:, half:], new)
+            half = q.shape[2] // 2
+            noisy, clean = new.cut(0, half), new.cut(half, 2 * half)
             itself, before, of_clean = sights
-            upper = attend(q[:, :half], ((noisy, itself), (clean, before)), **options)
-            return jnp.concatenate([upper, attend(q[:, half:], ((clean, of_clean),), **options)], axis=1)
+            upper = attend(q[:, :, :half], ((noisy, itself), (clean, before)), **options)
+            return jnp.concatenate([upper, attend(q[:, :, half:], ((clean, of_clean),), **options)], axis=2)
         sources = ((new, sights[0]),)
         if past is not None:
             kv, length = past
-            sources = ((kv, sight_of_cache(length, kv.k.shape[1], q.shape[1])), *sources)
+            sources = ((kv, sight_of_cache(length, kv.slots, q.shape[2])), *sources)
         return attend(q, sources, **options)
 
 

@@ -1,5 +1,7 @@
 """A denoiser with its parameters: what objectives, samplers and evaluation are handed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -24,16 +26,23 @@ class Bound:
         variables = {"params": self.params}
         return self.module.apply(variables, tokens, t, reading=reading, positions=positions, segments=segments)[0]
 
-    def for_sampling(self) -> "Bound":
-        """The same network with its layers apart and its matrices already rounded to the products' type."""
+    def for_sampling(self, rows: int = 0) -> "Bound":
+        """The same network with its layers apart and its matrices already rounded to the products' type.
+
+        rows: how many rows of activations a pass multiplies (batch x canvas; the batch for one token a pass), 0: many. A CPU
+        multiplies a single row faster in float32: a bfloat16 matrix-vector product isn't vectorised there.
+        """
         products = self.module.architecture.products
+        if rows == 1 and jax.default_backend() == "cpu":
+            products = "float32"
         params = unstacked(self.params) if self.module.scan else self.params
         params = jax.tree.map(lambda a: a.astype(products) if a.ndim > 1 else a, params)
-        return Bound(module=self.module.clone(scan=False), params=params)
+        architecture = dataclasses.replace(self.module.architecture, products=products)
+        return Bound(module=self.module.clone(scan=False, architecture=architecture), params=params)
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         """A cache for `batch` rows of at most `slots` positions."""
-        a = self.module.architecture
+        a = self.module.architecture.resolved
         sizes = {"layers": a.layers, "kv_heads": a.kv_heads, "head_width": a.head_width}
         return kv_cache.empty(batch=batch, slots=slots, dtype=a.products, **sizes)
 

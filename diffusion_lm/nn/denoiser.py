@@ -43,21 +43,26 @@ class Architecture:
     products: Literal["bfloat16", "float32"] = "bfloat16"
 
     def __post_init__(self):
-        derived = {
-            "kv_heads": self.heads,
-            "head_width": self.width // max(self.heads, 1),
-            "mlp": -(-self.width * 8 // (3 * 64)) * 64,
-        }
-        for name, value in derived.items():
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, value)
+        full = self._derived()
         for name in ("width", "layers", "heads", "kv_heads", "head_width", "mlp"):
-            if getattr(self, name) < 1:
+            if full.get(name, getattr(self, name)) < 1:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
-        if self.heads % self.kv_heads:
+        if self.heads % full["kv_heads"]:
             raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
-        if self.head_width % 2:
-            raise ValueError(f"model.head_width={self.head_width} must be even: rotary positions turn pairs")
+        if full["head_width"] % 2:
+            raise ValueError(f"model.head_width={full['head_width']} must be even: rotary positions turn pairs")
+
+    def _derived(self) -> dict[str, int]:
+        return {
+            "kv_heads": self.kv_heads or self.heads,
+            "head_width": self.head_width or self.width // max(self.heads, 1),
+            "mlp": self.mlp or -(-self.width * 8 // (3 * 64)) * 64,
+        }
+
+    @property
+    def resolved(self) -> "Architecture":
+        """The same sizes without zeros."""
+        return dataclasses.replace(self, **self._derived())
 
 
 class Denoiser(nn.Module):
@@ -89,7 +94,7 @@ class Denoiser(nn.Module):
         Returns (Readout, new), or ((noisy, clean), new): new is the tuple of this row's LayerKV for `cache.append`
         if there is a cache, else None. Never writes the cache.
         """
-        a = self.architecture
+        a = self.architecture.resolved
         table = matrix(self, "embedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
         # Small rows, so that a tied readout starts out knowing nothing; normalised, so that the layers see unit size.
         x = RMSNorm(name="embedding_norm")(jnp.take(table, tokens, axis=0).astype(jnp.float32))
@@ -120,11 +125,11 @@ class Denoiser(nn.Module):
                 unroll=self.architecture.layers if jax.default_backend() == "cpu" else 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            return layers(self.architecture, name="layers")(x, None, time, angles, reading, sights)
+            return layers(self.architecture.resolved, name="layers")(x, None, time, angles, reading, sights)
         new = []
         for i in range(self.architecture.layers):
             past = None if cache is None else (cache.layers[i], cache.length)
-            x, kv = block(self.architecture, name=f"layer_{i}")(x, past, time, angles, reading, sights)
+            x, kv = block(self.architecture.resolved, name=f"layer_{i}")(x, past, time, angles, reading, sights)
             new.append(kv)
         return x, (None if cache is None else tuple(new))
 

@@ -10,7 +10,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.objectives.autoregressive import next_token_loss
 from diffusion_lm.objectives.elbo import check_steps, masked_loss, noised, noisy_times
 from diffusion_lm.processes.base import Process
 from diffusion_lm.types import Batch, BlockCausal, Causal, Denoise, Loss, NoisyClean, Readout
@@ -48,7 +47,7 @@ class BlockELBO:
     steps: int = 0
 
     def __post_init__(self):
-        check(self.block, self.steps)
+        check_block(self.block, self.steps)
 
     @property
     def canvas(self) -> int:
@@ -60,27 +59,7 @@ class BlockELBO:
         return {"canvas": loss}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Joint:
-    """Both ways of writing in one set of weights and one pass: the autoregressive loss on the causal clean half,
-    plus the blocks' bound on the noisy half. The cache that a sampler fills is exactly the autoregressive model's."""
-
-    block: int = 16
-    steps: int = 0
-
-    def __post_init__(self):
-        check(self.block, self.steps)
-
-    @property
-    def canvas(self) -> int:
-        return self.block
-
-    def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
-        loss, clean = read_blocks(denoise, process, key, batch, block=self.block, clean=Causal(), steps=self.steps)
-        return {"causal": next_token_loss(clean, batch), "canvas": loss}
-
-
-def check(block: int, steps: int) -> None:
+def check_block(block: int, steps: int) -> None:
     """Raises ValueError for a block or a number of steps that can't be."""
     if block < 1:
         raise ValueError(f"objective.block must be at least 1, not {block}")

@@ -1,0 +1,32 @@
+"""Autoregression and block diffusion at once, in one set of weights."""
+
+import dataclasses
+
+import jax
+
+from diffusion_lm.objectives.autoregressive import next_token_loss
+from diffusion_lm.objectives.block import check_block, read_blocks
+from diffusion_lm.processes.base import Process
+from diffusion_lm.types import Batch, Causal, Denoise, Loss
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Joint:
+    """Both ways of writing in one set of weights and one pass: the autoregressive loss on the causal clean half,
+    plus the blocks' bound on the noisy half. The cache that a sampler fills is exactly the autoregressive model's."""
+
+    block: int = 16
+    steps: int = 0
+
+    def __post_init__(self):
+        check_block(self.block, self.steps)
+
+    @property
+    def canvas(self) -> int:
+        return self.block
+
+    def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
+        loss, clean = read_blocks(denoise, process, key, batch, block=self.block, clean=Causal(), steps=self.steps)
+        return {"causal": next_token_loss(clean, batch), "canvas": loss}
