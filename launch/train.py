@@ -5,7 +5,7 @@
 SIGTERM and ^C save and exit 0. The last line on standard output is a JSON object with the results.
 """
 
-from diffusion_lm.config import build
+from diffusion_lm.build import build
 from diffusion_lm.training import loop
 from launch import flags
 

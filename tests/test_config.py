@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lm import config as configs
-from diffusion_lm.config import Config, Data, check_config, from_json, load, override, to_json
+from diffusion_lm.build import check_config, check_workdir
+from diffusion_lm.config import Config, Data, from_json, load, override, to_json
 from diffusion_lm.nn.denoiser import Architecture
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.processes.absorbing import Absorbing
@@ -157,6 +157,6 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(NotADirectoryError, match="is not a folder"):
-            configs.check_workdir(place)
-    configs.check_workdir(tmp_path / "new" / "folder")
+            check_workdir(place)
+    check_workdir(tmp_path / "new" / "folder")
     assert not (tmp_path / "new").exists()

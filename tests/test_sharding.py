@@ -59,7 +59,8 @@ import numpy as np
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from diffusion_lm import sharding
-from diffusion_lm.config import build_job, build_loss, build_model, Config, Data, Text
+from diffusion_lm.build import Text, build_job, build_loss, build_model
+from diffusion_lm.config import Config, Data
 from diffusion_lm.data.tokenizer import train_tokenizer
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Texts

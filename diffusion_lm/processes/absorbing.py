@@ -16,7 +16,7 @@ Array = jax.Array
 class Absorbing:
     """Masked diffusion (MDLM, arXiv 2406.07524, section 3; MD4, arXiv 2406.04329, section 2).
 
-    mask: the mask's id; `diffusion_lm.config.build` sets it to the row after the tokenizer's last piece.
+    mask: the mask's id; `diffusion_lm.build` sets it to the row after the tokenizer's last piece.
     """
 
     schedule: Schedule = dataclasses.field(default_factory=Linear)

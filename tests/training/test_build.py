@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_lm.config import Config, Data, build, load_for_inference, override
+from diffusion_lm.build import build, load_for_inference
+from diffusion_lm.config import Config, Data, override
 from diffusion_lm.data.tokenizer import train_tokenizer
 from diffusion_lm.nn.denoiser import Architecture
 from diffusion_lm.objectives.block import BlockELBO

@@ -1,0 +1,254 @@
+"""From a config to what runs, and from a workdir to a network that can be asked: the only assembler."""
+
+import dataclasses
+import itertools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from diffusion_lm import sharding
+from diffusion_lm.config import Config, Data, from_json, to_json
+from diffusion_lm.data import corpora, loader
+from diffusion_lm.data.tokenizer import Tokenizer, train_tokenizer
+from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.denoiser import Denoiser, init_params
+from diffusion_lm.processes.base import Process
+from diffusion_lm.training import state as train_state
+from diffusion_lm.training.checkpoint import CheckpointError, Checkpoints, Meta
+from diffusion_lm.training.loop import Job
+from diffusion_lm.training.step import LossFn, make_step, make_steps
+from diffusion_lm.types import Batch
+
+log = logging.getLogger(__name__)
+
+# What may change between a checkpoint and the run that goes on from it; anything else would be another experiment.
+FREE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.steps_per_call",
+        "train.accumulate", "checkpoint.", "mesh.", "optim.", "data.path", "data.tokenizer", "data.cache")  # fmt: skip
+
+
+class Text(NamedTuple):
+    """A corpus as tokens, with what is held out (nothing where data.holdout is 0)."""
+
+    tokenizer: Tokenizer
+    train: loader.TokenArray
+    valid: loader.TokenArray | None
+    fingerprint: str
+
+
+class Model(NamedTuple):
+    """A trained network, ready to be asked."""
+
+    config: Config
+    tokenizer: Tokenizer
+    process: Process
+    bound: Bound
+    step: int
+
+
+class Run(NamedTuple):
+    """All that `training.loop.run` takes, and what else a launcher may want to look at."""
+
+    config: Config
+    job: Job
+    checkpoints: Checkpoints
+    text: Text
+    module: Denoiser
+    process: Process
+
+
+def build(config: Config, workdir: Path | str) -> Run:
+    """Reads the text, and the workdir's checkpoint where there is one; writes nothing.
+
+    Raises ValueError, OSError or CheckpointError with one line: whatever is wrong with config, text, mesh or
+    checkpoint is said here, before the first step.
+    """
+    check_workdir(workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    _check_rows(config, mesh)
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    stored = checkpoints.meta()
+    if stored is not None:
+        check_config(config, stored[1], checkpoints.path(stored[0]))
+    text = read_text(config, stored and stored[1])
+    module, process = build_model(config, text.tokenizer)
+    job = build_job(config, text, mesh, build_loss(config, module, process), lambda key: init_params(module, key))
+    return Run(config, job, checkpoints, text, module, process)
+
+
+def read_text(config: Config, stored: Meta | None = None) -> Text:
+    """The corpus in the tokenizer's pieces: the stored one, data.tokenizer, or one trained on the training part."""
+    data = config.data
+    try:
+        whole = corpora.corpus(data.path, documents=data.documents, field=data.field)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"data.path={data.path}: {error}; the config's docstring says where to get it"
+        ) from None
+    fingerprint = whole.fingerprint()
+    if stored is not None and fingerprint != stored.corpus:
+        raise ValueError(f"data.path={data.path} is not the text that the checkpoint was trained on; use a new workdir")
+    train, valid = corpora.split(whole, data.holdout)
+    tokenizer = _tokenizer(data, train, stored)
+
+    def tokens(part: corpora.Corpus, name: str) -> loader.TokenArray:
+        path = None if data.cache is None else Path(data.cache) / f"{name}.npy"
+        return loader.tokenize(part, tokenizer, pad=max(config.objective.canvas, 1) - 1, path=path)
+
+    held_out = tokens(valid, "valid") if data.holdout else None
+    return Text(tokenizer, tokens(train, "train"), held_out, fingerprint)
+
+
+def _tokenizer(data: Data, train: corpora.Corpus, stored: Meta | None) -> Tokenizer:
+    given = Tokenizer.load(data.tokenizer) if data.tokenizer is not None else None
+    if stored is not None:
+        tokenizer = Tokenizer.from_bytes(stored.tokenizer)
+        if given is not None and given.fingerprint != tokenizer.fingerprint:
+            raise ValueError(f"data.tokenizer={data.tokenizer} is not the checkpoint's tokenizer; use a new workdir")
+        return tokenizer
+    return given or train_tokenizer(train.documents(), vocab=data.vocab, kind=data.kind)
+
+
+def build_model(config: Config, tokenizer: Tokenizer) -> tuple[Denoiser, Process]:
+    """The network and the noise for a tokenizer's pieces and its mask."""
+    process = dataclasses.replace(config.process, mask=tokenizer.mask)
+    return Denoiser(architecture=config.model, vocab=tokenizer.vocab), process
+
+
+def build_loss(config: Config, module: Denoiser, process: Process) -> LossFn:
+    """The objective, as a function of the parameters."""
+
+    def loss(params, key, batch):
+        return config.objective(Bound(module=module, params=params).denoise, process, key, batch)
+
+    return loss
+
+
+def build_job(config: Config, text: Text, mesh: jax.sharding.Mesh, loss: LossFn, init: Callable) -> Job:
+    """Everything jitted and laid out on the mesh."""
+    train, optim = config.train, config.optim
+    init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+    optimizer = optim.build(train.steps, jax.eval_shape(init, init_key))
+
+    def initial(key):
+        return train_state.initial(init, optimizer, train.ema > 0, key)
+
+    boxed = jax.eval_shape(initial, init_key)
+    shardings, whole = sharding.state_shardings(mesh, boxed), sharding.replicated(mesh)
+    abstract = sharding.placed(train_state.unboxed(boxed), shardings)
+    fresh = jax.jit(sharding.on(mesh, lambda key: train_state.unboxed(initial(key))), out_shardings=shardings)
+    step = make_steps(make_step(loss, optimizer, optim.rate(train.steps), accumulate=train.accumulate, ema=train.ema))
+    batches = _train_batches(config, text)
+    jax.eval_shape(loss, abstract.params, train_key, _abstract_batch(config))  # a row of the wrong length shows here
+    return Job(
+        initial=lambda: fresh(init_key),
+        abstract=abstract,
+        step=jax.jit(sharding.on(mesh, step), donate_argnums=0, out_shardings=(shardings, whole)),
+        batches=batches,
+        put=lambda batch: sharding.put_batch(mesh, batch, axis=1),
+        evaluate=build_evaluate(config, text, mesh, loss, eval_key),
+        key=jax.device_put(train_key, whole),
+        meta=Meta(config=to_json(config), tokenizer=text.tokenizer.proto, corpus=text.fingerprint),
+    )
+
+
+def _train_batches(config: Config, text: Text):
+    return loader.train_loader(
+        text.train,
+        length=config.data.length,
+        batch=config.train.batch // jax.process_count(),
+        seed=config.seed,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+    )
+
+
+def _valid_batches(config: Config, tokens: loader.TokenArray | None) -> list[Batch]:
+    """This host's rows of the first train.eval_batches of held-out text."""
+    if tokens is None:
+        return []
+    rows = config.train.batch // config.train.accumulate
+    mine = slice(*(rows * i // jax.process_count() for i in (jax.process_index(), jax.process_index() + 1)))
+    batches = loader.eval_batches(tokens, length=config.data.length, batch=rows)
+    return [jax.tree.map(lambda x: x[mine], b) for b in itertools.islice(batches, config.train.eval_batches)]
+
+
+def build_evaluate(config: Config, text: Text, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array) -> Callable:
+    """parameters -> nats per target of each part on train.eval_batches of held-out text, always with the same noise."""
+    batches = _valid_batches(config, text.valid)
+    losses = jax.jit(sharding.on(mesh, loss), out_shardings=sharding.replicated(mesh))
+
+    def evaluate(params) -> dict[str, float]:
+        totals = {}
+        for i, batch in enumerate(batches):
+            for name, part in losses(params, jax.random.fold_in(key, i), sharding.put_batch(mesh, batch)).items():
+                totals[name] = totals[name] + part if name in totals else part
+        return {f"valid/{name}": float(total.mean) for name, total in totals.items()}
+
+    return evaluate
+
+
+def load_for_inference(workdir: Path | str, *, step: int | None = None, ema: bool = True) -> Model:
+    """The network of a workdir's newest whole checkpoint, or of `step`; the averaged parameters where there are any.
+
+    It lies on this process's first device. Raises CheckpointError or ValueError with one line.
+    """
+    checkpoints = Checkpoints(workdir)
+    found = checkpoints.meta(step)
+    if found is None:
+        raise CheckpointError(f"{checkpoints.folder} holds no checkpoint; train one with launch.train")
+    config, tokenizer = from_json(found[1].config), Tokenizer.from_bytes(found[1].tokenizer)
+    module, process = build_model(config, tokenizer)
+    boxed = jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = nn.meta.unbox(boxed)
+    abstract = sharding.placed(abstract, jax.tree.map(lambda _: here, abstract))
+    step, params = checkpoints.restore_params(abstract, step=step, ema=ema)
+    return Model(config, tokenizer, process, Bound(module=module, params=params), step)
+
+
+def check_workdir(workdir: Path | str) -> None:
+    """Raises OSError with one line where nothing could be written; writes nothing itself."""
+    workdir = Path(workdir).absolute()
+    place = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"--workdir={workdir}: {place} is not a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"--workdir={workdir}: no permission to write in {place}")
+
+
+def check_config(config: Config, stored: Meta, where: Path) -> None:
+    """Raises ValueError naming each field that makes the config another experiment than the checkpoint's."""
+    before, now = _flat(stored.config), _flat(to_json(config))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    wrong = [f"{key}={now.get(key)} (it has {before.get(key)})" for key in changed if not key.startswith(FREE)]
+    if wrong:
+        raise ValueError(f"the config doesn't match {where}: {', '.join(wrong)}; set them back or use a new workdir")
+    if changed:
+        log.info("changed since %s: %s", where, ", ".join(f"{key}={now.get(key)}" for key in changed))
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}".lstrip(".")).items()}
+
+
+def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
+    ways, train = sharding.row_ways(mesh), config.train
+    if (train.batch // train.accumulate) % ways:
+        raise ValueError(
+            f"train.batch={train.batch} in train.accumulate={train.accumulate} parts can't be cut into rows for "
+            f"{ways} devices; choose a batch that {ways * train.accumulate} divides, or a mesh with more mesh.tensor"
+        )
+
+
+def _abstract_batch(config: Config) -> Batch:
+    shape = (config.train.batch // config.train.accumulate, config.data.length)
+    number, truth = jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, np.bool_)
+    return Batch(tokens=number, segments=number, positions=number, given=truth, target=truth)
