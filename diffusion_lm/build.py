@@ -49,6 +49,7 @@ class Model(NamedTuple):
     process: Process
     bound: Bound
     step: int
+    meta: Meta
 
 
 class Run(NamedTuple):
@@ -209,7 +210,7 @@ def load_for_inference(workdir: Path | str, *, step: int | None = None, ema: boo
     abstract = nn.meta.unbox(boxed)
     abstract = sharding.placed(abstract, jax.tree.map(lambda _: here, abstract))
     step, params = checkpoints.restore_params(abstract, step=step, ema=ema)
-    return Model(config, tokenizer, process, Bound(module=module, params=params), step)
+    return Model(config, tokenizer, process, Bound(module=module, params=params), step, found[1])
 
 
 def check_workdir(workdir: Path | str) -> None:

@@ -121,11 +121,16 @@ class Denoise(Protocol):
 
 
 class Objective(Protocol):
-    """A frozen dataclass that turns a network and a batch into a Loss in nats."""
+    """A frozen dataclass that turns a network and a batch into a Loss in nats, and says what it trains to write.
 
-    @property
-    def canvas(self) -> int:
-        """Positions denoised together, 1 for autoregression, 0 for a whole row: how the loader pads documents."""
+    canvas  positions denoised together; 1 for autoregression, 0 for a whole row
+    causal  whether the network learns to write token by token
+    prefix  how finished text before a canvas is read; None where there are no canvases or no text before them
+    """
+
+    canvas: int
+    causal: bool
+    prefix: "Causal | BlockCausal | None"
 
     def __call__(self, denoise: Denoise, process: Any, key: Array, batch: Batch) -> dict[str, Loss]:
         """Named parts. Each has the batch's count of targets as its weight; training minimises their sum."""

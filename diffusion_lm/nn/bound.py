@@ -29,7 +29,7 @@ class Bound:
     def for_sampling(self, rows: int = 0) -> "Bound":
         """The same network with its layers apart and its matrices already rounded to the products' type.
 
-        rows: how many rows of activations a pass multiplies (batch x canvas; the batch for one token a pass), 0: many. A CPU
+        rows: how many rows of activations a pass multiplies (batch x canvas, or batch x 1), 0 for many. A CPU
         multiplies a single row faster in float32: a bfloat16 matrix-vector product isn't vectorised there.
         """
         products = self.module.architecture.products

@@ -28,6 +28,8 @@ class Autoregressive:
     """The exact negative log likelihood, in nats a target."""
 
     canvas = 1
+    causal = True
+    prefix = None
 
     def __call__(self, denoise: Denoise, process, key: Array, batch: Batch) -> dict[str, Loss]:
         del process, key  # nothing is random here

@@ -45,6 +45,7 @@ class BlockELBO:
     block: int = 16
     clean: Literal["block", "causal"] = "block"
     steps: int = 0
+    causal = False
 
     def __post_init__(self):
         check_block(self.block, self.steps)
@@ -53,9 +54,12 @@ class BlockELBO:
     def canvas(self) -> int:
         return self.block
 
+    @property
+    def prefix(self) -> Causal | BlockCausal:
+        return BlockCausal(self.block) if self.clean == "block" else Causal()
+
     def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
-        clean = BlockCausal(self.block) if self.clean == "block" else Causal()
-        loss, _ = read_blocks(denoise, process, key, batch, block=self.block, clean=clean, steps=self.steps)
+        loss, _ = read_blocks(denoise, process, key, batch, block=self.block, clean=self.prefix, steps=self.steps)
         return {"canvas": loss}
 
 

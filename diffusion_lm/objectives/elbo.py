@@ -60,6 +60,8 @@ class MaskedELBO:
 
     steps: int = 0
     canvas = 0
+    causal = False
+    prefix = None
 
     def __post_init__(self):
         check_steps(self.steps)

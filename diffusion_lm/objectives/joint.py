@@ -19,6 +19,8 @@ class Joint:
 
     block: int = 16
     steps: int = 0
+    causal = True
+    prefix = Causal()
 
     def __post_init__(self):
         check_block(self.block, self.steps)
@@ -28,5 +30,5 @@ class Joint:
         return self.block
 
     def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
-        loss, clean = read_blocks(denoise, process, key, batch, block=self.block, clean=Causal(), steps=self.steps)
+        loss, clean = read_blocks(denoise, process, key, batch, block=self.block, clean=self.prefix, steps=self.steps)
         return {"causal": next_token_loss(clean, batch), "canvas": loss}

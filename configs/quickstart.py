@@ -1,0 +1,27 @@
+"""One small transformer that writes both ways, from the documentation that every Python installation carries.
+
+    python -m launch.quickstart
+
+3.7M parameters, canvases of 256 tokens, 2,048 pieces, a tenth of the modules held out.
+Hardware: 2 CPU cores. Time and numbers to expect: see the README's table.
+"""
+
+from diffusion_lm.config import Config, Data
+from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.training.checkpoint import Checkpointing
+from diffusion_lm.training.loop import Train
+from diffusion_lm.training.optimizer import AdamW, WarmupCosine
+
+
+def get_config() -> Config:
+    return Config(
+        data=Data(path="python-docs", length=512, holdout=0.1, kind="unigram", vocab=2048),
+        model=Architecture(width=256, layers=4, heads=4),
+        process=Absorbing(),
+        objective=Joint(block=256),
+        optim=AdamW(lr=2e-3, schedule=WarmupCosine(warmup=20, final=0.05)),
+        train=Train(steps=200, batch=8, eval_every=0, log_every=10),
+        checkpoint=Checkpointing(every=200),
+    )

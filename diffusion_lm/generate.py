@@ -1,0 +1,137 @@
+"""Prompts in, texts out: the writer that fits a trained network, and its generation compiled whole."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_lm.build import Model
+from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.autoregressive import Autoregressive
+from diffusion_lm.samplers.base import Generation, Prompt
+from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.confidence import Confidence
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.types import Causal
+from diffusion_lm.visualize.frames import Story, story_from_history
+
+MOST_PASSES = 100_000
+
+
+class Answer(NamedTuple):
+    """texts, one a prompt; the generation they came from; the prompts' ids, begin of text included."""
+
+    texts: list[str]
+    generation: Generation
+    prompts: list[np.ndarray]
+
+
+def autoregressive(model: Model, *, draw: Draw) -> Autoregressive:
+    """The writer of one token a pass. Raises ValueError if the network didn't learn to write so."""
+    objective = model.config.objective
+    if not objective.causal:
+        raise ValueError(
+            f"{type(objective).__name__} doesn't train the causal reading: sample with confidence or ancestral"
+        )
+    return Autoregressive(mask=model.tokenizer.mask, eot=model.tokenizer.eot, draw=draw)
+
+
+def confidence(model: Model, *, draw: Draw, canvas: int, passes: int, record: bool = False) -> Canvases:
+    """The writer of canvases that commits the surest positions first."""
+    tokenizer = model.tokenizer
+    sampler = Confidence(passes=passes, mask=tokenizer.mask, eot=tokenizer.eot, draw=draw)
+    return _canvases(model, sampler, canvas, record)
+
+
+def ancestral(model: Model, *, draw: Draw, canvas: int, passes: int, record: bool = False) -> Canvases:
+    """The writer of canvases that follows the reverse process."""
+    sampler = Ancestral(process=model.process, passes=passes, eot=model.tokenizer.eot, draw=draw)
+    return _canvases(model, sampler, canvas, record)
+
+
+def _canvases(model: Model, sampler: Any, canvas: int, record: bool) -> Canvases:
+    """canvas 0: as wide as in training."""
+    objective, tokenizer = model.config.objective, model.tokenizer
+    if objective.canvas == 1 and objective.prefix is None:
+        raise ValueError(f"{type(objective).__name__} trains no canvases: sample with autoregressive")
+    if sampler.passes > MOST_PASSES:
+        raise ValueError(f"passes must be at most {MOST_PASSES}, not {sampler.passes}")
+    canvas = canvas or objective.canvas or model.config.data.length
+    if canvas > model.config.data.length:
+        raise ValueError(f"canvas={canvas} is wider than the model's context of {model.config.data.length}")
+    align = 0 if objective.prefix is None else getattr(objective.prefix, "block", 1)
+    return Canvases(
+        sampler=sampler,
+        canvas=canvas,
+        mask=tokenizer.mask,
+        eot=tokenizer.eot,
+        clean=objective.prefix or Causal(),
+        align=align,
+        record=record,
+    )
+
+
+def write(model: Model, writer: Any, prompts: Sequence[str], *, length: int, seed: int) -> Answer:
+    """Writes at most `length` tokens behind each prompt. Row i draws from key i of `seed`, whatever the batch.
+
+    Raises ValueError for a length below 1 or more than the model's context holds beside the longest prompt.
+    """
+    tokenizer, context = model.tokenizer, model.config.data.length
+    ids = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]).astype(np.int32) for text in prompts]
+    widest = max(len(row) for row in ids)
+    if widest >= context:
+        raise ValueError(f"the prompt has {widest} tokens, the model's context {context}: shorten the prompt")
+    if not 1 <= length <= context - widest:
+        raise ValueError(f"length must be 1 to {context - widest} (context {context} less the prompt), not {length}")
+    prompt = Prompt(
+        tokens=jnp.asarray([np.pad(row, (0, widest - len(row))) for row in ids]),
+        length=jnp.asarray([len(row) for row in ids], jnp.int32),
+    )
+    row_key = functools.partial(jax.random.fold_in, jax.random.key(seed))
+    keys = jax.vmap(row_key)(jnp.arange(len(ids)))
+    bound = model.bound.for_sampling(len(ids) * getattr(writer, "canvas", 1))
+    cache = bound.empty_cache(len(ids), writer.slots(widest, length))
+    generation = jax.block_until_ready(_generate(bound, cache, prompt, keys, writer=writer, length=length))
+    tokens, count = np.asarray(generation.tokens), np.asarray(generation.length)
+    return Answer([tokenizer.decode(row[:n]) for row, n in zip(tokens, count, strict=True)], generation, ids)
+
+
+@functools.partial(jax.jit, static_argnames=("writer", "length"), donate_argnames=("cache",))
+def _generate(bound, cache, prompt, keys, *, writer, length) -> Generation:
+    """One program for the whole generation; the cache is written in place."""
+    return writer.generate(bound, cache, prompt, keys, length=length)
+
+
+def story(model: Model, answer: Answer, row: int, *, length: int, title: str, subtitle: str = "") -> Story:
+    """One row's generation, pass by pass, for `visualize`. Raises ValueError if it wasn't recorded."""
+    history, prompt, mask = answer.generation.history, answer.prompts[row], model.tokenizer.mask
+    if history is None:
+        raise ValueError("only canvases that were recorded can be shown: use --sampler=confidence or ancestral")
+    made, start = np.asarray(history.made), np.asarray(history.start)[:, row]
+    canvas = np.repeat(np.arange(len(made)), made)
+    width = history.tokens.shape[-1]
+    text = np.full(max(int(start[made > 0].max()) + width, len(prompt) + length), mask, np.int32)
+    text[: len(prompt)] = prompt
+    probability = np.full(len(text), np.nan, np.float32)
+    tokens, probabilities = [], []
+    for c in range(len(made)):
+        for p in range(made[c]):
+            here = slice(int(start[c]), int(start[c]) + width)
+            text[here], probability[here] = history.tokens[c, p, row], history.probability[c, p, row]
+            tokens.append(text.copy())
+            probabilities.append(probability.copy())
+    return story_from_history(
+        np.stack(tokens),
+        np.stack(probabilities),
+        prompt_length=len(prompt),
+        length=len(prompt) + length,
+        mask=mask,
+        eot=model.tokenizer.eot,
+        pieces=model.tokenizer.pieces,
+        title=title,
+        subtitle=subtitle,
+        canvas=canvas,
+    )

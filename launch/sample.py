@@ -1,0 +1,93 @@
+"""Writes text with a trained network, token by token or canvas by canvas.
+
+    python -m launch.sample --workdir=runs/quickstart --prompt='Return the' --passes=12 --view=terminal
+    python -m launch.sample --workdir=runs/quickstart --sampler=autoregressive --length=100 --samples=4
+
+The texts and how they were made are the last line on standard output, a JSON object; --out writes it to a file too.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from diffusion_lm import generate
+from diffusion_lm.build import load_for_inference
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.visualize.page import write_page, write_whole
+from diffusion_lm.visualize.terminal import play
+from launch import flags as launch_flags
+
+WORKDIR = launch_flags.define_workdir()
+PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; given again, another row. None: a new document.")
+SAMPLER = flags.DEFINE_enum("sampler", "confidence", ["confidence", "ancestral", "autoregressive"], "How to write.")
+LENGTH = flags.DEFINE_integer("length", 256, "Most tokens to write; fewer if the text ends or the context is full.")
+CANVAS = flags.DEFINE_integer("canvas", 0, "Tokens cleared together; 0: as in training.")
+PASSES = flags.DEFINE_integer("passes", 12, "Passes a canvas.")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest token.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Keep the smallest set of tokens with this much probability.")
+SEED = flags.DEFINE_integer("seed", 0, "The same seed and prompt give the same text.")
+SAMPLES = flags.DEFINE_integer("samples", 1, "Texts a prompt.")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; none: the newest.")
+OUT = flags.DEFINE_string("out", None, "File for the JSON object.")
+VIEW = flags.DEFINE_string("view", None, "terminal, or FILE.html: watch the first row's canvas clear up.")
+SECONDS_PER_FRAME = 0.15
+
+
+def main() -> dict:
+    _check()
+    model = load_for_inference(WORKDIR.value, step=STEP.value)
+    writer = _writer(model)
+    prompts = [prompt for prompt in PROMPT.value or [""] for _ in range(SAMPLES.value)]
+    start = time.perf_counter()
+    answer = generate.write(model, writer, prompts, length=LENGTH.value, seed=SEED.value)
+    seconds = time.perf_counter() - start
+    if VIEW.value:
+        _show(generate.story(model, answer, 0, length=LENGTH.value, title="canvas by canvas", subtitle=prompts[0]))
+    results = {
+        "texts": [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, answer.texts, strict=True)],
+        "tokens": [int(n) for n in answer.generation.length],
+        "nfe": int(answer.generation.nfe),
+        "sampler": SAMPLER.value,
+        "step": model.step,
+        "seed": SEED.value,
+        "seconds_with_compilation": round(seconds, 3),
+    }
+    if OUT.value:
+        write_whole(OUT.value, (json.dumps(results) + "\n").encode())
+    return results
+
+
+def _check() -> None:
+    """What can be said before anything is loaded."""
+    if SAMPLES.value < 1:
+        raise ValueError(f"--samples must be at least 1, not {SAMPLES.value}")
+    if CANVAS.value < 0:
+        raise ValueError(f"--canvas must be at least 1 (or 0: as in training), not {CANVAS.value}")
+    if not 0 <= SEED.value < 2**32:
+        raise ValueError(f"--seed must lie in [0, 2**32), not {SEED.value}")
+    if VIEW.value and VIEW.value != "terminal" and Path(VIEW.value).suffix != ".html":
+        raise ValueError(f"--view takes terminal or a FILE.html, not {VIEW.value}")
+    if VIEW.value and SAMPLER.value == "autoregressive":
+        raise ValueError("--view shows canvases: use --sampler=confidence or ancestral")
+
+
+def _writer(model):
+    draw = Draw(temperature=TEMPERATURE.value, top_p=TOP_P.value, suppressed=model.tokenizer.suppressed)
+    if SAMPLER.value == "autoregressive":
+        return generate.autoregressive(model, draw=draw)
+    make = getattr(generate, SAMPLER.value)
+    return make(model, draw=draw, canvas=CANVAS.value, passes=PASSES.value, record=bool(VIEW.value))
+
+
+def _show(story) -> None:
+    if VIEW.value == "terminal":
+        play(story, stream=sys.stderr, seconds_per_frame=SECONDS_PER_FRAME)
+    else:
+        write_page(story, VIEW.value)
+
+
+if __name__ == "__main__":
+    launch_flags.run(main)
