@@ -1,0 +1,27 @@
+"""Every test runs with key reuse and silent rank promotion as errors."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+_SHARED = Path(__file__).parents[1] / "../shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the checkout; skips where there is none."""
+    if not _SHARED.is_dir():
+        pytest.skip("no folder of reference data (../shared) beside the checkout")
+    return _SHARED
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """For many small programs that run once: half the time goes into optimising them otherwise."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -1,0 +1,67 @@
+"""The one product: rounding of its factors, float32 sums, and its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_lm.nn.dot import dot
+
+SPECS = {
+    "ble,ehd->blhd": ((2, 5, 8), (8, 3, 4)),
+    "blhd,hde->ble": ((2, 5, 3, 4), (3, 4, 8)),
+    "bgrqd,bgdk->bgrqk": ((2, 2, 3, 5, 4), (2, 2, 4, 7)),
+    "blv,ble->ve": ((2, 5, 11), (2, 5, 8)),
+    "ble,ve->blv": ((2, 5, 8), (11, 8)),
+}
+
+
+@pytest.fixture(params=SPECS)
+def case(request):
+    rng = np.random.default_rng(0)
+    return request.param, *(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in SPECS[request.param])
+
+
+def exact(spec, a, b):
+    return np.einsum(spec, np.asarray(a, np.float64), np.asarray(b, np.float64))
+
+
+@pytest.mark.parametrize(("products", "tolerance"), [("float32", 1e-6), ("bfloat16", 2**-7)])
+def test_value(case, products, tolerance):
+    spec, a, b = case
+    out = dot(spec, a, b, products)
+    assert out.dtype == jnp.float32
+    bound = exact(spec, abs(a), abs(b))  # each product is off by its factors' rounding
+    assert (abs(out - exact(spec, a, b)) <= tolerance * bound + 1e-6).all()
+
+
+def test_sums_are_float32(case):
+    """Factors that bfloat16 holds give exact sums, where bfloat16 sums would not."""
+    spec, a, b = case
+    a, b = jnp.round(a * 20), jnp.round(b * 20)
+    assert (dot(spec, a, b) == exact(spec, a, b)).all()
+
+
+@pytest.mark.parametrize(("products", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_gradients(case, products, tolerance):
+    spec, a, b = case
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=exact(spec, a, b).shape), jnp.float32)
+    ours = jax.grad(lambda a, b: jnp.sum(weights * dot(spec, a, b, products)), argnums=(0, 1))(a, b)
+    theirs = jax.grad(lambda a, b: jnp.sum(weights * jnp.einsum(spec, a, b)), argnums=(0, 1))(a, b)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == jnp.float32 and one.shape == other.shape
+        assert abs(one - other).max() <= tolerance * abs(other).max()
+
+
+def test_gradients_have_the_types_of_the_factors(case):
+    spec, a, b = case
+    da, db = jax.grad(lambda a, b: dot(spec, a, b).sum(), argnums=(0, 1))(a, b.astype(jnp.bfloat16))
+    assert da.dtype == jnp.float32 and db.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+@pytest.mark.parametrize("spec", ["ble,ehd->blhd", "ble,ve->blv"])
+def test_one_row_is_the_row_of_two(spec, products):
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 1, 8), SPECS[spec][1]))
+    np.testing.assert_allclose(dot(spec, a[:1], b, products), dot(spec, a, b, products)[:1], rtol=1e-6, atol=1e-6)

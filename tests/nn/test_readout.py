@@ -1,0 +1,101 @@
+"""Cross-entropy without all logits at once is the plain one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_lm.nn import readout as readout_module
+from diffusion_lm.nn.readout import Projection
+from diffusion_lm.types import Alignment, Logits
+
+
+def arrays(length, batch=2, vocab=19, rows=32, width=8):
+    rng = np.random.default_rng(0)
+    hidden, table = rng.normal(size=(batch, length, width)), rng.normal(size=(rows, width))
+    targets, weights = rng.integers(vocab, size=(batch, length)), rng.exponential(size=(batch, length))
+    weights[:, ::3] = 0
+    targets[:, ::3] = vocab  # the mask: allowed where nothing is scored
+    return [jnp.asarray(a, dtype) for a, dtype in ((hidden, "f4"), (table, "f4"), (targets, "i4"), (weights, "f4"))]
+
+
+def chunked(hidden, table, targets, weights, vocab=19, products="float32"):
+    said = Projection(hidden=hidden, table=table, vocab=vocab, alignment=Alignment.SAME, products=products)
+    return said.cross_entropy(targets, weights)
+
+
+def plain(hidden, table, targets, weights, vocab=19):
+    return Logits(values=jnp.einsum("ble,ve->blv", hidden, table)[..., :vocab]).cross_entropy(targets, weights)
+
+
+def by_hand(hidden, table, targets, weights, vocab=19):
+    scores = np.einsum("ble,ve->blv", *(np.asarray(a, np.float64) for a in (hidden, table)))[..., :vocab]
+    log_p = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+    total = 0.0
+    for b, i in np.ndindex(*targets.shape):
+        if weights[b, i]:
+            total -= float(weights[b, i]) * log_p[b, i, int(targets[b, i])]
+    return total
+
+
+def chunks_of(monkeypatch, rows):
+    """So that these short rows take several chunks, the last not a whole one."""
+    monkeypatch.setattr(readout_module, "_CHUNK_ROWS", rows)
+
+
+@pytest.mark.parametrize(("length", "rows"), [(1, 8), (7, 8), (8, 8), (13, 10), (13, 1), (13, 512)])
+def test_value_and_gradients_are_the_plain_ones(monkeypatch, length, rows):
+    chunks_of(monkeypatch, rows)
+    args = arrays(length)
+    value, gradients = jax.value_and_grad(chunked, argnums=(0, 1))(*args)
+    expected, expected_gradients = jax.value_and_grad(plain, argnums=(0, 1))(*args)
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    np.testing.assert_allclose(value, by_hand(*args), rtol=2e-6)
+    np.testing.assert_allclose(chunked(*args), expected, rtol=2e-6)  # without gradients another path
+    for g, e in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(g, e, atol=2e-5)
+
+
+def test_a_factor_on_the_loss_scales_gradients():
+    args = arrays(9)
+    once, thrice = (jax.grad(lambda h, k=k: k * chunked(h, *args[1:]))(args[0]) for k in (1.0, 3.0))
+    np.testing.assert_allclose(3 * once, thrice, rtol=1e-5)
+
+
+def test_nothing_scored_costs_and_moves_nothing():
+    hidden, table, targets, weights = arrays(9)
+    value, gradients = jax.value_and_grad(chunked, argnums=(0, 1))(hidden, table, targets, 0 * weights)
+    assert value == 0 and all((g == 0).all() for g in gradients)
+
+
+def test_padding_rows_of_the_table_count_for_nothing():
+    hidden, table, targets, weights = arrays(9)
+    other = table.at[19:].set(100.0)
+    assert chunked(hidden, table, targets, weights) == chunked(hidden, other, targets, weights)
+    gradient = jax.grad(chunked, argnums=1)(hidden, other, targets, weights)
+    assert (gradient[19:] == 0).all() and jnp.isfinite(gradient).all()
+
+
+def test_no_array_of_all_logits_exists(monkeypatch):
+    chunks_of(monkeypatch, 16)
+    args = arrays(64, vocab=300, rows=384)
+    grad = jax.grad(lambda *a: chunked(*a, vocab=300), argnums=(0, 1))
+    assert "f32[2,64,384]" not in str(jax.make_jaxpr(grad)(*args))
+    assert "f32[2,8,384]" in str(jax.make_jaxpr(grad)(*args))
+
+
+def test_bfloat16_is_near():
+    args = arrays(40)
+    np.testing.assert_allclose(chunked(*args, products="bfloat16"), plain(*args), rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["projection", "logits"])
+def test_pick_takes_one_position_a_row(kind):
+    hidden, table, *_ = arrays(5)
+    said = Projection(hidden=hidden, table=table, vocab=19, alignment=Alignment.NEXT, products="float32")
+    if kind == "logits":
+        said = Logits(values=said.logits(), alignment=Alignment.NEXT)
+    picked = said.pick(jnp.array([4, 1]))
+    assert picked.alignment is Alignment.NEXT and picked.logits().shape == (2, 1, 19)
+    expected = jnp.stack([said.logits()[0, 4], said.logits()[1, 1]])
+    np.testing.assert_allclose(picked.logits()[:, 0], expected, atol=1e-5)

@@ -1,0 +1,146 @@
+"""What is noised and scored: targets, and nothing else."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.denoiser import Architecture, Denoiser, init_params
+from diffusion_lm.objectives.autoregressive import Autoregressive
+from diffusion_lm.objectives.block import BlockELBO
+from diffusion_lm.objectives.elbo import MaskedELBO, noised
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.types import Alignment, Batch, Logits, Loss
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+VOCAB = MASK = 7
+EOT = 2
+OBJECTIVES = [Autoregressive(), MaskedELBO(), BlockELBO(block=4), BlockELBO(block=4, clean="causal"), Joint(block=4)]
+PROCESS = Absorbing(mask=MASK)
+
+
+def packed(seed=0, rows=2) -> Batch:
+    """Two documents a row: begin of text, words, end of text; the second ends two positions early."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, VOCAB, size=(rows, 16))
+    tokens[:, [0, 8]], tokens[:, [7, 13]], tokens[:, 14:] = 1, EOT, MASK
+    at = np.arange(16)
+    given = np.broadcast_to((at % 8) == 0, tokens.shape)
+    target = np.broadcast_to(~given & (at < 14), tokens.shape)
+    arrays = tokens, np.broadcast_to(1 + at // 8, tokens.shape), np.broadcast_to(at % 8, tokens.shape)
+    return Batch(*(jnp.asarray(a, jnp.int32) for a in arrays), given=jnp.asarray(given), target=jnp.asarray(target))
+
+
+@functools.cache
+def network() -> Bound:
+    module = Denoiser(Architecture(width=8, layers=1, heads=2, mlp=8, products="float32"), vocab=VOCAB)
+    params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    return Bound(module=module, params=jax.tree.map(lambda a: a + 0.3 * rng.normal(size=a.shape).astype("f4"), params))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _cost(objective, bound, key, batch):
+    return objective(bound.denoise, PROCESS, key, batch)
+
+
+def cost(objective, batch) -> dict[str, Loss]:
+    """What a small random network costs by the objective, with one and the same noise each time."""
+    return _cost(objective, network(), jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
+def test_given_stays_and_the_rest_is_pure_noise(t):
+    batch = packed(rows=200)
+    batch = batch.replace(tokens=jnp.where(batch.given | batch.target, batch.tokens, 5))  # whatever stood there
+    xt, masked = noised(jax.random.key(0), PROCESS, batch, jnp.full((200, 1), t))
+    assert (xt == batch.tokens)[batch.given].all()
+    assert (xt == MASK)[~batch.given & ~batch.target].all()
+    assert not masked[~batch.target].any()
+    assert (masked == (xt == MASK))[batch.target].all()
+    assert abs(masked[batch.target].mean() - t) < 0.05
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_the_weight_counts_targets(objective):
+    batch = packed()
+    for loss in cost(objective, batch).values():
+        assert loss.weight == batch.target.sum() == 24
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_a_row_without_targets_costs_nothing(objective):
+    batch = packed()
+    batch = batch.replace(target=jnp.zeros_like(batch.target), given=jnp.ones_like(batch.given))
+    for loss in cost(objective, batch).values():
+        assert loss.sum == 0 and loss.weight == 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_documents_do_not_influence_each_other(objective):
+    """Another first document (or second): what the other one costs stays."""
+    batch, other = packed(), packed(seed=9)
+
+    def sums(tokens, document):
+        one = batch.replace(tokens=tokens, target=batch.target & (batch.segments == document))
+        one = one.replace(given=~one.target & (one.tokens != MASK))
+        return np.array([loss.sum for loss in cost(objective, one).values()])
+
+    for changed in (1, 2):
+        tokens = jnp.where(batch.segments == changed, other.tokens, batch.tokens)
+        np.testing.assert_allclose(sums(tokens, 3 - changed), sums(batch.tokens, 3 - changed), rtol=1e-6)
+        assert (abs(sums(tokens, changed) - sums(batch.tokens, changed)) > 1e-3).all()
+
+
+def test_the_causal_part_adds_up_over_rows():
+    batch = packed()
+    one, two = (cost(Autoregressive(), jax.tree.map(lambda a, i=i: a[i : i + 1], batch))["causal"] for i in range(2))
+    whole, both = cost(Autoregressive(), batch)["causal"], one + two
+    np.testing.assert_allclose(both.sum, whole.sum, rtol=1e-6)
+    assert both.weight == whole.weight
+
+
+def test_pure_noise_holds_what_is_given_and_masks():
+    batch, seen = packed(), []
+    everything = Absorbing(mask=MASK, schedule=_AllNoise())
+
+    def said(tokens, t, **kwargs):
+        seen.append(tokens)
+        return Logits(values=jnp.zeros((*tokens.shape, VOCAB)))
+
+    MaskedELBO()(said, everything, jax.random.key(0), batch)
+    assert (jnp.where(batch.given, batch.tokens, MASK) == seen[0]).all()
+
+
+class _AllNoise:
+    def alpha(self, t):
+        return jnp.zeros_like(t)
+
+    def dalpha(self, t):
+        return -jnp.ones_like(t)
+
+
+@pytest.mark.parametrize("objective", [BlockELBO(block=4), Joint(block=4)], ids=str)
+def test_one_pass_reads_noise_and_clean_text_at_their_times(objective):
+    batch, seen = packed(), []
+
+    def said(tokens, t, *, reading, positions, segments):
+        seen.append((tokens, t))
+        zeros = jnp.zeros((*batch.tokens.shape, VOCAB))
+        return Logits(values=zeros), Logits(values=zeros, alignment=Alignment.NEXT)
+
+    objective(said, PROCESS, jax.random.key(0), batch)
+    ((tokens, t),) = seen
+    assert (tokens[:, 16:] == batch.tokens).all() and tokens.shape == (2, 32)
+    assert t.shape == (2, 8) and (t[:, 4:] == 0).all() and (t[:, :4] > 0).all()
+    assert len(np.unique(t[:, :4])) == 8  # a time of its own for every block
+
+
+def test_a_loss_of_nothing_has_mean_zero():
+    assert Loss(sum=jnp.zeros(()), weight=jnp.zeros(())).mean == 0

@@ -1,0 +1,82 @@
+"""md4's schedules, weights and losses at fixed noise: its stored logits through our bound (arXiv 2406.04329)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import batch_of
+
+from diffusion_lm.objectives.elbo import masked_loss
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.schedules import Cosine, Linear, Polynomial, Schedule
+from diffusion_lm.types import Logits
+
+VOCAB = MASK = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Squeezed:
+    """md4 keeps alpha off both ends: (1 - 2e-4) alpha + 1e-4."""
+
+    schedule: Schedule
+
+    def alpha(self, t):
+        return (1 - 2e-4) * self.schedule.alpha(t) + 1e-4
+
+    def dalpha(self, t):
+        return (1 - 2e-4) * self.schedule.dalpha(t)
+
+
+SCHEDULES = {"cosine": Cosine(), "linear": Linear(), "poly2": Polynomial(power=2.0)}
+
+
+@pytest.fixture(scope="module")
+def stored(shared):
+    path = shared / "parity/md4/io.npz"
+    if not path.is_file():
+        pytest.skip(f"no stored numbers of md4: {path} is absent")
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(params=SCHEDULES)
+def named(request):
+    return request.param, Absorbing(schedule=Squeezed(schedule=SCHEDULES[request.param]), mask=MASK)
+
+
+def test_schedules(stored, named):
+    name, process = named
+    t = jnp.asarray(stored[f"{name}/grid_t"])
+    np.testing.assert_allclose(process.schedule.alpha(t), stored[f"{name}/alpha"], atol=1e-6)
+    np.testing.assert_allclose(process.schedule.dalpha(t), stored[f"{name}/dalpha"], rtol=1e-5, atol=1e-6)
+
+
+def test_rate(stored, named):
+    """md4 weighs with gamma' alpha = alpha' / (1 - alpha), where alpha is not so near 1 that float32 rounds it away."""
+    name, process = named
+    rate = np.asarray(process.rate_weight(jnp.asarray(stored[f"{name}/grid_t"])))
+    np.testing.assert_allclose(-rate, stored[f"{name}/dgamma_times_alpha"], rtol=2e-3)
+    np.testing.assert_allclose(-rate[1:], stored[f"{name}/dgamma_times_alpha"][1:], rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("time", ["cont", "T1000", "T16"])
+def test_losses_at_stored_noise(stored, named, time):
+    name, process = named
+    case = {k: stored[f"{name}/{time}/{k}"] for k in ("zt", "logits", "t_used", "diffusion_loss_per_example")}
+    steps = int(time[1:]) if time != "cont" else 0
+    t = jnp.asarray(case["t_used"], jnp.float32)[:, None]
+    weight = steps * _step_weight(process, t, t - 1 / steps) if steps else process.rate_weight(t)
+    masked = jnp.asarray(case["zt"]) == MASK
+    for row, expected in enumerate(case["diffusion_loss_per_example"]):
+        one = slice(row, row + 1)
+        said = Logits(values=jnp.asarray(case["logits"][one]))
+        loss = masked_loss(said, batch_of(stored["x0"][one]), masked[one], weight[one])
+        np.testing.assert_allclose(loss.sum, expected, rtol=2e-4 if steps == 1000 else 2e-5)
+        assert loss.weight == 32
+
+
+def _step_weight(process, t, s):
+    """md4's last step goes to its own alpha(0) = 1 - 1e-4; ours to clean text. No stored time is that step."""
+    assert (s > 1e-6).all()
+    return process.step_weight(t, s)

@@ -1,0 +1,135 @@
+"""The absorbing process: its noise, its weights, and its way back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import LENGTH, MASK, TEXTS, VOCAB, conditionals, p_value, truth
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.base import spread
+from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial
+
+SCHEDULES = [Linear(), Cosine(), Polynomial(power=2.0), Polynomial(power=0.5), Geometric()]
+
+
+@pytest.fixture(params=SCHEDULES, ids=str)
+def process(request):
+    return Absorbing(schedule=request.param, mask=MASK)
+
+
+def test_prior_is_all_mask(process):
+    assert (process.prior(jax.random.key(0), (2, 5)) == MASK).all()
+
+
+def test_corrupt_keeps_a_token_with_probability_alpha(process):
+    t = jnp.array([[0.1, 0.5, 0.9, 1.0]])
+    x0 = jnp.tile(jnp.arange(8, dtype=jnp.int32)[None] % VOCAB, (20_000, 1))
+    xt, changed = process.corrupt(jax.random.key(1), x0, jnp.broadcast_to(t, (20_000, 4)))
+    assert ((xt == MASK) == changed).all() and (jnp.where(changed, x0, xt) == x0).all()
+    alpha = np.repeat(process.schedule.alpha(t[0]), 2)
+    np.testing.assert_allclose((~changed).mean(axis=0), alpha, atol=4 * 0.5 / np.sqrt(20_000))
+    assert (xt[:, 6:] == MASK).all()  # nothing is left at t = 1
+
+
+def test_positions_are_noised_independently(process):
+    x0 = jnp.zeros((20_000, 2), jnp.int32)
+    _, changed = process.corrupt(jax.random.key(2), x0, jnp.full((20_000, 1), 0.5))
+    assert abs(np.corrcoef(np.asarray(changed).T)[0, 1]) < 4 / np.sqrt(20_000)
+
+
+def test_nothing_is_noised_at_0(process):
+    x0 = jnp.zeros((100, 50), jnp.int32)
+    assert not process.corrupt(jax.random.key(3), x0, jnp.zeros((100, 1)))[1].any()
+
+
+def test_reveal_probability_is_bayes(process):
+    t, s = jnp.array([0.9, 0.5, 1.0, 0.25]), jnp.array([0.7, 0.25, 0.5, 0.0])
+    alpha = process.schedule.alpha
+    masked_at_t, masked_at_s = 1 - alpha(t), 1 - alpha(s)  # masked at s implies masked at t
+    np.testing.assert_allclose(1 - process.reveal_probability(t, s), masked_at_s / masked_at_t, atol=2e-6)
+
+
+def test_all_is_revealed_at_0(process):
+    t = jnp.array([1.0, 0.5, 1e-3, 1e-9])
+    assert (process.reveal_probability(t, jnp.zeros(4)) == 1).all()
+
+
+def test_rate_is_the_limit_of_steps(process):
+    t = jnp.array([0.2, 0.5, 0.8])
+    h = 1e-3
+    limit = process.step_weight(t + h / 2, t - h / 2) / h
+    np.testing.assert_allclose(process.rate_weight(t), limit, rtol=1e-2)
+
+
+def test_reverse_moves_masks_only_and_at_the_stated_rate(process):
+    rows = 20_000
+    keys = jax.random.split(jax.random.key(4), rows)
+    xt = jnp.tile(jnp.array([[1, MASK, 2, MASK]]), (rows, 1))
+    logits = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.3, 0.2]))[None, None], (rows, LENGTH, VOCAB))
+    t, s = jnp.full(rows, 0.7), jnp.full(rows, 0.4)
+    xs = np.asarray(jax.jit(process.reverse)(keys, logits, xt, t, s))
+    assert (xs[:, 0] == 1).all() and (xs[:, 2] == 2).all()
+    p = float(process.reveal_probability(t[:1], s[:1])[0])
+    for i in (1, 3):
+        law = np.bincount(xs[:, i], minlength=4) / rows
+        np.testing.assert_allclose(law, [0.5 * p, 0.3 * p, 0.2 * p, 1 - p], atol=4 * 0.5 / np.sqrt(rows))
+
+
+def transition(process, t, s) -> np.ndarray:
+    """[256, 256]: the law of x_s given x_t under the true denoiser, every canvas of the world enumerated."""
+    canvases = np.stack(np.unravel_index(np.arange(256), (4,) * 4), axis=1)
+    said = np.exp(np.asarray(conditionals(jnp.asarray(canvases, jnp.int32))))
+    reveal = float(process.reveal_probability(jnp.array([t]), jnp.array([s]))[0])
+    masked = (canvases == MASK)[..., None]
+    at_each = np.where(masked, reveal * said, np.eye(4)[canvases][..., :VOCAB])
+    stays = np.where(masked, 1 - reveal, 0.0)
+    law = np.concatenate([at_each, stays], axis=-1)  # [256, 4, 4]
+    return np.einsum("xa,xb,xc,xd->xabcd", *np.moveaxis(law, 1, 0)).reshape(256, 256)
+
+
+def composed(process, steps) -> np.ndarray:
+    law = np.eye(256)[255]
+    for i in range(steps, 0, -1):
+        law = law @ transition(process, i / steps, (i - 1) / steps)
+    return law.reshape(4, 4, 4, 4)[:VOCAB, :VOCAB, :VOCAB, :VOCAB].reshape(-1)
+
+
+def test_composed_steps_give_the_data_back(process):
+    """In total variation from the data: ever less with more steps."""
+    coarse, fine, finer = (np.abs(composed(process, n) - truth()).sum() / 2 for n in (2, 32, 128))
+    assert coarse > 3 * fine > 6 * finer and finer < 2e-2, (coarse, fine, finer)
+
+
+def test_one_step_gives_the_product_of_marginals(process):
+    table = truth().reshape((VOCAB,) * LENGTH)
+    marginals = [table.sum(axis=tuple(j for j in range(LENGTH) if j != i)) for i in range(LENGTH)]
+    np.testing.assert_allclose(composed(process, 1), np.einsum("a,b,c,d->abcd", *marginals).reshape(-1), rtol=1e-4)
+
+
+def test_drawn_steps_follow_their_composition(process):
+    """`reverse` itself, three steps of it: far enough from the data that the data would not do."""
+    rows = 8_000
+
+    @jax.jit
+    def descend(keys):
+        x = jnp.full((rows, LENGTH), MASK, jnp.int32)
+        for i in (3, 2, 1):
+            step = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i)
+            t, s = jnp.full(rows, i / 3), jnp.full(rows, (i - 1) / 3)
+            x = process.reverse(step, conditionals(x), x, t, s)
+        return x
+
+    x = descend(jax.random.split(jax.random.key(9), rows))
+    assert p_value(x, composed(process, 3)) > 1e-3
+    assert p_value(x) < 1e-3
+
+
+def test_spread_repeats_each_time_over_its_span():
+    assert spread(jnp.array([[1.0, 2.0]]), 6).tolist() == [[1, 1, 1, 2, 2, 2]]
+    with pytest.raises(ValueError, match="do not divide"):
+        spread(jnp.zeros((1, 3)), 4)
+
+
+def test_texts_enumerate_the_world():
+    assert TEXTS.shape == (81, LENGTH) and abs(truth().sum() - 1) < 1e-12

@@ -1,0 +1,122 @@
+"""Samplers in a world where everything is known: what they write has the world's distribution, or the test says so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import LENGTH, MASK, NEVER, TEXTS, OracleModel, conditionals, p_value, truth
+from scipy import stats
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.autoregressive import Autoregressive
+from diffusion_lm.samplers.base import Canvas, Prompt, run
+from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.confidence import Confidence
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.schedules import Cosine, Linear
+
+ROWS = 4_096
+SURE = 1e-3
+
+
+def blank(rows, width=LENGTH, seed=0) -> Canvas:
+    shape = (rows, width)
+    return Canvas(
+        tokens=jnp.full(shape, MASK, jnp.int32),
+        open=jnp.ones(shape, bool),
+        given=jnp.zeros(shape, bool),
+        probability=jnp.zeros(shape),
+        keys=jax.random.split(jax.random.key(seed), rows),
+        passes=jnp.zeros((), jnp.int32),
+    )
+
+
+def cleared(sampler, denoise=lambda tokens, t: conditionals(tokens)):
+    return jax.jit(lambda canvas: run(sampler, denoise, canvas, sampler.passes)[0])(blank(ROWS)).tokens
+
+
+def written(sampler, model_class=OracleModel):
+    """4,096 texts behind a begin token."""
+    model = model_class(sampler.slots(1, LENGTH))
+    prompt = Prompt(tokens=jnp.zeros((ROWS, 1), jnp.int32), length=jnp.ones(ROWS, jnp.int32))
+    generate = jax.jit(lambda keys: sampler.generate(model, model.empty(ROWS), prompt, keys, length=LENGTH))
+    generation = generate(jax.random.split(jax.random.key(1), ROWS))
+    assert (generation.length == LENGTH).all()
+    return generation
+
+
+def ancestral(passes, schedule=Linear()):  # noqa: B008  (frozen)
+    return Ancestral(process=Absorbing(schedule=schedule, mask=MASK), passes=passes, eot=NEVER)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
+def test_ancestral_in_many_passes(schedule):
+    assert p_value(cleared(ancestral(120, schedule))) > SURE
+
+
+def test_autoregressive():
+    generation = written(Autoregressive(mask=MASK, eot=NEVER))
+    assert p_value(generation.tokens) > SURE
+    assert generation.nfe == LENGTH
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_canvas_by_canvas(width):
+    passes = 1 if width == 1 else 120
+    writer = Canvases(sampler=ancestral(passes), canvas=width, mask=MASK, eot=NEVER)
+    generation = written(writer)
+    assert p_value(generation.tokens) > SURE
+
+
+def test_one_position_at_a_time_is_exact_whatever_commits_it():
+    writer = Canvases(sampler=Confidence(passes=1, mask=MASK, eot=NEVER), canvas=1, mask=MASK, eot=NEVER)
+    assert p_value(written(writer).tokens) > SURE
+
+
+# What the same test must and does refuse.
+
+
+def test_all_at_once_is_noticed():
+    assert p_value(cleared(Confidence(passes=1, mask=MASK, eot=NEVER))) < 1e-9
+    assert p_value(cleared(ancestral(2))) < 1e-9
+
+
+def test_the_surest_draw_first_is_noticed():
+    """One position a pass, but which one is chosen by what was drawn: likely tokens are favoured."""
+    assert p_value(cleared(Confidence(passes=LENGTH, mask=MASK, eot=NEVER))) < 1e-9
+
+
+def test_logits_of_the_wrong_position_are_noticed():
+    assert p_value(cleared(ancestral(30), lambda tokens, t: jnp.roll(conditionals(tokens), 1, axis=1))) < 1e-9
+
+
+class Shifted(OracleModel):
+    """A model off by one: it says of the next token what it should say of this one."""
+
+    def _said_at(self, tokens, start, width):
+        return super()._said_at(tokens, start + 1, width)
+
+
+def test_a_shifted_model_is_noticed():
+    assert p_value(written(Autoregressive(mask=MASK, eot=NEVER), Shifted).tokens) < 1e-9
+
+
+def test_another_temperature_is_noticed():
+    warm = Autoregressive(mask=MASK, eot=NEVER, draw=Draw(temperature=1.2))
+    assert p_value(written(warm).tokens) < 1e-6
+
+
+def test_given_positions_are_conditioned_on():
+    """The first position given: the others follow their distribution given it."""
+    sampler = ancestral(120)
+    canvas = blank(ROWS)
+    first = jnp.zeros_like(canvas.open).at[:, 0].set(True)
+    canvas = canvas.replace(tokens=jnp.where(first, 2, canvas.tokens), open=~first, given=first)
+    done = jax.jit(lambda c: run(sampler, lambda tokens, t: conditionals(tokens), c, 120)[0])(canvas)
+    code = np.asarray(done.tokens) @ np.array([27, 9, 3, 1])
+    assert (np.asarray(done.tokens)[:, 0] == 2).all()
+    p = truth()[TEXTS[:, 0] == 2]
+    counts = np.bincount(code, minlength=81)[54:]
+    assert stats.chisquare(counts, p / p.sum() * ROWS).pvalue > SURE
+    assert (done.probability[:, 1:] > 0).all()

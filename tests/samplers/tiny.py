@@ -1,0 +1,24 @@
+"""A small random network that writes, for everything about writing that is not its distribution."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.denoiser import Architecture, Denoiser, init_params
+
+VOCAB = MASK = 12
+EOT = 11  # one that this network likes
+
+
+@functools.cache
+def model(layers: int = 1) -> Bound:
+    """Float32 products, every parameter away from zero."""
+    architecture = Architecture(width=16, layers=layers, heads=2, mlp=16, products="float32")
+    module = Denoiser(architecture, vocab=VOCAB)
+    params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: np.asarray(a) + rng.normal(scale=0.4, size=a.shape).astype("f4"), params)
+    return jax.tree.map(jax.numpy.asarray, Bound(module=module, params=params)).for_sampling()

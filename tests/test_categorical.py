@@ -1,0 +1,115 @@
+"""The categorical draw has the distribution it says, into the tail."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion_lm.categorical import categorical
+
+draw = jax.jit(categorical)
+
+
+def some_logits(vocab, spread=1.0, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(scale=spread, size=vocab), jnp.float32)
+
+
+def sample(logits, count, seed=0, chunk=2_000):
+    """`count` draws from one distribution, each from a row of its own."""
+    rows = jnp.broadcast_to(logits[None], (chunk, *logits.shape))
+    keys = jax.random.split(jax.random.key(seed), count // chunk)
+    return np.concatenate([np.asarray(draw(key, rows)) for key in keys])
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 128, 129, 300, 5000])
+def test_draws_follow_the_softmax(vocab):
+    logits = some_logits(vocab)
+    count = 20_000
+    counts = np.bincount(sample(logits, count), minlength=vocab)
+    assert len(counts) == vocab
+    expected = np.asarray(jax.nn.softmax(logits), np.float64)
+    order = np.argsort(expected)  # rare ones together, so that every bin expects enough
+    bins = np.minimum(np.cumsum(expected[order]) * min(vocab, 500), min(vocab, 500) - 1e-3).astype(int)
+    seen, wanted = (np.bincount(bins, weights=x[order]) for x in (counts, expected))
+    seen, wanted = seen[wanted > 0], wanted[wanted > 0] / wanted.sum() * count
+    if vocab > 1:
+        assert stats.chisquare(seen, wanted).pvalue > 1e-3
+
+
+def test_the_chi_square_would_notice_a_wrong_temperature():
+    logits = some_logits(7)
+    counts = np.bincount(sample(logits / 1.05, 20_000), minlength=7)
+    assert stats.chisquare(counts, np.asarray(jax.nn.softmax(logits)) * 20_000, sum_check=False).pvalue < 1e-3
+
+
+def test_rare_tokens_are_drawn_at_their_rate():
+    """1,000 tokens of probability one in a million each: together one draw in a thousand."""
+    p = np.full(1_300, (1 - 1e-3) / 300)
+    p[np.random.default_rng(0).permutation(1_300)[:1_000]] = 1e-6
+    logits = jnp.asarray(np.log(p), jnp.float32)
+    count = 200_000
+    rare = p[sample(logits, count)] == 1e-6
+    assert abs(rare.sum() - count * 1e-3) < 4 * np.sqrt(count * 1e-3)
+
+
+def test_a_lone_rare_block_is_drawn_at_its_rate():
+    """A tail of 1e-4 in blocks of its own, in front and behind."""
+    for flip in (1, -1):
+        p = np.concatenate([np.full(128, 1e-4 / 128), [1 - 1e-4], np.zeros(300)])[::flip]
+        with np.errstate(divide="ignore"):
+            tokens = sample(jnp.asarray(np.log(p), jnp.float32), 200_000)
+        assert (p[tokens] > 0).all()
+        assert abs((p[tokens] < 1e-3).sum() - 20) < 4 * np.sqrt(20)
+
+
+@pytest.mark.parametrize("vocab", [5, 128, 700])
+def test_the_impossible_is_never_drawn(vocab):
+    possible = np.random.default_rng(1).random(vocab) < 0.3
+    possible[vocab // 2] = True
+    possible[[0, -1]] = False
+    logits = jnp.where(jnp.asarray(possible), some_logits(vocab, 4.0), -jnp.inf)
+    assert possible[sample(logits, 20_000)].all()
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2.0**-23])
+def test_the_impossible_is_never_drawn_at_the_ends_of_the_uniform(u, monkeypatch):
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, u, jnp.float32))
+    possible = np.zeros(1_000, bool)
+    possible[[130, 400, 777]] = True
+    logits = jnp.where(jnp.asarray(possible), some_logits(1_000), -jnp.inf)
+    assert possible[int(categorical(jax.random.key(0), logits))]
+
+
+def test_rounded_sums_do_not_draw_the_impossible(monkeypatch):
+    """With over 1,000 blocks, running sums are rounded in a tree, and rise a little over blocks of no weight."""
+    vocab = 128 * 1_200
+    rng = np.random.default_rng(0)
+    possible = np.repeat(rng.random(1_200) < 0.5, 128)
+    logits = np.where(possible, rng.normal(size=vocab), -np.inf).astype(np.float32)
+    block_sums = np.exp(logits).reshape(-1, 128).sum(axis=1)
+    edges = np.cumsum(block_sums) / block_sums.sum()  # uniforms close to where one block ends and the next begins
+    grid = (np.floor(edges[:, None] * 2**23) + np.arange(-2, 3)).clip(0, 2**23 - 1).reshape(-1) / 2**23
+    blocks = jnp.asarray(block_sums)
+
+    from diffusion_lm.categorical import _invert
+
+    index = jax.jit(_invert)(jnp.asarray(grid, jnp.float32), jnp.broadcast_to(blocks[None], (len(grid), 1_200)))
+    assert (block_sums[np.asarray(index)] > 0).all()
+
+
+def test_rows_are_independent():
+    logits = jnp.broadcast_to(some_logits(4)[None], (2, 4))
+    pairs = np.asarray(jax.vmap(categorical, in_axes=(0, None))(jax.random.split(jax.random.key(5), 20_000), logits))
+    table = np.zeros((4, 4))
+    np.add.at(table, (pairs[:, 0], pairs[:, 1]), 1)
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+    assert (pairs[:, 0] != pairs[:, 1]).any()
+
+
+def test_shapes_and_keys():
+    logits = jnp.stack([some_logits(300, seed=s) for s in range(6)]).reshape(2, 3, 300)
+    tokens = draw(jax.random.key(0), logits)
+    assert tokens.shape == (2, 3) and tokens.dtype == jnp.int32
+    assert (tokens == draw(jax.random.key(0), logits + 11.0)).all()  # a constant changes nothing
+    assert (tokens == draw(jax.random.key(0), logits)).all() and (tokens != draw(jax.random.key(1), logits)).any()
