@@ -1,0 +1,34 @@
+"""A joint model of about 1B parameters that writes both ways, cut over all devices: where larger runs start.
+
+    python -m launch.train --distributed --config=configs/base_1b.py --workdir=runs/1b --set=data.path='text/*.jsonl'
+
+1.02B parameters: 20 layers, width 2,048, 16 heads of which 4 key-value, untied; 32,768 pieces; rows of 2,048 tokens,
+blocks of 32; batch 512 (a million tokens) in 8 parts, 20,000 updates: 21B tokens, some twenty a parameter (arXiv
+2203.15556). A row is read noisy and clean at once, so that an update costs what 2 million tokens do: 2.6e20
+operations in all. Any text will do; its tokens are kept in data.cache.
+Hardware: anything whose devices divide 64, with 16 GB each on 16 of them by calculation. Time: not yet run.
+Number to expect: not yet run. Learning rate and schedule are untuned.
+"""
+
+from diffusion_lm.config import Config, Data
+from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.sharding import MeshShape
+from diffusion_lm.training.checkpoint import Checkpointing
+from diffusion_lm.training.loop import Train
+from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
+
+
+def get_config() -> Config:
+    """The one setting there is; change it with --set."""
+    return Config(
+        data=Data(path="text/*.jsonl", length=2048, holdout=0.001, vocab=32_768, cache="runs/base_1b-tokens"),
+        model=Architecture(width=2048, layers=20, heads=16, kv_heads=4, tied=False, remat="full"),
+        process=Absorbing(),
+        objective=Joint(block=32),
+        optim=AdamW(lr=4e-4, schedule=WarmupStableDecay(warmup=1000, decay=4000)),
+        train=Train(steps=20_000, batch=512, accumulate=8, log_every=10, eval_every=1000, eval_batches=8),
+        checkpoint=Checkpointing(every=1000),
+        mesh=MeshShape(data=1, fsdp=-1),
+    )

@@ -1,0 +1,53 @@
+"""OpenWebText at the size of MDLM and BD3-LM: ar, masked, block4, block8, block16.
+
+    python -m launch.train --config=configs/owt.py:masked --workdir=runs/owt-masked --set=data.path=openwebtext.jsonl
+    python -m launch.evaluate --workdir=runs/owt-masked
+
+The text is the 8M documents of huggingface.co/datasets/Skylion007/openwebtext as JSON lines with the key "text".
+162M parameters: 12 layers, 12 heads, width 768, untied; rows of 1,024 tokens, batch 512, 1,000,000 updates: 524B
+tokens. AdamW at 3e-4, level after 2,500 updates, no decay; averaged parameters at 0.9999 (MDLM's configs/).
+Hardware and time: not yet run. The tokens take 17 GB in data.cache, and are made once for each size of block.
+Number to expect, published perplexity a token: ar 17.54, masked 22.98, block16 22.27, block8 21.68, block4 20.73
+(BD3-LM, arXiv 2503.09573; masked is MDLM, arXiv 2406.07524).
+What differs here, all of it untested:
+- Those tokens are GPT-2's, these a SentencePiece unigram model's, as many: perplexities a token don't compare. Compare
+  the bits per byte that launch.evaluate gives, or train both kinds here.
+- BD3-LM trains its blocks for the last 150,000 updates only, after 850,000 of masked diffusion; these are trained as
+  blocks throughout. MDLM has dropout 0.1, and lets a row's documents see one another.
+- The held-out documents, 1.25 % as there, are chosen by their hash rather than as the last 100,000.
+"""
+
+from diffusion_lm.config import Config, Data
+from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.objectives.autoregressive import Autoregressive
+from diffusion_lm.objectives.block import BlockELBO
+from diffusion_lm.objectives.elbo import MaskedELBO
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.training.checkpoint import Checkpointing
+from diffusion_lm.training.loop import Train
+from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
+
+OBJECTIVES = {
+    "ar": Autoregressive(),
+    "masked": MaskedELBO(),
+    "block4": BlockELBO(block=4),
+    "block8": BlockELBO(block=8),
+    "block16": BlockELBO(block=16),
+}
+
+
+def get_config(kind: str = "masked") -> Config:
+    """kind: ar, masked, block4, block8 or block16."""
+    if kind not in OBJECTIVES:
+        raise ValueError(f"owt: kind {kind!r} is none of {', '.join(OBJECTIVES)}")
+    objective = OBJECTIVES[kind]
+    tokens = f"runs/owt-tokens/{max(objective.canvas, 1)}"  # what stands between documents depends on the block
+    return Config(
+        data=Data(path="openwebtext.jsonl", length=1024, holdout=0.0125, vocab=50_257, cache=tokens),
+        model=Architecture(width=768, layers=12, heads=12, tied=False),
+        process=Absorbing(),
+        objective=objective,
+        optim=AdamW(lr=3e-4, b2=0.999, weight_decay=0.0, schedule=WarmupStableDecay(warmup=2500, decay=0)),
+        train=Train(steps=1_000_000, batch=512, ema=0.9999, log_every=100, eval_every=10_000, eval_batches=20),
+        checkpoint=Checkpointing(every=10_000),
+    )
