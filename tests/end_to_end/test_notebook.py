@@ -11,10 +11,20 @@ pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "colabs/quickstart.ipynb"
-SMALL = (
-    "train.steps=4 train.batch=2 train.log_every=1 data.length=64 data.vocab=300 objective.block=16 "
-    "model.width=16 model.layers=1 model.heads=2 model.mlp=16 optim.schedule.warmup=1 checkpoint.every=4"
-).split()
+SMALL = [
+    "train.steps=4",
+    "train.batch=2",
+    "train.log_every=1",
+    "data.length=64",
+    "data.vocab=300",
+    "objective.block=16",
+    "model.width=16",
+    "model.layers=1",
+    "model.heads=2",
+    "model.mlp=16",
+    "optim.schedule.warmup=1",
+    "checkpoint.every=4",
+]
 
 
 def parameters(notebook):
