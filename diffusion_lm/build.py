@@ -197,12 +197,12 @@ def build_evaluate(config: Config, text: Text, mesh: jax.sharding.Mesh, loss: Lo
 def load_for_inference(workdir: Path | str, *, step: int | None = None, ema: bool = True) -> Model:
     """The network of a workdir's newest whole checkpoint, or of `step`; the averaged parameters where there are any.
 
-    It lies on this process's first device. Raises CheckpointError or ValueError with one line.
+    It lies on this process's first device. Raises FileNotFoundError, CheckpointError or ValueError with one line.
     """
     checkpoints = Checkpoints(workdir)
     found = checkpoints.meta(step)
     if found is None:
-        raise CheckpointError(f"{checkpoints.folder} holds no checkpoint; train one with launch.train")
+        raise FileNotFoundError(f"{checkpoints.folder} holds no checkpoint; train one with launch.train")
     config, tokenizer = from_json(found[1].config), Tokenizer.from_bytes(found[1].tokenizer)
     module, process = build_model(config, tokenizer)
     boxed = jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))

@@ -1,0 +1,131 @@
+"""The commands a newcomer types, on a model small enough to train in seconds: results, and one line for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusion_lm import generate
+from diffusion_lm.build import load_for_inference
+from diffusion_lm.samplers.draw import Draw
+
+ROOT = Path(__file__).parents[2]
+TEXT = "".join(f"Line {i}: the {w} sat on the mat.\n\n" for i in range(80) for w in ("cat", "dog", "hen", "owl"))
+SMALL = ("data.documents=paragraph", "data.length=64", "data.kind=char", "model.width=32", "model.layers=2",
+         "model.heads=2", "objective.block=16", "train.steps=6", "checkpoint.every=3", "train.eval_every=0")  # fmt: skip
+
+
+def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(home)}
+    command = [sys.executable, "-m", f"launch.{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text.txt").write_text(TEXT)
+    settings = [f"--set={s}" for s in (*SMALL, f"data.path={folder}/text.txt")]
+    done = launch("train", "--config=configs/quickstart.py", f"--workdir={folder}/work", *settings, home=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return load_for_inference(trained[0] / "work")
+
+
+def test_training_ends_with_one_json_line_and_numbered_checkpoints(trained):
+    folder, result = trained
+    assert result["steps"] == 6 and result["loss"] > 0
+    assert {p.name for p in (folder / "work/checkpoints").iterdir()} >= {"3", "6"}
+
+
+def test_evaluate_reports_both_readings_and_their_error(trained):
+    folder, _ = trained
+    done = launch("evaluate", f"--workdir={folder}/work", "--draws=3", home=folder)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["causal"]["standard_error"] == 0 < result["canvas"]["standard_error"]
+    nats = result["canvas"]["nats_per_token"]
+    assert result["canvas"]["bits_per_byte"] == pytest.approx(nats * result["tokens"] / result["bytes"] / 0.6931472)
+
+
+def test_sample_writes_text_its_file_and_a_page(trained):
+    folder, _ = trained
+    page, out = folder / "canvas.html", folder / "out.json"
+    done = launch(
+        "sample", f"--workdir={folder}/work", "--prompt=Line", "--prompt=", "--length=20", "--canvas=16", "--passes=4",
+        f"--view={page}", f"--out={out}", home=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == json.loads(out.read_text())
+    assert [t["prompt"] for t in result["texts"]] == ["Line", ""]
+    assert result["nfe"] <= 1 + 2 * 4 + 1  # the prompt, two canvases, and the first one's commit
+    assert "</html>" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "cause"),
+    [
+        ("sample", ["--workdir=nowhere"], "no checkpoint"),
+        ("sample", ["--workdir=WORK", "--passes=0"], "passes must be at least 1"),
+        ("sample", ["--workdir=WORK", "--view=canvas.pdf"], "--view takes"),
+        ("evaluate", ["--workdir=WORK", "--data=missing.txt"], "missing.txt"),
+        ("train", ["--config=configs/quickstart.py", "--workdir=WORK", "--set=optim.rate=1"], "optim.lr"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_the_workdir_alone(trained, name, arguments, cause):
+    folder, _ = trained
+    before = sorted(p for p in (folder / "work").rglob("*"))
+    done = launch(name, *[a.replace("WORK", str(folder / "work")) for a in arguments], home=folder)
+    assert done.returncode == 2 and done.stdout == ""
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and cause in last and "Traceback" not in done.stderr
+    assert sorted(p for p in (folder / "work").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ({"canvas": 1000, "passes": 4}, "wider than the model's context"),
+        ({"canvas": -1, "passes": 4}, "canvas must be at least 1"),
+        ({"canvas": 16, "passes": 0}, "passes must be at least 1"),
+        ({"canvas": 16, "passes": 10**9}, "passes must be at most"),
+    ],
+)
+def test_absurd_canvases_are_refused(model, arguments, cause):
+    with pytest.raises(ValueError, match=cause):
+        generate.confidence(model, draw=Draw(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "length", "cause"), [("x" * 64, 1, "shorten the prompt"), ("x", 0, "length"), ("x", 63, "length")]
+)
+def test_what_the_context_cannot_hold_is_refused(model, prompt, length, cause):
+    writer = generate.autoregressive(model, draw=Draw())
+    with pytest.raises(ValueError, match=cause):
+        generate.write(model, writer, [prompt], length=length, seed=0)
+
+
+def test_the_same_prompt_and_seed_give_the_same_text_in_any_batch(model):
+    writer = generate.confidence(model, draw=Draw(suppressed=model.tokenizer.suppressed), canvas=16, passes=4)
+    alone = generate.write(model, writer, ["Line 1"], length=20, seed=7).texts
+    together = generate.write(model, writer, ["Line 1", "Line 22: the"], length=20, seed=7).texts
+    assert alone[0] == together[0]
+
+
+def test_the_story_ends_in_the_text_that_is_returned(model):
+    draw = Draw(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eot))
+    writer = generate.confidence(model, draw=draw, canvas=16, passes=4, record=True)
+    answer = generate.write(model, writer, ["Line"], length=20, seed=1)
+    last = generate.story(model, answer, 0, length=20, title="t").frames[-1]
+    prompt = len(answer.prompts[0])
+    assert "".join(last.tokens[prompt : prompt + 20]) == "".join(
+        model.tokenizer.pieces(answer.generation.tokens[0].tolist())
+    )
