@@ -1,5 +1,7 @@
 """Installs diffusion_lm together with its configs and launchers."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 TEST = ["pytest>=8", "ruff>=0.8", "hypothesis>=6", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
@@ -9,7 +11,7 @@ setup(
     name="diffusion_lm",
     version="0.1.0",
     description="Train, sample and understand diffusion language models in JAX and Flax",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

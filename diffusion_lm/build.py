@@ -20,7 +20,7 @@ from diffusion_lm.nn.bound import Bound
 from diffusion_lm.nn.denoiser import Denoiser, init_params
 from diffusion_lm.processes.base import Process
 from diffusion_lm.training import state as train_state
-from diffusion_lm.training.checkpoint import CheckpointError, Checkpoints, Meta
+from diffusion_lm.training.checkpoint import Checkpoints, Meta
 from diffusion_lm.training.loop import Job
 from diffusion_lm.training.step import LossFn, make_step, make_steps
 from diffusion_lm.types import Batch

@@ -15,7 +15,7 @@ from diffusion_lm.samplers.draw import Draw
 ROOT = Path(__file__).parents[2]
 TEXT = "".join(f"Line {i}: the {w} sat on the mat.\n\n" for i in range(80) for w in ("cat", "dog", "hen", "owl"))
 SMALL = ("data.documents=paragraph", "data.length=64", "data.kind=char", "model.width=32", "model.layers=2",
-         "model.heads=2", "objective.block=16", "train.steps=6", "checkpoint.every=3", "train.eval_every=0")  # fmt: skip
+         "model.heads=2", "objective.block=16", "train.steps=6", "checkpoint.every=3", "train.eval_every=0")  # fmt:skip
 
 
 def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
