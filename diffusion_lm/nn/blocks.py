@@ -57,7 +57,9 @@ class Attention(nn.Module):
         k, v = jnp.transpose(dot("ble,ecgd->blcgd", x, wkv, a.products), (2, 0, 3, 1, 4))
         if a.qk_norm:
             q, k = RMSNorm(axis_name="head_dim", name="query_norm")(q), RMSNorm("head_dim", name="key_norm")(k)
-        q, new = rotate(q, angles), LayerKV(k=jnp.swapaxes(rotate(k, angles), 2, 3), v=v)
+        # The barrier: XLA would fold the turn into the product of k's gradient, in a form that its CPU can't run.
+        k = jax.lax.optimization_barrier(jnp.swapaxes(rotate(k, angles), 2, 3))
+        q, new = rotate(q, angles), LayerKV(k=k, v=v)
         mixed = jnp.swapaxes(self._mix(q, new, reading, sights, past), 1, 2)
         # Flat, so that no compiler thinks of turning the weights over instead of a few activations.
         mixed, wo = mixed.reshape(*x.shape[:2], -1), wo.reshape(-1, a.width)
