@@ -1,0 +1,141 @@
+"""How long things take, so that a ratio means something on a machine that others use too.
+
+Legs take turns in one process, so that a noisy minute falls on all of them; medians, and ratios within a round, are
+taken. Beside them stand processor seconds, and the ratio of each leg's fastest repeat: neighbours slow a leg whose
+threads wait for each other in a loop (PyTorch's OpenMP) far more than one whose threads don't, so that on a busy
+machine the median flatters the other leg, and the fastest repeats are nearer to what a quiet machine would show.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds of each repeat: by the clock, and of processor time (user and system, all threads)."""
+
+    walls: tuple[float, ...]
+    cpus: tuple[float, ...]
+
+    @property
+    def wall(self) -> float:
+        """The median, in seconds."""
+        return statistics.median(self.walls)
+
+    @property
+    def best(self) -> float:
+        """The fastest repeat, in seconds."""
+        return min(self.walls)
+
+    @property
+    def cpu(self) -> float:
+        """The median, in processor seconds."""
+        return statistics.median(self.cpus)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a benchmark: something measured, or the reason why it was not.
+
+    reference   what it is held against, in the same unit
+    ratio       how many times better than that (the median over rounds, for speed)
+    best_ratio  the same of each leg's fastest repeat
+    target      what the ratio or the value should be, in words
+    cpu_s       processor seconds of one repeat; reference_cpu_s: the other leg's
+    """
+
+    name: str
+    value: float | None = None
+    unit: str = ""
+    reference: float | None = None
+    ratio: float | None = None
+    best_ratio: float | None = None
+    target: str = ""
+    cpu_s: float | None = None
+    reference_cpu_s: float | None = None
+    note: str = ""
+    skipped: str = ""
+
+
+def alternate(legs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
+    """Runs each leg once unmeasured (compilation, caches), then all in turn, A B A B ..., `repeats` times.
+
+    A leg's result is waited for if it holds JAX arrays; whatever else it starts must be finished when it returns.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, not {repeats}")
+    for leg in legs.values():
+        jax.block_until_ready(leg())
+    rounds = [{name: _clocked(leg) for name, leg in legs.items()} for _ in range(repeats)]
+    return {
+        name: Timing(walls=tuple(r[name][0] for r in rounds), cpus=tuple(r[name][1] for r in rounds)) for name in legs
+    }
+
+
+def times_faster(ours: Timing, theirs: Timing) -> float:
+    """The median over rounds of their seconds / ours; both from one call of `alternate`."""
+    return statistics.median(theirs / ours for ours, theirs in zip(ours.walls, theirs.walls, strict=True))
+
+
+def table(rows: list[Row]) -> str:
+    """The rows for a person: one line each, columns aligned."""
+    cells = [("", "value", "unit", "reference", "ratio", "best ratio", "target", "cpu s", "theirs", "")]
+    for r in rows:
+        value, reference, *ratios = map(_number, (r.value, r.reference, r.ratio, r.best_ratio))
+        seconds = map(_number, (r.cpu_s, r.reference_cpu_s))
+        said = f"skipped: {r.skipped}" if r.skipped else r.note
+        cells.append((r.name, value, r.unit, reference, *ratios, r.target, *seconds, said))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def provenance() -> dict[str, Any]:
+    """Where and when something was measured: hardware, versions of what is installed, date (UTC)."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+    versions = {name: version for name in packages if (version := _version(name))}
+    return {
+        "hardware": f"{_processor()}, {len(os.sched_getaffinity(0))} cores; {jax.devices()[0].device_kind}",
+        "versions": {"python": platform.python_version(), **versions},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _clocked(leg: Callable[[], Any]) -> tuple[float, float]:
+    cpu, wall = _cpu_seconds(), time.perf_counter()
+    jax.block_until_ready(leg())
+    return time.perf_counter() - wall, _cpu_seconds() - cpu
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

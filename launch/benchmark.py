@@ -1,0 +1,156 @@
+"""Measures speed and memory beside plain PyTorch and Hugging Face Transformers, in one run.
+
+    python -m launch.benchmark --suite=train|decode|canvas|memory|all --out=rows.json
+
+Tables go to standard error; the last line on standard output is a JSON object with all rows. The legs to compare with
+need the extra [bench], with a CPU build of torch; without it their rows are skipped with a reason.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from diffusion_lm.evaluation import speed
+from diffusion_lm.evaluation.speed import Row, Timing, times_faster
+from diffusion_lm.objectives.autoregressive import Autoregressive as NextToken
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.samplers.autoregressive import Autoregressive
+from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.confidence import Confidence
+from diffusion_lm.samplers.draw import Draw
+from launch import flags, legs, torch_legs
+
+log = logging.getLogger("diffusion_lm.benchmark")
+TRAIN = legs.Sizes(vocab=8192, width=384, layers=6, heads=6, mlp=1312)  # 18.9M parameters, the tables untied
+DECODE = legs.Sizes(vocab=32_000, width=512, layers=12, heads=8, mlp=1408)
+ROWS, LENGTH = 8, 256
+PROMPT, NEW = 128, 256
+FLOORS = {32: 70, 64: 115, 256: 240}  # tokens/s at 12 passes, on a quiet machine on which ...
+QUIET_TRANSFORMERS = 74  # ... Transformers' decoding reads this many
+WRITES = {"mask": DECODE.vocab, "eot": DECODE.vocab + 1}  # an end of text that is no piece: all NEW tokens are written
+
+
+def train() -> list[Row]:
+    """Tokens/s of one update, PyTorch's beside it."""
+    absent = torch_legs.missing("torch")
+    ours = {
+        "ours": legs.TrainStep(TRAIN, NextToken(), batch=ROWS, length=LENGTH),
+        "joint": legs.TrainStep(TRAIN, Joint(), batch=ROWS, length=LENGTH),
+    }
+    theirs = {} if absent else {"theirs": torch_legs.train_step(batch=ROWS, length=LENGTH, **_as_dict(TRAIN))}
+    timings = speed.alternate(ours | theirs, repeats=5)
+    size = f"{ours['ours'].parameters / 1e6:.1f}M parameters, untied, bfloat16 products"
+    tokens = ROWS * LENGTH
+    note = f"{size}; PyTorch: float32, full logits"
+    return [
+        _compared("train autoregressive", timings, tokens, absent, target="ratio >= 2", note=note),
+        _alone("train joint (canvas 16)", timings["joint"], tokens, note=size),
+    ]
+
+
+def decode() -> list[Row]:
+    """Tokens/s of writing token by token, greedily, one row; Transformers' generate beside it."""
+    writer = Autoregressive(draw=Draw(temperature=0), **WRITES)
+    network = legs.random_network(DECODE).for_sampling(rows=1)
+    timings, absent = _with_transformers({"ours": legs.generation(network, writer, prompt=PROMPT, new=NEW)})
+    note = "greedy, batch 1; Transformers: a Llama of the same sizes, float32, with its cache"
+    return [_compared("decode autoregressive", timings, NEW, absent, target="ratio >= 1, aim 1.5", note=note)]
+
+
+def canvas() -> list[Row]:
+    """Tokens/s of writing canvas by canvas over the exact cache, and what a pass costs."""
+    network = legs.random_network(DECODE)
+    held = {(width, 12): _canvases(network, width, 12) for width in FLOORS}
+    free = {(256, passes): _canvases(network, 256, passes) for passes in (1, 2, 4, 8, 16)}
+    timings, absent = _with_transformers(held)
+    quiet = None if absent else QUIET_TRANSFORMERS / (NEW / timings.pop("theirs").wall)
+    timings |= speed.alternate(free, repeats=3)
+    rows = []
+    for (width, passes), generate in (held | free).items():
+        nfe = int(generate().nfe)
+        rows.append(_canvas_row(width, passes, timings[width, passes], nfe, quiet, absent))
+    return rows
+
+
+def memory() -> list[Row]:
+    """Temporaries of the loss and its gradients where the vocabulary is large."""
+    sizes = {"vocab": 152_000, "positions": 8192, "width": 1024}
+    found = legs.loss_memory(**sizes)
+    note = f"{sizes['vocab']:,} x {sizes['positions']:,}, width 1,024; reference: full logits; compiled, nothing run"
+    gigabytes = {"value": found.chunked / 1e9, "reference": found.full / 1e9, "unit": "GB"}
+    ratio = found.full / found.chunked
+    return [Row(name="loss temporaries", **gigabytes, ratio=ratio, target="<= 1.6 GB", note=note)]
+
+
+SUITES = {"train": train, "decode": decode, "canvas": canvas, "memory": memory}
+SUITE = absl_flags.DEFINE_enum("suite", "all", [*SUITES, "all"], "What to measure.")
+OUT = absl_flags.DEFINE_string("out", None, "A file for the same JSON object.")
+
+
+def main() -> dict:
+    if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--out={OUT.value}: there is no such folder")
+    rows = []
+    for name in SUITES if SUITE.value == "all" else [SUITE.value]:
+        log.info("measuring %s", name)
+        found = SUITES[name]()
+        print(speed.table(found), file=sys.stderr, flush=True)
+        rows += found
+    result = {**speed.provenance(), "rows": [_as_dict(row) for row in rows]}
+    if OUT.value:
+        Path(OUT.value).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def _canvases(network, width: int, passes: int):
+    writer = Canvases(sampler=Confidence(passes=passes, **WRITES), canvas=width, **WRITES)
+    return legs.generation(network.for_sampling(rows=width), writer, prompt=PROMPT, new=NEW)
+
+
+def _with_transformers(ours: dict) -> tuple[dict, str]:
+    """Timings of our legs and, if it can run, of "theirs"; and why it can't."""
+    absent = torch_legs.missing("torch", "transformers")
+    theirs = {} if absent else {"theirs": torch_legs.decode(prompt=PROMPT, new=NEW, **_as_dict(DECODE))}
+    return speed.alternate(ours | theirs, repeats=3), absent
+
+
+def _compared(name: str, timings: dict[str, Timing], tokens: int, absent: str, *, target: str, note: str) -> Row:
+    row = _alone(name, timings["ours"], tokens, note=note)
+    if absent:
+        return dataclasses.replace(row, target=target, skipped=f"the reference: {absent}")
+    theirs = timings["theirs"]
+    return dataclasses.replace(
+        row,
+        reference=tokens / theirs.wall,
+        ratio=times_faster(timings["ours"], theirs),
+        best_ratio=theirs.best / timings["ours"].best,
+        target=target,
+        reference_cpu_s=theirs.cpu,
+    )
+
+
+def _alone(name: str, timing: Timing, tokens: int, *, note: str) -> Row:
+    return Row(name=name, value=tokens / timing.wall, unit="tokens/s", cpu_s=timing.cpu, note=note)
+
+
+def _canvas_row(width: int, passes: int, timing: Timing, nfe: int, quiet: float | None, absent: str) -> Row:
+    row = _alone(f"canvas {width}, {passes} passes", timing, NEW, note=f"NFE {nfe}, {nfe / timing.wall:.1f} passes/s")
+    if passes != 12:
+        return row
+    target = f">= {FLOORS[width]} tokens/s where Transformers reads {QUIET_TRANSFORMERS}"
+    if quiet is None:
+        return dataclasses.replace(row, target=target, skipped=f"the normalised value: {absent}")
+    note = f"{row.note}; normalised {row.value * quiet:.1f} (x {QUIET_TRANSFORMERS} / Transformers here)"
+    return dataclasses.replace(row, target=target, ratio=row.value * quiet / FLOORS[width], note=note)
+
+
+def _as_dict(item) -> dict:
+    return dataclasses.asdict(item)
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,120 @@
+"""What the benchmark compares with: the same work in plain PyTorch and in Hugging Face Transformers, on a CPU.
+
+Needs the extra [bench], with a CPU build of torch: `pip install -e '.[bench]'` takes whatever build pip finds, so
+install torch from PyTorch's CPU index before it where a CUDA build isn't wanted. Nothing is downloaded when it runs:
+all weights are random.
+"""
+
+import importlib.util
+from collections.abc import Callable
+
+INSTALL = "pip install -e '.[bench]'"
+
+
+def missing(*packages: str) -> str:
+    """Why legs that need `packages` can't run; empty if they can."""
+    absent = [package for package in packages if importlib.util.find_spec(package) is None]
+    return f"{' and '.join(absent)} not installed: {INSTALL} (a CPU build of torch is enough)" if absent else ""
+
+
+def language_model(*, vocab: int, width: int, layers: int, heads: int, mlp: int):
+    """The denoiser's architecture as a torch module, read causally: tokens [B, L] -> float32 logits [B, L, V].
+
+    RMSNorm, rotary positions, SwiGLU, no QK-norm, an embedding that is normalised and a table of its own for the
+    readout; attention is PyTorch's fused causal one.
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    def rotate(x, cos, sin):
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention_norm, self.mlp_norm = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+            self.qkv = nn.Linear(width, 3 * width, bias=False)
+            self.output = nn.Linear(width, width, bias=False)
+            self.gate_up = nn.Linear(width, 2 * mlp, bias=False)
+            self.down = nn.Linear(mlp, width, bias=False)
+
+        def forward(self, x, cos, sin):
+            rows, length, _ = x.shape
+            q, k, v = self.qkv(self.attention_norm(x)).view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.output(mixed.transpose(1, 2).reshape(rows, length, width))
+            gate, value = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+            return x + self.down(functional.silu(gate) * value)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(vocab, width)
+            self.embedding_norm, self.final_norm = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+            self.layers = nn.ModuleList(Layer() for _ in range(layers))
+            self.unembedding = nn.Linear(width, vocab, bias=False)
+
+        def forward(self, tokens):
+            half = width // heads // 2
+            angles = torch.arange(tokens.shape[1])[:, None] * 10_000.0 ** -(torch.arange(half) / half)
+            cos, sin = angles.cos(), angles.sin()
+            x = self.embedding_norm(self.embedding(tokens))
+            for layer in self.layers:
+                x = layer(x, cos, sin)
+            return self.unembedding(self.final_norm(x))
+
+    torch.manual_seed(0)
+    return Model()
+
+
+def train_step(*, batch: int, length: int, vocab: int, **sizes: int) -> Callable[[], None]:
+    """One update a call: full float32 logits, cross-entropy of the next token, AdamW."""
+    import torch
+    from torch.nn import functional
+
+    model = language_model(vocab=vocab, **sizes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    tokens = torch.randint(0, vocab, (batch, length))
+
+    def step() -> None:
+        loss = functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def decode(
+    *, prompt: int, new: int, vocab: int, width: int, layers: int, heads: int, mlp: int
+) -> Callable[[], list[int]]:
+    """`new` tokens a call by Transformers' generate: a random Llama, greedy, its cache, float32, one row."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=prompt + new,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    tokens = torch.randint(0, vocab, (1, prompt))
+    options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "use_cache": True, "pad_token_id": 0}
+
+    def generate() -> list[int]:
+        with torch.inference_mode():
+            return model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)[0, prompt:].tolist()
+
+    return generate
