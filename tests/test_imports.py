@@ -22,6 +22,7 @@ FLOORS = {
     "visualize": 4,
     "config": 5,
     "build": 6,  # assembles what a config says
+    "generate": 6.5,  # and writes with it
     "configs": 6,
     "launch": 7,  # launchers may name a config, never the other way round
 }
