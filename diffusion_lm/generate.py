@@ -41,15 +41,19 @@ def autoregressive(model: Model, *, draw: Draw) -> Autoregressive:
 
 def confidence(model: Model, *, draw: Draw, canvas: int, passes: int, record: bool = False) -> Canvases:
     """The writer of canvases that commits the surest positions first."""
-    tokenizer = model.tokenizer
-    sampler = Confidence(passes=passes, mask=tokenizer.mask, eot=tokenizer.eot, draw=draw)
+    sampler = Confidence(passes=passes, eot=_closing(model), draw=draw)
     return _canvases(model, sampler, canvas, record)
 
 
 def ancestral(model: Model, *, draw: Draw, canvas: int, passes: int, record: bool = False) -> Canvases:
     """The writer of canvases that follows the reverse process."""
-    sampler = Ancestral(process=model.process, passes=passes, eot=model.tokenizer.eot, draw=draw)
+    sampler = Ancestral(process=model.process, passes=passes, eot=_closing(model), draw=draw)
     return _canvases(model, sampler, canvas, record)
+
+
+def _closing(model: Model) -> int:
+    """The end of text that closes a canvas; none where rows of several texts were one canvas in training."""
+    return -1 if model.config.objective.prefix is None else model.tokenizer.eot
 
 
 def _canvases(model: Model, sampler: Any, canvas: int, record: bool) -> Canvases:

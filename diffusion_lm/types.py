@@ -24,14 +24,15 @@ Array = jax.Array
 class Batch:
     """Packed rows of documents. A position is given, a target, or neither.
 
-    tokens     int32 [B, L]  pieces; the mask id where a position is neither given nor a target
+    tokens     int32 [B, L]  pieces; the mask id where there is no document
     segments   int32 [B, L]  the document's number in its row, from 1; 0 where there is none
     positions  int32 [B, L]  0, 1, ... from the document's (or the row's) first position
     given      bool  [B, L]  context: never noised, never scored (begin of text, a row's first token, a prompt)
-    target     bool  [B, L]  scored, and noised by a process
+    target     bool  [B, L]  scored and counted, and noised by a process
 
-    Positions that are neither follow an end of text, so that its canvas is as wide as one that a sampler fills:
-    they hold pure noise at every time and are never scored.
+    A document's positions that are neither repeat its end of text up to its canvas's end. A process noises them and a
+    bound scores them as it does targets, but no weight counts them: left as masks, or unscored, a revealed token
+    would tell for free that the text goes on, and the "bound" would be none.
     """
 
     tokens: Array

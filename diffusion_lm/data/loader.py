@@ -2,8 +2,8 @@
 
 The array reads  bos d1 eot [mask]*pad bos d2 eot [mask]*pad ...  . Rows of L positions overlap by one: a row's first
 token is given, and is a target of the row before it, so that every text token and every end of text is a target of
-exactly one row. The masks after an end of text belong to its document; they are the noise that a sampler's canvas holds
-there.
+exactly one row. The masks after an end of text mark where its canvas goes on: a Batch
+repeats the end of text there.
 """
 
 import contextlib
@@ -198,7 +198,8 @@ class Rows:
         return row
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """NumPy Batch of rows [B, L]. A row that starts inside a document, or its padding, calls it segment 1."""
+        """NumPy Batch of rows [B, L]. A row that starts inside a document calls it segment 1; padding at a row's start,
+        whose text is out of sight, belongs to none."""
         exists, mask = rows != NOWHERE, self.tokens.mask
         tokens = np.where(exists, rows, mask).astype(np.int32)
         text = tokens != mask
@@ -210,8 +211,9 @@ class Rows:
         index = np.arange(self.length, dtype=np.int32)
         first = np.maximum.accumulate(np.where(start, index, 0), axis=1)
         segments = np.cumsum(start, axis=1, dtype=np.int32) + ~start[:, :1]
+        exists &= np.maximum.accumulate(text, axis=1)
         return Batch(
-            tokens=tokens,
+            tokens=np.where(exists & ~text, self.tokens.eot, tokens).astype(np.int32),
             segments=np.where(exists, segments, 0).astype(np.int32),
             positions=np.where(exists, index - first, 0).astype(np.int32),
             given=given,

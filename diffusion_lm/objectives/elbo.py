@@ -38,15 +38,13 @@ def noisy_times(key: Array, process: Process, shape: tuple[int, int], steps: int
 
 
 def noised(key: Array, process: Process, batch: Batch, t: Array) -> tuple[Array, Array]:
-    """x_t and which targets hold noise: targets are corrupted, given tokens stay, the rest is pure noise."""
-    corrupt_key, prior_key = jax.random.split(key)
-    xt, changed = process.corrupt(corrupt_key, batch.tokens, t)
-    rest = jnp.where(batch.given, batch.tokens, process.prior(prior_key, batch.tokens.shape))
-    return jnp.where(batch.target, xt, rest), changed & batch.target
+    """x_t, and where a document holds noise: all is corrupted but what is given."""
+    xt, changed = process.corrupt(key, batch.tokens, t)
+    return jnp.where(batch.given, batch.tokens, xt), changed & ~batch.given & (batch.segments > 0)
 
 
 def masked_loss(readout: Readout, batch: Batch, masked: Array, weight: Array) -> Loss:
-    """The bound's sum over masked targets, and the count of all targets; weight float32 [B, n] as the times."""
+    """The bound's sum over masked positions, and the count of targets; weight float32 [B, n] as the times."""
     if readout.alignment is not Alignment.SAME:
         raise ValueError(f"a bound needs logits that speak of the same token, not {readout.alignment}")
     weights = jnp.where(masked, spread(weight, batch.tokens.shape[1]), 0.0)
@@ -56,7 +54,11 @@ def masked_loss(readout: Readout, batch: Batch, masked: Array, weight: Array) ->
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedELBO:
-    """The bound with the whole row as one canvas, read both ways. steps: 0 for continuous time, else T."""
+    """The bound with the whole row as one canvas, read both ways. steps: 0 for continuous time, else T.
+
+    Documents that share a row are one text here, and what is given of later ones is noised and scored but not counted:
+    a canvas that showed where they begin and end would tell their lengths for free.
+    """
 
     steps: int = 0
     canvas = 0
@@ -68,6 +70,7 @@ class MaskedELBO:
 
     def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
         time_key, noise_key = jax.random.split(key)
+        batch = one_text(batch)
         t, weight = noisy_times(time_key, process, (batch.tokens.shape[0], 1), self.steps)
         xt, masked = noised(noise_key, process, batch, t)
         readout = denoise(xt, t, reading=Bidirectional(), positions=batch.positions, segments=batch.segments)
@@ -78,3 +81,14 @@ def check_steps(steps: int) -> None:
     """Raises ValueError for a number of steps that can't be."""
     if steps < 0:
         raise ValueError(f"objective.steps must be 0 (continuous time) or a number of steps, not {steps}")
+
+
+def one_text(batch: Batch) -> Batch:
+    """The rows [B, L] without borders between documents: one segment, positions counted through, and nothing given
+    beyond the first document."""
+    at = jnp.arange(batch.tokens.shape[1], dtype=jnp.int32)[None]
+    return batch.replace(
+        segments=jnp.minimum(batch.segments, 1),
+        positions=jnp.broadcast_to(at, batch.tokens.shape),
+        given=batch.given & (batch.segments == batch.segments[:, :1]),
+    )

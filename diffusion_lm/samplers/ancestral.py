@@ -37,7 +37,7 @@ class Ancestral:
         log_p = jax.nn.log_softmax(logits, axis=-1)
         drawn = jnp.where(revealed, tokens, 0)
         probability = jnp.exp(jnp.take_along_axis(log_p, drawn[..., None], axis=-1)[..., 0])
-        return commit(state, revealed, tokens, probability, mask=self.process.mask, eot=self.eot)
+        return commit(state, revealed, tokens, probability, eot=self.eot)
 
     def done(self, state: Canvas) -> Array:
         return ~jnp.any(state.open, axis=1)

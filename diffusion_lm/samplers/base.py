@@ -111,10 +111,11 @@ def run(sampler: Sampler, model: Any, state: Any, max_steps: int, record: Callab
     return state, trace
 
 
-def commit(canvas: Canvas, chosen: Array, tokens: Array, probability: Array, *, mask: int, eot: int) -> Canvas:
+def commit(canvas: Canvas, chosen: Array, tokens: Array, probability: Array, *, eot: int) -> Canvas:
     """The canvas after a pass that writes `tokens` at the chosen open positions.
 
-    What follows an end of text is closed and shows the mask, as it did in training: it will not be returned.
+    What follows an end of text is closed and repeats it, as it did in training: it will not be returned. An eot of -1
+    closes nothing, for networks that were trained on rows of several texts.
     """
     chosen = chosen & canvas.open
     tokens = jnp.where(chosen, tokens, canvas.tokens)
@@ -122,7 +123,7 @@ def commit(canvas: Canvas, chosen: Array, tokens: Array, probability: Array, *, 
     ends = (tokens == eot) & ~canvas.given
     beyond = (jnp.cumsum(ends, axis=1) - ends) > 0
     return canvas.replace(
-        tokens=jnp.where(beyond, mask, tokens),
+        tokens=jnp.where(beyond, eot, tokens),
         probability=jnp.where(beyond, 0.0, probability),
         open=canvas.open & ~chosen & ~beyond,
         passes=canvas.passes + 1,

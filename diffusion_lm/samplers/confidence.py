@@ -17,7 +17,6 @@ class Confidence:
     arXiv 2202.04200, section 3.2; LLaDA's low-confidence remasking, arXiv 2502.09992, section 2.4)."""
 
     passes: int
-    mask: int
     eot: int
     draw: Draw = dataclasses.field(default_factory=Draw)
 
@@ -32,7 +31,7 @@ class Confidence:
         open_count = jnp.sum(state.open, axis=1)
         keep = -(-open_count // jnp.maximum(left, 1))
         surest = _rank(jnp.where(state.open, probability, -1.0)) < keep[:, None]
-        return commit(state, surest, tokens, probability, mask=self.mask, eot=self.eot)
+        return commit(state, surest, tokens, probability, eot=self.eot)
 
     def done(self, state: Canvas) -> Array:
         return ~jnp.any(state.open, axis=1)

@@ -70,7 +70,7 @@ def test_canvas_by_canvas(width):
 
 
 def test_one_position_at_a_time_is_exact_whatever_commits_it():
-    writer = Canvases(sampler=Confidence(passes=1, mask=MASK, eot=NEVER), canvas=1, mask=MASK, eot=NEVER)
+    writer = Canvases(sampler=Confidence(passes=1, eot=NEVER), canvas=1, mask=MASK, eot=NEVER)
     assert p_value(written(writer).tokens) > SURE
 
 
@@ -78,13 +78,13 @@ def test_one_position_at_a_time_is_exact_whatever_commits_it():
 
 
 def test_all_at_once_is_noticed():
-    assert p_value(cleared(Confidence(passes=1, mask=MASK, eot=NEVER))) < 1e-9
+    assert p_value(cleared(Confidence(passes=1, eot=NEVER))) < 1e-9
     assert p_value(cleared(ancestral(2))) < 1e-9
 
 
 def test_the_surest_draw_first_is_noticed():
     """One position a pass, but which one is chosen by what was drawn: likely tokens are favoured."""
-    assert p_value(cleared(Confidence(passes=LENGTH, mask=MASK, eot=NEVER))) < 1e-9
+    assert p_value(cleared(Confidence(passes=LENGTH, eot=NEVER))) < 1e-9
 
 
 def test_logits_of_the_wrong_position_are_noticed():

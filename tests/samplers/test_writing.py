@@ -27,7 +27,7 @@ NEVER = 99
 def canvases(*, passes=3, canvas=4, eot=EOT, temperature=1.0, kind=Confidence, **rest):
     draw = Draw(temperature=temperature, suppressed=NO_TEXT)
     if kind is Confidence:
-        sampler = Confidence(passes=passes, mask=MASK, eot=eot, draw=draw)
+        sampler = Confidence(passes=passes, eot=eot, draw=draw)
     else:
         sampler = Ancestral(process=Absorbing(mask=MASK), passes=passes, eot=eot, draw=draw)
     return Canvases(sampler=sampler, canvas=canvas, mask=MASK, eot=eot, **rest)
@@ -229,7 +229,7 @@ def a_canvas(tokens, passes=0):
 
 @pytest.mark.parametrize("passes", [1, 3, 4, 8])
 def test_a_canvas_cleared_pass_by_pass_in_python(passes):
-    sampler = Confidence(passes=passes, mask=MASK, eot=NEVER)
+    sampler = Confidence(passes=passes, eot=NEVER)
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(2, 8, VOCAB)), jnp.float32)
     canvas = a_canvas(np.full((2, 8), MASK))
@@ -244,7 +244,7 @@ def test_a_canvas_cleared_pass_by_pass_in_python(passes):
 
 def test_confidence_commits_the_surest_evenly_many():
     logits = jnp.zeros((1, 6, VOCAB)).at[0, :, 5].set(jnp.array([1.0, 6.0, 2.0, 5.0, 4.0, 3.0]))
-    sampler = Confidence(passes=3, mask=MASK, eot=NEVER, draw=Draw(temperature=0.0))
+    sampler = Confidence(passes=3, eot=NEVER, draw=Draw(temperature=0.0))
     canvas = sampler.step(lambda tokens, t: logits, a_canvas(np.full((1, 6), MASK)))
     assert canvas.tokens[0].tolist() == [MASK, 5, MASK, 5, MASK, MASK]
     canvas = sampler.step(lambda tokens, t: logits, canvas)
@@ -254,15 +254,15 @@ def test_confidence_commits_the_surest_evenly_many():
 def test_commit_closes_what_follows_an_end_of_text():
     canvas = a_canvas([[MASK, 5, MASK, 6, MASK]])
     chosen = jnp.array([[False, True, True, False, False]])
-    after = commit(canvas, chosen, jnp.full((1, 5), EOT), jnp.full((1, 5), 0.5), mask=MASK, eot=EOT)
-    assert after.tokens[0].tolist() == [MASK, 5, EOT, MASK, MASK]  # position 1 was not open
+    after = commit(canvas, chosen, jnp.full((1, 5), EOT), jnp.full((1, 5), 0.5), eot=EOT)
+    assert after.tokens[0].tolist() == [MASK, 5, EOT, EOT, EOT]  # position 1 was not open
     assert after.open[0].tolist() == [True, False, False, False, False]
     assert after.probability[0].tolist() == [0, 0, 0.5, 0, 0] and after.passes == 1
 
 
 def test_an_end_of_text_in_a_prompt_closes_nothing():
     canvas = a_canvas([[EOT, MASK, MASK]]).replace(given=jnp.array([[True, False, False]]))
-    after = commit(canvas, canvas.open, jnp.full((1, 3), 5), jnp.ones((1, 3)), mask=MASK, eot=EOT)
+    after = commit(canvas, canvas.open, jnp.full((1, 3), 5), jnp.ones((1, 3)), eot=EOT)
     assert after.tokens[0].tolist() == [EOT, 5, 5]
 
 
