@@ -22,6 +22,6 @@ def get_config() -> Config:
         process=Absorbing(),
         objective=Joint(block=256),
         optim=AdamW(lr=2e-3, schedule=WarmupCosine(warmup=20, final=0.05)),
-        train=Train(steps=200, batch=8, eval_every=0, log_every=10),
+        train=Train(steps=200, batch=4, eval_every=0, log_every=10),
         checkpoint=Checkpointing(every=200),
     )

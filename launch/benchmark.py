@@ -107,7 +107,7 @@ def main() -> dict:
 
 
 def _canvases(network, width: int, passes: int):
-    writer = Canvases(sampler=Confidence(passes=passes, **WRITES), canvas=width, **WRITES)
+    writer = Canvases(sampler=Confidence(passes=passes, eot=WRITES["eot"]), canvas=width, **WRITES)
     return legs.generation(network.for_sampling(rows=width), writer, prompt=PROMPT, new=NEW)
 
 

@@ -81,7 +81,7 @@ def _speed(model) -> tuple[dict, generate.Answer]:
     whole = Draw(temperature=TEMPERATURE, suppressed=(*model.tokenizer.suppressed, model.tokenizer.eot))
     ways = {
         "autoregressive": generate.autoregressive(model, draw=whole),
-        "canvas": generate.confidence(model, draw=whole, canvas=LENGTH, passes=PASSES),
+        "canvas": generate.ancestral(model, draw=whole, canvas=LENGTH, passes=PASSES),
     }
     speed = {}
     for name, writer in ways.items():
@@ -92,7 +92,7 @@ def _speed(model) -> tuple[dict, generate.Answer]:
             seconds.append(time.perf_counter() - start)
         speed[f"{name}_tokens_per_s"] = round(LENGTH / sorted(seconds[1:])[1], 1)
         speed[f"{name}_nfe"] = int(answer.generation.nfe)
-    shown = generate.confidence(model, draw=draw, canvas=LENGTH, passes=PASSES, record=True)
+    shown = generate.ancestral(model, draw=draw, canvas=LENGTH, passes=PASSES, record=True)
     return speed, generate.write(model, shown, [""], length=LENGTH, seed=0)
 
 

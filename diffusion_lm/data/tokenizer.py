@@ -12,6 +12,7 @@ import numpy as np
 import sentencepiece
 
 SAMPLE_BYTES = 4_000_000  # of text, at most, that a tokenizer is trained on; twice as much doubles the time for < 1 %
+BYTES_A_PIECE = 400  # and more than that where many pieces are asked for: 4 MB of text don't hold 50,000
 SEEDS = 8  # candidates per piece that training starts from; SentencePiece's million takes twice as long for no gain
 LINE_CHARS = 2_000  # longer lines are cut for training, since SentencePiece would skip them
 SPACE = "▁"  # how SentencePiece writes a space
@@ -138,13 +139,13 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int, kind: str = "unigram") 
     control pieces and bytes. kind 'char': a piece for each character seen, at most `vocab` pieces in all. Characters
     without a piece are written as UTF-8 bytes, and a newline is always a piece of its own.
 
-    Of more than SAMPLE_BYTES of text, lines at even distances are used. ValueError if the text is empty or can't
-    fill `vocab` pieces (the message says how many it can), or if `vocab` is too small.
+    Of more text than SAMPLE_BYTES, or BYTES_A_PIECE a piece, lines at even distances are used. ValueError if the text
+    is empty or can't fill `vocab` pieces (the message says how many it can), or if `vocab` is too small.
     """
     if kind not in ("unigram", "char"):
         raise ValueError(f"tokenizer kind {kind!r}: choose 'unigram' or 'char'")
     seen = set()
-    lines = _sample(_lines(texts, seen), SAMPLE_BYTES)
+    lines = _sample(_lines(texts, seen), max(SAMPLE_BYTES, BYTES_A_PIECE * vocab))
     if not any(lines):
         raise ValueError("no text to train a tokenizer on")
     options = {"unigram": {}, "char": {"character_coverage": 1.0, "hard_vocab_limit": False}}[kind]

@@ -86,7 +86,10 @@ def test_a_training_leg_takes_step_after_step(objective):
     ("writer", "nfe"),
     [
         (Autoregressive(**WRITES), 6),
-        (Canvases(sampler=Confidence(passes=2, **WRITES), canvas=4, **WRITES), 1 + 2 + 1 + 2),  # prompt, canvas, commit
+        (
+            Canvases(sampler=Confidence(passes=2, eot=WRITES["eot"]), canvas=4, **WRITES),
+            1 + 2 + 1 + 2,
+        ),  # prompt, canvas, commit
     ],
     ids=["autoregressive", "canvases"],
 )
