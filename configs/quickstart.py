@@ -2,8 +2,8 @@
 
     python -m launch.quickstart
 
-3.7M parameters, canvases of 256 tokens, 2,048 pieces, a tenth of the modules held out.
-Hardware: 2 CPU cores. Time and numbers to expect: see the README's table.
+3.8M parameters, canvases of 256 tokens, 2,048 pieces, a tenth of the modules held out.
+Hardware: 2 CPU cores. Time: 3 minutes. Bits per byte to expect: 2.556 causal, 2.915 canvas (seed 0, 2026-11-21).
 """
 
 from diffusion_lm.config import Config, Data
