@@ -132,6 +132,7 @@ def test_char_vocabulary_is_bounded():
 def test_training_uses_lines_at_even_distances(monkeypatch):
     lines = [chr(0x4E00 + i) * 10 for i in range(64)]  # 30 bytes each
     monkeypatch.setattr(module, "SAMPLE_BYTES", 300)
+    monkeypatch.setattr(module, "BYTES_A_PIECE", 0)
     tokenizer = train_tokenizer(lines, vocab=400, kind="char")
     own = [i for i, line in enumerate(lines) if len(tokenizer.encode(line)) == len(line)]
     assert own == list(range(0, 64, 8))
