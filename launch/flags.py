@@ -1,5 +1,6 @@
 """What launchers share: flags to a config, logs to standard error, an error in one line, results as one JSON line."""
 
+import ctypes
 import json
 import logging
 import sys
@@ -13,6 +14,9 @@ from diffusion_lm.training.checkpoint import CheckpointError
 from diffusion_lm.training.loop import NonFiniteError
 
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: call jax.distributed.initialize().")
+
+# Numbers from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def define_config() -> Callable[[], Config]:
@@ -38,6 +42,7 @@ def run(main: Callable[[], dict]) -> None:
 
 def _guarded(main: Callable[[], dict], argv: list[str]) -> int:
     _set_up_logs()
+    _keep_memory()
     try:
         if argv[1:]:
             raise ValueError(f"unexpected argument {argv[1]!r}; every option starts with --")
@@ -49,6 +54,18 @@ def _guarded(main: Callable[[], dict], argv: list[str]) -> int:
         logging.getLogger("diffusion_lm").debug("where it happened", exc_info=True)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, RuntimeError) else 2
+
+
+def _keep_memory() -> None:
+    """Tells glibc to keep the memory that it was given: one arena, no mmap for large blocks, no trimming.
+
+    On a CPU, XLA asks for a step's temporaries anew at every call; handed back to the kernel in between, each page has
+    to be cleared again (a third of a small model's training step). Other C libraries are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
+            mallopt(parameter, value)
 
 
 def _set_up_logs() -> None:
