@@ -12,6 +12,7 @@ FLOORS = {
     "schedules": 1,
     "sharding": 1,
     "categorical": 1,
+    "tasks": 1,  # the standard library only
     "processes": 2,
     "nn": 2,
     "data": 2,
