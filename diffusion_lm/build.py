@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_lm import sharding
 from diffusion_lm.config import Config, Data, from_json, to_json
-from diffusion_lm.data import corpora, loader
+from diffusion_lm.data import corpora, examples, loader
 from diffusion_lm.data.tokenizer import Tokenizer, train_tokenizer
 from diffusion_lm.nn.bound import Bound
 from diffusion_lm.nn.denoiser import Denoiser, init_params
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 # What may change between a checkpoint and the run that goes on from it; anything else would be another experiment.
 FREE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.steps_per_call",
-        "train.accumulate", "checkpoint.", "mesh.", "optim.", "data.path", "data.tokenizer", "data.cache")  # fmt: skip
+        "train.accumulate", "checkpoint.", "mesh.", "optim.", "data.path", "data.tokenizer", "data.cache",
+        "data.workers")  # fmt: skip
 
 
 class Text(NamedTuple):
@@ -39,6 +40,14 @@ class Text(NamedTuple):
     train: loader.TokenArray
     valid: loader.TokenArray | None
     fingerprint: str
+
+    def train_batches(self, **where) -> Iterator[Batch]:
+        """See `loader.train_loader`."""
+        return loader.train_loader(self.train, **where)
+
+    def valid_batches(self, **where) -> Iterator[Batch]:
+        """See `loader.eval_batches`; none where nothing is held out."""
+        return iter(()) if self.valid is None else loader.eval_batches(self.valid, **where)
 
 
 class Model(NamedTuple):
@@ -58,7 +67,7 @@ class Run(NamedTuple):
     config: Config
     job: Job
     checkpoints: Checkpoints
-    text: Text
+    text: Text | examples.Source
     module: Denoiser
     process: Process
 
@@ -76,15 +85,30 @@ def build(config: Config, workdir: Path | str) -> Run:
     stored = checkpoints.meta()
     if stored is not None:
         check_config(config, stored[1], checkpoints.path(stored[0]))
-    text = read_text(config, stored and stored[1])
+    text = read_data(config, stored and stored[1])
     module, process = build_model(config, text.tokenizer)
     job = build_job(config, text, mesh, build_loss(config, module, process), lambda key: init_params(module, key))
     return Run(config, job, checkpoints, text, module, process)
 
 
+def read_data(config: Config, stored: Meta | None = None) -> Text | examples.Source:
+    """What a config trains on: a text, or the examples of a task."""
+    if not isinstance(config.data, examples.Examples):
+        return read_text(config, stored)
+    found = examples.source(config.data, config.objective, stored and Tokenizer.from_bytes(stored.tokenizer))
+    if stored is not None and found.fingerprint != stored.corpus:
+        raise ValueError(f"data.test={config.data.test} isn't what the checkpoint avoided; use a new workdir")
+    return found
+
+
 def read_text(config: Config, stored: Meta | None = None) -> Text:
-    """The corpus in the tokenizer's pieces: the stored one, data.tokenizer, or one trained on the training part."""
+    """The corpus in the tokenizer's pieces: the stored one, data.tokenizer, or one trained on the training part.
+
+    ValueError if the config trains on a task, which has no text.
+    """
     data = config.data
+    if not isinstance(data, Data):
+        raise ValueError(f"{type(data.task).__name__} is a task and no text: launch.scoreboard says how much is solved")
     try:
         whole = corpora.corpus(data.path, documents=data.documents, field=data.field)
     except FileNotFoundError as error:
@@ -130,7 +154,9 @@ def build_loss(config: Config, module: Denoiser, process: Process) -> LossFn:
     return loss
 
 
-def build_job(config: Config, text: Text, mesh: jax.sharding.Mesh, loss: LossFn, init: Callable) -> Job:
+def build_job(
+    config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh, loss: LossFn, init: Callable
+) -> Job:
     """Everything jitted and laid out on the mesh."""
     train, optim = config.train, config.optim
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -158,9 +184,8 @@ def build_job(config: Config, text: Text, mesh: jax.sharding.Mesh, loss: LossFn,
     )
 
 
-def _train_batches(config: Config, text: Text):
-    return loader.train_loader(
-        text.train,
+def _train_batches(config: Config, text: Text | examples.Source) -> Iterator[Batch]:
+    return text.train_batches(
         length=config.data.length,
         batch=config.train.batch // jax.process_count(),
         seed=config.seed,
@@ -169,19 +194,19 @@ def _train_batches(config: Config, text: Text):
     )
 
 
-def _valid_batches(config: Config, tokens: loader.TokenArray | None) -> list[Batch]:
-    """This host's rows of the first train.eval_batches of held-out text."""
-    if tokens is None:
-        return []
+def _valid_batches(config: Config, text: Text | examples.Source) -> list[Batch]:
+    """This host's rows of the first train.eval_batches of what is held out."""
     rows = config.train.batch // config.train.accumulate
     mine = slice(*(rows * i // jax.process_count() for i in (jax.process_index(), jax.process_index() + 1)))
-    batches = loader.eval_batches(tokens, length=config.data.length, batch=rows)
+    batches = text.valid_batches(length=config.data.length, batch=rows)
     return [jax.tree.map(lambda x: x[mine], b) for b in itertools.islice(batches, config.train.eval_batches)]
 
 
-def build_evaluate(config: Config, text: Text, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array) -> Callable:
+def build_evaluate(
+    config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array
+) -> Callable:
     """parameters -> nats per target of each part on train.eval_batches of held-out text, always with the same noise."""
-    batches = _valid_batches(config, text.valid)
+    batches = _valid_batches(config, text)
     losses = jax.jit(sharding.on(mesh, loss), out_shardings=sharding.replicated(mesh))
 
     def evaluate(params) -> dict[str, float]:

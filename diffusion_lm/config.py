@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusion_lm.data.examples import Examples
 from diffusion_lm.nn.denoiser import Architecture
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.checkpoint import Checkpointing
@@ -58,7 +59,7 @@ class Data:
 class Config:
     """One experiment."""
 
-    data: Data
+    data: Data | Examples
     model: Architecture
     process: Any
     objective: Objective
