@@ -21,7 +21,7 @@ from diffusion_lm.config import Config, Data
 from diffusion_lm.nn.denoiser import Architecture
 from diffusion_lm.objectives.autoregressive import Autoregressive
 from diffusion_lm.objectives.block import BlockELBO
-from diffusion_lm.objectives.elbo import MaskedELBO
+from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
@@ -29,7 +29,7 @@ from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 
 OBJECTIVES = {
     "ar": Autoregressive(),
-    "masked": MaskedELBO(),
+    "masked": ELBO(),
     "block4": BlockELBO(block=4),
     "block8": BlockELBO(block=8),
     "block16": BlockELBO(block=16),

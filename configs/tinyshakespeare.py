@@ -1,4 +1,4 @@
-"""Characters of Shakespeare at nanoGPT's CPU setting, four ways: ar, masked, block, joint.
+"""Characters of Shakespeare at nanoGPT's CPU setting: ar, masked, uniform, mixture, block or joint.
 
     curl -O https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt
     python -m launch.train --config=configs/tinyshakespeare.py:ar --workdir=runs/ar --set=data.path=input.txt
@@ -9,32 +9,41 @@ Number to expect, nats per held-out character: ar 1.654 (2026-11-21, seed 0; nan
 docs/tinyshakespeare.md has ar and joint at other sizes and times.
 """
 
-from diffusion_lm.objectives.joint import Joint
-
 from diffusion_lm.config import Config, Data
 from diffusion_lm.nn.denoiser import Architecture
 from diffusion_lm.objectives.autoregressive import Autoregressive
 from diffusion_lm.objectives.block import BlockELBO
-from diffusion_lm.objectives.elbo import MaskedELBO
+from diffusion_lm.objectives.elbo import ELBO
+from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.mixture import Mixture
+from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import AdamW, WarmupCosine
 
-OBJECTIVES = {"ar": Autoregressive(), "masked": MaskedELBO(), "block": BlockELBO(block=16), "joint": Joint(block=16)}
+KINDS = {
+    "ar": (Absorbing(), Autoregressive()),
+    "masked": (Absorbing(), ELBO()),
+    "uniform": (Uniform(), ELBO()),
+    "mixture": (Mixture(uniform=0.1), ELBO()),
+    "block": (Absorbing(), BlockELBO(block=16)),
+    "joint": (Absorbing(), Joint(block=16)),
+}
 
 
 def get_config(kind: str = "joint") -> Config:
-    """kind: ar, masked, block or joint."""
-    if kind not in OBJECTIVES:
-        raise ValueError(f"tinyshakespeare: kind {kind!r} is none of {', '.join(OBJECTIVES)}")
+    """kind: one of KINDS."""
+    if kind not in KINDS:
+        raise ValueError(f"tinyshakespeare: kind {kind!r} is none of {', '.join(KINDS)}")
+    process, objective = KINDS[kind]
     # A row's first character is given and not scored: 65 have nanoGPT's 64 targets. Blocks have to fit: 5 of 16.
     length = 80 if kind in ("block", "joint") else 65
     return Config(
         data=Data(path="tinyshakespeare.txt", length=length, holdout=0.1, kind="char", vocab=512),
         model=Architecture(width=128, layers=4, heads=4),
-        process=Absorbing(),
-        objective=OBJECTIVES[kind],
+        process=process,
+        objective=objective,
         optim=AdamW(lr=1e-3, b2=0.99, schedule=WarmupCosine(warmup=100, final=0.1)),
         train=Train(steps=2000, batch=12, eval_every=500, eval_batches=20),
         checkpoint=Checkpointing(every=500),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_lm.build import Model
+from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.base import Generation, Prompt
@@ -40,7 +41,9 @@ def autoregressive(model: Model, *, draw: Draw) -> Autoregressive:
 
 
 def confidence(model: Model, *, draw: Draw, canvas: int, passes: int, record: bool = False) -> Canvases:
-    """The writer of canvases that commits the surest positions first."""
+    """The writer of canvases that commits the surest positions first. Raises ValueError where noise is no mask."""
+    if not isinstance(model.process, Absorbing):
+        raise ValueError(f"confidence fills in masks, {type(model.process).__name__} has other noise: use ancestral")
     sampler = Confidence(passes=passes, eot=_closing(model), draw=draw)
     return _canvases(model, sampler, canvas, record)
 

@@ -1,4 +1,4 @@
-"""Noise schedules: alpha(t), the part of x0 still there at time t, and its derivative.
+"""Noise schedules: alpha(t), the part of x0 still there at time t, lost(t) = 1 - alpha(t), and alpha's derivative.
 
 Every schedule falls from alpha(0) = 1 to alpha(1) = 0. Times and results are float32 of any one shape.
 Linear, cosine, polynomial: MD4 (arXiv 2406.04329, table 1). Geometric: SEDD (arXiv 2310.16834, section 5),
@@ -20,6 +20,9 @@ class Schedule(Protocol):
 
     def alpha(self, t: Array) -> Array: ...
 
+    def lost(self, t: Array) -> Array:
+        """1 - alpha(t), exact also where it is small: bounds divide by it."""
+
     def dalpha(self, t: Array) -> Array: ...
 
 
@@ -30,6 +33,9 @@ class Linear:
     def alpha(self, t: Array) -> Array:
         return 1.0 - t
 
+    def lost(self, t: Array) -> Array:
+        return t
+
     def dalpha(self, t: Array) -> Array:
         return -jnp.ones_like(t)
 
@@ -39,7 +45,10 @@ class Cosine:
     """alpha = 1 - cos(pi/2 (1 - t)): unmasks slowly at first, when little is known."""
 
     def alpha(self, t: Array) -> Array:
-        return 1.0 - jnp.sin(0.5 * math.pi * t)
+        return 1.0 - self.lost(t)
+
+    def lost(self, t: Array) -> Array:
+        return jnp.sin(0.5 * math.pi * t)
 
     def dalpha(self, t: Array) -> Array:
         return -0.5 * math.pi * jnp.cos(0.5 * math.pi * t)
@@ -56,7 +65,10 @@ class Polynomial:
             raise ValueError(f"a polynomial schedule needs power > 0, not {self.power}")
 
     def alpha(self, t: Array) -> Array:
-        return 1.0 - t**self.power
+        return 1.0 - self.lost(t)
+
+    def lost(self, t: Array) -> Array:
+        return t**self.power
 
     def dalpha(self, t: Array) -> Array:
         return -self.power * t ** (self.power - 1.0)
@@ -82,6 +94,10 @@ class Geometric:
 
     def alpha(self, t: Array) -> Array:
         return (jnp.exp(-self._total(t)) - math.exp(-self.high)) / self._span
+
+    def lost(self, t: Array) -> Array:
+        grown = self.low * jnp.expm1(t * math.log(self.high / self.low))
+        return -math.exp(-self.low) * jnp.expm1(-grown) / self._span
 
     def dalpha(self, t: Array) -> Array:
         total = self._total(t)

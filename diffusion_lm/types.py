@@ -11,6 +11,7 @@ Token ids 0..V-1 are the tokenizer's pieces; id V is the mask. No other id exist
 """
 
 import enum
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -104,11 +105,29 @@ class Readout(Protocol):
     def pick(self, index: Array) -> "Readout":
         """The readout of one position a row: index int32 [B] -> [B, 1]."""
 
-    def cross_entropy(self, targets: Array, weights: Array) -> Array:
-        """sum of weights * -log softmax(logits)[targets], float32 [], in memory that doesn't grow with L x V.
+    def total(self, nats: Callable[..., Array], weights: Array, *arguments: Array) -> Array:
+        """sum of weights * nats(logits, *arguments), float32 [], in memory that doesn't grow with L x V.
 
-        targets int32 [B, L] in 0..V-1 wherever weights, float32 [B, L], is not 0. No gradient flows to weights.
+        weights float32 [B, L]; arguments [B, L, ...]. `nats` is called with parts of them: logits [B, c, W] with
+        W >= V, minus infinity from V on, and arguments [B, c, ...] -> [B, c]. Its gradient must be finite at those
+        minus infinities; it reaches the network only, neither weights nor arguments.
         """
+
+    def cross_entropy(self, targets: Array, weights: Array) -> Array:
+        """sum of weights * -log softmax(logits)[targets]; targets int32 [B, L] in 0..V-1 where weights is not 0."""
+
+
+def surprise(logits: Array, targets: Array) -> Array:
+    """-log softmax(logits)[targets]: [..., W] and [...] -> [...]. (A sum picks the target: a gather's gradient, a
+    scatter, is slow on CPU and TPU.)"""
+    picked = jnp.sum(jnp.where(one_hot(logits, targets), logits, 0.0), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def one_hot(logits: Array, tokens: Array) -> Array:
+    """bool [..., W]: where each position's token stands among its logits."""
+    index = jnp.arange(logits.shape[-1], dtype=jnp.int32).reshape((1,) * tokens.ndim + (-1,))
+    return index == tokens[..., None]
 
 
 class Denoise(Protocol):
@@ -150,8 +169,8 @@ class Logits:
     def pick(self, index: Array) -> "Logits":
         return self.replace(values=jnp.take_along_axis(self.values, index[:, None, None], axis=1))
 
+    def total(self, nats: Callable[..., Array], weights: Array, *arguments: Array) -> Array:
+        return jnp.sum(jnp.where(weights != 0, weights * nats(self.values, *arguments), 0.0))
+
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
-        scored = weights != 0
-        log_p = jax.nn.log_softmax(self.values, axis=-1)
-        picked = jnp.take_along_axis(log_p, jnp.where(scored, targets, 0)[..., None], axis=-1)[..., 0]
-        return -jnp.sum(jnp.where(scored, weights * picked, 0.0))
+        return self.total(surprise, weights, targets)

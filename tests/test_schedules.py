@@ -40,6 +40,14 @@ def test_dalpha_is_the_derivative(schedule):
     np.testing.assert_allclose(schedule.dalpha(TIMES), jax.vmap(jax.grad(schedule.alpha))(TIMES), rtol=2e-5)
 
 
+def test_lost_is_the_rest_of_alpha_however_small(schedule):
+    np.testing.assert_allclose(schedule.lost(TIMES), 1 - np.asarray(schedule.alpha(TIMES)), atol=2e-6)
+    small = jnp.array([1e-5, 1e-3])
+    with jax.enable_x64(True):
+        exact = 1 - np.asarray(schedule.alpha(jnp.asarray(small, jnp.float64)))
+    np.testing.assert_allclose(schedule.lost(small), exact, rtol=1e-5, atol=1e-15)
+
+
 def test_any_shape_of_times_is_kept(schedule):
     t = jnp.full((2, 3), 0.3)
     assert schedule.alpha(t).shape == schedule.dalpha(t).shape == (2, 3)

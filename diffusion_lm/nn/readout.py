@@ -1,13 +1,14 @@
 """From the last hidden states to what a network says of tokens, in memory that doesn't grow with L x V."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from diffusion_lm.nn.dot import dot
-from diffusion_lm.types import Alignment
+from diffusion_lm.types import Alignment, surprise
 
 Array = jax.Array
 _CHUNK_ROWS = 512  # logits of this many positions a device exist at once
@@ -32,49 +33,60 @@ class Projection:
         """See `types.Readout`."""
         return self.replace(hidden=jnp.take_along_axis(self.hidden, index[:, None, None], axis=1))
 
-    def cross_entropy(self, targets: Array, weights: Array) -> Array:
+    def total(self, nats: Callable, weights: Array, *arguments: Array) -> Array:
         """See `types.Readout`. Exact; gradients are formed chunk by chunk in the forward pass (no logits are kept)."""
         rows = _CHUNK_ROWS * self.shards
-        return _cross_entropy(self.hidden, self.table, targets, weights, self.vocab, self.products, rows)
+        return _total(self.hidden, self.table, weights, arguments, nats, self.vocab, self.products, rows)
+
+    def cross_entropy(self, targets: Array, weights: Array) -> Array:
+        """See `types.Readout`."""
+        return self.total(surprise, weights, targets)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _cross_entropy(hidden, table, targets, weights, vocab, products, rows):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _total(hidden, table, weights, arguments, nats, vocab, products, rows):
     def add(total, chunk):
-        h, y, w = chunk
-        return total + jnp.sum(w * _nats(_scores(h, table, vocab, products), y)), None
+        h, w, rest = chunk
+        return total + _weighed(nats, _scores(h, table, vocab, products), w, rest), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), _chunks(hidden, targets, weights, rows))
+    total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), _chunks((hidden, weights, arguments), rows))
     return total
 
 
-def _forward(hidden, table, targets, weights, vocab, products, rows):
-    """The loss and its gradients in one sweep: d loss / d scores = weights x (softmax - one-hot)."""
+def _forward(hidden, table, weights, arguments, nats, vocab, products, rows):
+    """The loss and its gradients in one sweep."""
     rounded = table.astype(products)
 
     def add(carry, chunk):
         total, d_table = carry
-        h, y, w = chunk
+        h, w, rest = chunk
         scores = _scores(h, rounded, vocab, products)
-        log_z = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-        one_hot = _rows(scores) == y[..., None]
-        picked = jnp.sum(jnp.where(one_hot, scores, 0.0), axis=-1)
-        d_scores = w[..., None] * (jnp.exp(scores - log_z) - one_hot)
+        here, d_scores = jax.value_and_grad(_weighed, argnums=1)(nats, scores, w, rest)
         d_table += dot("blv,ble->ve", d_scores, h, products)
-        return (total + jnp.sum(w * (log_z[..., 0] - picked)), d_table), dot("blv,ve->ble", d_scores, rounded, products)
+        return (total + here, d_table), dot("blv,ve->ble", d_scores, rounded, products)
 
     start = jnp.zeros((), jnp.float32), jnp.zeros(table.shape, jnp.float32)
-    (total, d_table), d_hidden = jax.lax.scan(add, start, _chunks(hidden, targets, weights, rows))
-    return total, (_joined(d_hidden, hidden.shape), d_table, targets, weights)
+    (total, d_table), d_hidden = jax.lax.scan(add, start, _chunks((hidden, weights, arguments), rows))
+    return total, (_joined(d_hidden, hidden.shape), d_table, weights, arguments)
 
 
-def _backward(vocab, products, rows, gradients, g):
-    d_hidden, d_table, targets, weights = gradients
-    no_gradient = jnp.zeros(targets.shape, jax.dtypes.float0)
-    return g * d_hidden, g * d_table, no_gradient, jnp.zeros_like(weights)
+def _backward(nats, vocab, products, rows, gradients, g):
+    d_hidden, d_table, weights, arguments = gradients
+    return g * d_hidden, g * d_table, jnp.zeros_like(weights), jax.tree.map(_no_gradient, arguments)
 
 
-_cross_entropy.defvjp(_forward, _backward)
+_total.defvjp(_forward, _backward)
+
+
+def _weighed(nats: Callable, scores: Array, weights: Array, arguments: tuple) -> Array:
+    """sum of weights * nats, whatever nats are where the weight is 0."""
+    return jnp.sum(jnp.where(weights != 0, weights * nats(scores, *arguments), 0.0))
+
+
+def _no_gradient(a: Array) -> Array:
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        return jnp.zeros_like(a)
+    return jnp.zeros(a.shape, jax.dtypes.float0)
 
 
 def _scores(h: Array, table: Array, vocab: int, products: str) -> Array:
@@ -87,26 +99,16 @@ def _rows(scores: Array) -> Array:
     return jnp.arange(scores.shape[-1], dtype=jnp.int32)[None, None]
 
 
-def _nats(scores: Array, targets: Array) -> Array:
-    """-log softmax(scores)[targets]."""
-    picked = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(scores, axis=-1) - picked
-
-
-def _chunks(hidden: Array, targets: Array, weights: Array, rows: int):
-    """[B, L, ...] -> [chunks, B, c, ...] with B x c about `rows`: cut along L, so that the batch stays sharded.
-
-    Targets of no weight become piece 0, so that no minus infinity is picked.
-    """
-    batch, length, _ = hidden.shape
+def _chunks(arrays, rows: int):
+    """[B, L, ...] -> [chunks, B, c, ...] with B x c about `rows`: cut along L, so that the batch stays sharded."""
+    batch, length = jax.tree.leaves(arrays)[0].shape[:2]
     size = min(length, max(1, rows // batch))
-    targets = jnp.where(weights != 0, targets, 0)
 
     def cut(a):
         a = jnp.pad(a, [(0, 0), (0, -length % size)] + [(0, 0)] * (a.ndim - 2))
         return jnp.moveaxis(a.reshape(batch, -1, size, *a.shape[2:]), 1, 0)
 
-    return cut(hidden), cut(targets), cut(weights)
+    return jax.tree.map(cut, arrays)
 
 
 def _joined(chunks: Array, shape: tuple[int, ...]) -> Array:

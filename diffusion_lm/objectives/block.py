@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.objectives.elbo import check_steps, masked_loss, noised, noisy_times
+from diffusion_lm.objectives.elbo import check_steps, noise_loss
 from diffusion_lm.processes.base import Process
 from diffusion_lm.types import Batch, BlockCausal, Causal, Denoise, Loss, NoisyClean, Readout
 
@@ -21,20 +21,20 @@ def read_blocks(
     denoise: Denoise, process: Process, key: Array, batch: Batch, *, block: int, clean: Causal | BlockCausal, steps: int
 ) -> tuple[Loss, Readout]:
     """The blocks' bound, and what the clean half says. Raises if `block` does not divide the row."""
-    rows, length = batch.tokens.shape
+    length = batch.tokens.shape[1]
     if length % block:
         raise ValueError(f"blocks of {block} do not divide rows of {length}: set data.length to a multiple of {block}")
-    time_key, noise_key = jax.random.split(key)
-    t, weight = noisy_times(time_key, process, (rows, length // block), steps)
-    xt, masked = noised(noise_key, process, batch, t)
-    noisy, of_clean = denoise(
-        jnp.concatenate([xt, batch.tokens], axis=1),
-        jnp.concatenate([t, jnp.zeros_like(t)], axis=1),
-        reading=NoisyClean(block, clean),
-        positions=batch.positions,
-        segments=batch.segments,
-    )
-    return masked_loss(noisy, batch, masked, weight), of_clean
+
+    def read(xt, t):
+        return denoise(
+            jnp.concatenate([xt, batch.tokens], axis=1),
+            jnp.concatenate([t, jnp.zeros_like(t)], axis=1),
+            reading=NoisyClean(block, clean),
+            positions=batch.positions,
+            segments=batch.segments,
+        )
+
+    return noise_loss(read, process, key, batch, length // block, steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

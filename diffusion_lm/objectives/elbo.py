@@ -1,59 +1,61 @@
-"""The negative evidence lower bound of masked diffusion: what it costs to write x0 by revealing masks.
+"""The negative evidence lower bound of a noise process, the whole row one canvas: what it costs to undo the noise.
 
-Continuous time: E_t [ -alpha'(t) / (1 - alpha(t)) sum over masked i of -log p(x0_i | x_t) ]
-(MDLM, arXiv 2406.07524, equation 10; MD4, arXiv 2406.04329, equation 4). T steps: t = i / T, s = t - 1 / T, weight
-T (alpha_s - alpha_t) / (1 - alpha_t) in place of the rate (MDLM, equation 8): above the continuous bound, and falling
-towards it as T grows. The process says both weights.
+E over t and x_t of what the process says a pass at t costs (`processes.base.Process.nelbo`), in continuous time or in
+T steps: the T-step bound lies above the continuous one and falls towards it as T grows.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.processes.base import Process, spread
+from diffusion_lm.processes.base import Process
 from diffusion_lm.types import Alignment, Batch, Bidirectional, Denoise, Loss, Readout
 
 Array = jax.Array
 
 
-def draw_times(key: Array, shape: tuple[int, int]) -> Array:
-    """float32 of `shape` in (0, 1]: one uniform, spread evenly over all entries (low discrepancy).
+def draw_times(key: Array, shape: tuple[int, int], steps: int = 0) -> Array:
+    """float32 of `shape` in (0, 1], on a grid of `steps` if not 0: one uniform, spread evenly over all entries (low
+    discrepancy).
 
     Each entry alone is uniform, together they cover the interval: the loss varies far less than with independent
     times (VDM, arXiv 2107.00630, appendix I.1).
     """
     size = shape[0] * shape[1]
     grid = jnp.arange(size, dtype=jnp.float32).reshape(shape) / size
-    return 1.0 - (jax.random.uniform(key, (1, 1)) + grid) % 1.0
+    t = 1.0 - (jax.random.uniform(key, (1, 1)) + grid) % 1.0
+    return jnp.ceil(t * steps) / steps if steps else t
 
 
-def noisy_times(key: Array, process: Process, shape: tuple[int, int], steps: int) -> tuple[Array, Array]:
-    """Times t float32 [B, n], and what a masked position counts at each: the rate, or that of one of `steps` steps."""
-    t = draw_times(key, shape)
-    if steps == 0:
-        return t, process.rate_weight(t)
-    t = jnp.ceil(t * steps) / steps
-    return t, steps * process.step_weight(t, t - 1 / steps)
+def noise_loss(
+    read: Callable[[Array, Array], tuple[Readout, Any]],
+    process: Process,
+    key: Array,
+    batch: Batch,
+    spans: int,
+    steps: int,
+) -> tuple[Loss, Any]:
+    """Noises the batch, each of `spans` spans a row at a time of its own, and asks `read` what it makes of it.
 
-
-def noised(key: Array, process: Process, batch: Batch, t: Array) -> tuple[Array, Array]:
-    """x_t, and where a document holds noise: all is corrupted but what is given."""
-    xt, changed = process.corrupt(key, batch.tokens, t)
-    return jnp.where(batch.given, batch.tokens, xt), changed & ~batch.given & (batch.segments > 0)
-
-
-def masked_loss(readout: Readout, batch: Batch, masked: Array, weight: Array) -> Loss:
-    """The bound's sum over masked positions, and the count of targets; weight float32 [B, n] as the times."""
+    read(xt [B, L], t [B, spans]) -> the readout of the noisy positions, and whatever else it read, which is returned
+    beside the loss. All of a document is noised and scored but what is given; the weight counts targets.
+    """
+    time_key, noise_key = jax.random.split(key)
+    t = draw_times(time_key, (batch.tokens.shape[0], spans), steps)
+    xt = jnp.where(batch.given, batch.tokens, process.corrupt(noise_key, batch.tokens, t))
+    readout, rest = read(xt, t)
     if readout.alignment is not Alignment.SAME:
         raise ValueError(f"a bound needs logits that speak of the same token, not {readout.alignment}")
-    weights = jnp.where(masked, spread(weight, batch.tokens.shape[1]), 0.0)
-    total = readout.cross_entropy(batch.tokens, weights)
-    return Loss(sum=total, weight=jnp.sum(batch.target, dtype=jnp.float32))
+    scored = (~batch.given & (batch.segments > 0)).astype(jnp.float32)
+    total = process.nelbo(readout, batch.tokens, xt, t, scored, steps)
+    return Loss(sum=total, weight=jnp.sum(batch.target, dtype=jnp.float32)), rest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedELBO:
+class ELBO:
     """The bound with the whole row as one canvas, read both ways. steps: 0 for continuous time, else T.
 
     Documents that share a row are one text here, and what is given of later ones is noised and scored but not counted:
@@ -69,12 +71,13 @@ class MaskedELBO:
         check_steps(self.steps)
 
     def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
-        time_key, noise_key = jax.random.split(key)
         batch = one_text(batch)
-        t, weight = noisy_times(time_key, process, (batch.tokens.shape[0], 1), self.steps)
-        xt, masked = noised(noise_key, process, batch, t)
-        readout = denoise(xt, t, reading=Bidirectional(), positions=batch.positions, segments=batch.segments)
-        return {"canvas": masked_loss(readout, batch, masked, weight)}
+
+        def read(xt, t):
+            return denoise(xt, t, reading=Bidirectional(), positions=batch.positions, segments=batch.segments), None
+
+        loss, _ = noise_loss(read, process, key, batch, 1, self.steps)
+        return {"canvas": loss}
 
 
 def check_steps(steps: int) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from diffusion_lm.categorical import categorical
 from diffusion_lm.processes.base import spread
 from diffusion_lm.schedules import Linear, Schedule
+from diffusion_lm.types import Readout
 
 Array = jax.Array
 
@@ -26,9 +27,16 @@ class Absorbing:
         del key  # the prior is one point: all masks
         return jnp.full(shape, self.mask, jnp.int32)
 
-    def corrupt(self, key: Array, x0: Array, t: Array) -> tuple[Array, Array]:
+    def corrupt(self, key: Array, x0: Array, t: Array) -> Array:
         kept = jax.random.uniform(key, x0.shape) < spread(self.schedule.alpha(t), x0.shape[1])
-        return jnp.where(kept, x0, self.mask), ~kept
+        return jnp.where(kept, x0, self.mask)
+
+    def nelbo(self, readout: Readout, x0: Array, xt: Array, t: Array, weights: Array, steps: int) -> Array:
+        """-log p(x_0 | x_t) of masked positions, times the rate -alpha'(t) / (1 - alpha(t)) (MDLM, equation 10; MD4,
+        equation 4), or times T (alpha_s - alpha_t) / (1 - alpha_t) for one of T steps (MDLM, equation 8)."""
+        weight = steps * self.step_weight(t, t - 1 / steps) if steps else self.rate_weight(t)
+        scored = (xt == self.mask) & (weights != 0)
+        return readout.cross_entropy(x0, jnp.where(scored, spread(weight, x0.shape[1]) * weights, 0.0))
 
     def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
         """A masked position is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t); MDLM, equation 6."""
@@ -38,14 +46,18 @@ class Absorbing:
         revealed = (xt == self.mask) & (u < self.reveal_probability(t, s)[:, None])
         return jnp.where(revealed, drawn, xt)
 
+    def settled(self, xs: Array, s: Array) -> Array:
+        del s
+        return xs != self.mask
+
     def reveal_probability(self, t: Array, s: Array) -> Array:
         """The chance that a position masked at t is not masked at s < t; 1 where s = 0."""
-        alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)
-        return jnp.where(s <= 0, 1.0, (alpha_s - alpha_t) / jnp.maximum(1.0 - alpha_t, 1e-12))
+        lost = self.schedule.lost
+        return jnp.where(s <= 0, 1.0, (lost(t) - lost(s)) / lost(t))
 
     def rate_weight(self, t: Array) -> Array:
         """-alpha'(t) / (1 - alpha(t)): what -log p(x0 | xt) of a masked position counts in continuous time."""
-        return -self.schedule.dalpha(t) / (1.0 - self.schedule.alpha(t))
+        return -self.schedule.dalpha(t) / self.schedule.lost(t)
 
     def step_weight(self, t: Array, s: Array) -> Array:
         """(alpha_s - alpha_t) / (1 - alpha_t): the same for one of finitely many steps t -> s."""

@@ -1,10 +1,11 @@
-"""What a noise process is: how clean tokens become noise, and one exact step back."""
+"""What a noise process is: how clean tokens become noise, one exact step back, and what noise costs to undo."""
 
 from typing import Protocol
 
 import jax
 
 from diffusion_lm.schedules import Schedule
+from diffusion_lm.types import Readout
 
 Array = jax.Array
 
@@ -17,11 +18,21 @@ class Process(Protocol):
     def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
         """Pure noise, int32 of `shape`."""
 
-    def corrupt(self, key: Array, x0: Array, t: Array) -> tuple[Array, Array]:
-        """x_t ~ q(x_t | x_0), int32 [B, L], and where noise was put, bool [B, L]."""
+    def corrupt(self, key: Array, x0: Array, t: Array) -> Array:
+        """x_t ~ q(x_t | x_0), int32 [B, L]."""
+
+    def nelbo(self, readout: Readout, x0: Array, xt: Array, t: Array, weights: Array, steps: int) -> Array:
+        """The negative evidence lower bound's part at noise x_t: the sum over positions of weights [B, L] x nats.
+
+        steps 0: the rate at t in continuous time. Else: what the step t -> t - 1 / steps costs, times steps. Its mean
+        over t (uniform on (0, 1], or on 1 / steps, 2 / steps, .. 1) and over x_t bounds -log p(x_0) from above.
+        """
 
     def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
         """x_s ~ p(x_s | x_t), one posterior step t -> s < t, int32 [B, L]; keys [B], logits [B, L, V], t and s [B]."""
+
+    def settled(self, xs: Array, s: Array) -> Array:
+        """bool [B, L]: positions of x_s that no further step changes; s [B]."""
 
 
 def spread(t: Array, length: int) -> Array:

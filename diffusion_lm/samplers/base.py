@@ -28,7 +28,8 @@ class Model(Protocol):
 
 
 class Sampler(Protocol):
-    """A frozen dataclass that steps a typed carry. Canvas samplers also have `init` and `passes`."""
+    """A frozen dataclass that steps a typed carry. A canvas sampler also has `passes`, and `begin(canvas)`, which lays
+    its noise on the open positions."""
 
     def step(self, model: Any, state: Any) -> Any: ...
 

@@ -91,7 +91,7 @@ class Canvases:
         canvas, trace = run(
             self.sampler,
             lambda tokens, t: model.read_canvas(state.cache, tokens, t),
-            self._blank(state),
+            self.sampler.begin(self._blank(state)),
             self.sampler.passes,
             record=_picture if self.record else None,
         )

@@ -24,6 +24,9 @@ class Confidence:
         if self.passes < 1:
             raise ValueError(f"passes must be at least 1, not {self.passes}")
 
+    def begin(self, canvas: Canvas) -> Canvas:
+        return canvas
+
     def step(self, denoise, state: Canvas) -> Canvas:
         left = self.passes - state.passes
         t = jnp.mean(state.open, axis=1, dtype=jnp.float32)  # the share still masked: exact for the linear schedule

@@ -24,12 +24,17 @@ STATED = {
     "base_1b": (1.02e9, 32_768),
 }
 KINDS = {
-    "tinyshakespeare": ("ar", "masked", "block", "joint"),
+    "tinyshakespeare": ("ar", "masked", "uniform", "mixture", "block", "joint"),
     "text8": ("ar", "masked", "block4", "block8", "block16", "joint"),
     "owt": ("ar", "masked", "block4", "block8", "block16"),
 }
 ALL = [f"{name}:{kind}" for name in STATED for kind in KINDS.get(name, ("",))]
-STEPPED = ("text8:masked", "owt:block4", "base_1b:")  # each a program of its own; the other tests train the rest
+STEPPED = (
+    "text8:masked",
+    "owt:block4",
+    "base_1b:",
+    "tinyshakespeare:mixture",
+)  # each a program of its own; the other tests train the rest
 
 
 def config_of(name):
@@ -72,7 +77,7 @@ def test_a_kind_that_is_not_there_is_refused(name):
 
 def test_kinds_of_a_file_are_different_experiments():
     for name, kinds in KINDS.items():
-        assert len({config_of(f"{name}:{kind}").objective for kind in kinds}) == len(kinds)
+        assert len({(c.process, c.objective) for c in (config_of(f"{name}:{kind}") for kind in kinds)}) == len(kinds)
 
 
 @pytest.mark.parametrize("name", STATED)

@@ -32,7 +32,7 @@ from oracle import (
 
 from diffusion_lm.objectives.autoregressive import Autoregressive
 from diffusion_lm.objectives.block import BlockELBO
-from diffusion_lm.objectives.elbo import MaskedELBO
+from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial
@@ -57,26 +57,19 @@ class Enumerated:
     pattern: jax.Array
     times: jax.Array
     share: jax.Array
-    steps: int = struct.field(pytree_node=False)
 
     def prior(self, key, shape):
         return self.process.prior(key, shape)
 
     def corrupt(self, key, x0, t):
-        masked = jnp.tile(self.pattern, (1, x0.shape[1] // self.pattern.shape[1]))
-        return jnp.where(masked, MASK, x0), masked
+        return jnp.where(jnp.tile(self.pattern, (1, x0.shape[1] // self.pattern.shape[1])), MASK, x0)
 
-    def rate_weight(self, t):
-        return self._expected(self.process.rate_weight(self.times), t)
-
-    def step_weight(self, t, s):
-        del s  # the objective multiplies by its number of steps, which the share over times divides out
-        return self._expected(self.process.step_weight(self.times, self.times - 1 / self.steps), t)
-
-    def _expected(self, weight, t):
+    def nelbo(self, readout, x0, xt, t, weights, steps):
         alpha = self.process.schedule.alpha(self.times)
         p = jnp.prod(jnp.where(self.pattern, 1 - alpha, alpha), axis=1, keepdims=True)
-        return jnp.broadcast_to(jnp.where(p > 0, weight * p, 0.0) * self.share, t.shape)
+        times = jnp.broadcast_to(self.times, t.shape)
+        cases = jnp.where(p > 0, p * self.share, 0.0)
+        return self.process.nelbo(readout, x0, xt, times, weights * cases, steps)
 
 
 def times_and_shares(steps):
@@ -105,7 +98,6 @@ def expectation(objective, process, *, given=0, rule=conditionals, p=None):
         pattern=jnp.asarray(patterns[pattern]),
         times=jnp.asarray(times[time], jnp.float32)[:, None],
         share=jnp.asarray(p[text] * shares[time], jnp.float32)[:, None],
-        steps=objective.steps,
     )
 
     batch = batch_of(TEXTS[text], given)
@@ -122,11 +114,11 @@ def next_token_nats(rule=conditionals) -> np.ndarray:
 
 
 def test_masked_bound_of_the_truth_is_the_entropy(process):
-    assert abs(expectation(MaskedELBO(), process)["canvas"] - entropy()) < 1e-4
+    assert abs(expectation(ELBO(), process)["canvas"] - entropy()) < 1e-4
 
 
 def test_given_tokens_are_conditioned_on():
-    assert abs(expectation(MaskedELBO(), SOME, given=2)["canvas"] - entropy(given=2)) < 1e-4
+    assert abs(expectation(ELBO(), SOME, given=2)["canvas"] - entropy(given=2)) < 1e-4
 
 
 @pytest.mark.parametrize(("block", "clean"), [(1, "block"), (2, "block"), (2, "causal"), (4, "block")])
@@ -135,7 +127,7 @@ def test_block_bound_of_the_truth_is_the_entropy(process, block, clean):
 
 
 def test_steps_fall_towards_continuous_time(process):
-    bounds = [expectation(MaskedELBO(steps=steps), process)["canvas"] for steps in (1, 2, 4, 16)]
+    bounds = [expectation(ELBO(steps=steps), process)["canvas"] for steps in (1, 2, 4, 16)]
     assert (np.diff(bounds) < 0).all() and bounds[-1] > entropy()
     assert bounds[-1] - entropy() < 0.35 * (bounds[1] - entropy())
 
@@ -144,7 +136,7 @@ def test_one_step_costs_the_sum_of_marginal_entropies():
     table = truth().reshape((VOCAB,) * LENGTH)
     marginals = [table.sum(axis=tuple(j for j in range(LENGTH) if j != i)) for i in range(LENGTH)]
     cost = -sum((p * np.log(p)).sum() for p in marginals)
-    assert abs(expectation(MaskedELBO(steps=1), SOME)["canvas"] - cost) < 1e-4
+    assert abs(expectation(ELBO(steps=1), SOME)["canvas"] - cost) < 1e-4
 
 
 def test_block_bound_lies_between_its_ends():
@@ -167,7 +159,7 @@ def test_block_of_one_is_autoregression(rule):
 
 
 def test_block_as_wide_as_the_row_is_the_masked_bound():
-    block, masked = (expectation(o, SOME, rule=wrong_conditionals) for o in (BlockELBO(block=4), MaskedELBO()))
+    block, masked = (expectation(o, SOME, rule=wrong_conditionals) for o in (BlockELBO(block=4), ELBO()))
     assert abs(block["canvas"] - masked["canvas"]) < 1e-5
 
 
@@ -193,21 +185,21 @@ class WrongWeight(Absorbing):
 
 
 def test_a_wrong_weight_is_noticed():
-    assert abs(expectation(MaskedELBO(), WrongWeight(schedule=Linear(), mask=MASK))["canvas"] - entropy()) < 1e-4
+    assert abs(expectation(ELBO(), WrongWeight(schedule=Linear(), mask=MASK))["canvas"] - entropy()) < 1e-4
     for schedule in (Cosine(), Geometric()):
-        assert abs(expectation(MaskedELBO(), WrongWeight(schedule=schedule, mask=MASK))["canvas"] - entropy()) > 0.1
+        assert abs(expectation(ELBO(), WrongWeight(schedule=schedule, mask=MASK))["canvas"] - entropy()) > 0.1
 
 
 def test_another_denoisers_bound_is_the_mean_over_orders_and_above_what_its_sampler_writes():
     """In continuous time positions are revealed one by one in random order: bound = mean of logs, nll = log of mean."""
     by_order = np.stack([log_p_in_order(wrong_conditionals, order) for order in orders()])
-    bound = expectation(MaskedELBO(), SOME, rule=wrong_conditionals)["canvas"]
+    bound = expectation(ELBO(), SOME, rule=wrong_conditionals)["canvas"]
     assert abs(bound + truth() @ by_order.mean(axis=0)) < 1e-4
     nll = -(truth() @ log_mean_exp(by_order, axis=0))
     assert bound > nll + 0.01 > entropy() + 0.02
 
 
-@pytest.mark.parametrize("objective", [MaskedELBO(), MaskedELBO(steps=3), BlockELBO(block=2)], ids=str)
+@pytest.mark.parametrize("objective", [ELBO(), ELBO(steps=3), BlockELBO(block=2)], ids=str)
 def test_drawn_noise_and_times_have_the_same_mean(objective):
     """The objective as it is used, 4,000 rows of texts drawn from the world, within 4 standard errors."""
     texts = TEXTS[np.random.default_rng(0).choice(len(TEXTS), size=200, p=truth())]
@@ -229,7 +221,7 @@ def test_what_can_not_be_is_refused(kind, bad):
 
 def test_steps_below_zero_are_refused():
     with pytest.raises(ValueError, match=r"objective\.steps"):
-        MaskedELBO(steps=-1)
+        ELBO(steps=-1)
 
 
 def test_a_block_that_does_not_divide_the_row_is_refused():
@@ -245,4 +237,4 @@ def test_logits_that_speak_of_the_wrong_token_are_refused():
     with pytest.raises(ValueError, match="next token"):
         Autoregressive()(always(Bidirectional()), process, jax.random.key(0), batch)
     with pytest.raises(ValueError, match="same token"):
-        MaskedELBO()(always(Causal()), process, jax.random.key(0), batch)
+        ELBO()(always(Causal()), process, jax.random.key(0), batch)

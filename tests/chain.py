@@ -1,0 +1,113 @@
+"""A process on the world of `oracle`, whole: every canvas of 4 positions, each a piece or the mask, in float64."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from oracle import LENGTH, TEXTS, VOCAB, truth
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.mixture import Mixture
+from diffusion_lm.processes.uniform import Uniform
+from diffusion_lm.types import Logits
+
+CANVASES = np.array(list(itertools.product(range(VOCAB + 1), repeat=LENGTH)), np.int32)  # [256, 4]
+
+
+def kernel(process, t: float) -> np.ndarray:
+    """q(z | x_0) [3, 4] of one position, written down anew from each process's definition."""
+    with jax.enable_x64(True):
+        alpha = float(process.schedule.alpha(jnp.float64(t)))
+    mask, uniform = np.eye(VOCAB + 1)[VOCAB], np.append(np.full(VOCAB, 1 / VOCAB), 0.0)
+    masked, even = 1 - alpha, 0.0
+    if isinstance(process, Uniform):
+        masked, even = 0.0, 1 - alpha
+    elif isinstance(process, Mixture):
+        even = 2 * process.uniform / (1 - process.uniform) * np.sqrt(abs(alpha * (1 - alpha)))
+    kept, masked, even = np.array([alpha, masked, even]) / (alpha + masked + even)
+    return kept * np.eye(VOCAB, VOCAB + 1) + masked * mask + even * uniform
+
+
+def noised(process, t: float) -> np.ndarray:
+    """q(canvas | text), [81, 256]."""
+    q = kernel(process, t)
+    return np.prod(q[TEXTS[:, None], CANVASES[None]], axis=-1)
+
+
+def true_denoiser(process, t: float) -> np.ndarray:
+    """log p(x_i = v | the canvas's other positions), [256, 4, 3]: what the network's optimum is."""
+    q = kernel(process, t)[TEXTS[:, None], CANVASES[None]]  # [81, 256, 4]
+    said = np.zeros((len(CANVASES), LENGTH, VOCAB))
+    for i in range(LENGTH):
+        others = truth()[:, None] * np.prod(np.delete(q, i, axis=-1), axis=-1)
+        for v in range(VOCAB):
+            said[:, i, v] = others[TEXTS[:, i] == v].sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        said = np.log(said / said.sum(axis=-1, keepdims=True))
+    return np.where(np.isnan(said), -np.log(VOCAB), said)  # canvases that never come up
+
+
+@functools.cache
+def _bumps() -> np.ndarray:
+    return np.random.default_rng(7).normal(size=(len(CANVASES), LENGTH, VOCAB))
+
+
+def wrong_denoiser(process, t: float) -> np.ndarray:
+    """Another one: noise on the true logits, different for every canvas."""
+    said = true_denoiser(process, t) + 0.7 * _bumps()
+    return said - np.log(np.exp(said).sum(axis=-1, keepdims=True))
+
+
+def nodes(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """All T times, or 64 nodes of Gauss-Legendre stretched towards both ends, and their shares."""
+    if steps:
+        return np.arange(1, steps + 1) / steps, np.full(steps, 1 / steps)
+    node, weight = np.polynomial.legendre.leggauss(64)
+    u = (node + 1) / 2
+    return u**3 * (10 - 15 * u + 6 * u**2), weight / 2 * 30 * u**2 * (1 - u) ** 2
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def nelbos(process, logits, x0, xt, t, steps):
+    """What each row's noise costs, [B]."""
+
+    def one(logits, x0, xt, t):
+        said, weights = Logits(values=logits[None]), jnp.ones((1, LENGTH), logits.dtype)
+        return process.nelbo(said, x0[None], xt[None], t[None, None], weights, steps)
+
+    return jax.vmap(one)(logits, x0, xt, t)
+
+
+def bound(process, steps: int = 0, denoiser=true_denoiser, dtype=np.float64) -> float:
+    """The process's bound, in nats a text: all texts, all canvases, all times."""
+    total = 0.0
+    text, canvas = (a.reshape(-1) for a in np.mgrid[: len(TEXTS), : len(CANVASES)])
+    for t, share in zip(*nodes(steps), strict=True):
+        said = np.maximum(denoiser(process, t), -1e4)[canvas].astype(dtype)
+        with jax.enable_x64(dtype == np.float64):
+            cost = nelbos(process, said, TEXTS[text], CANVASES[canvas], np.full(len(text), t, dtype), steps)
+        q = noised(process, t)[text, canvas]
+        total += share * float(np.where(q > 0, truth()[text] * q * np.asarray(cost), 0.0).sum())
+    return total
+
+
+def written(process, steps: int, denoiser=true_denoiser) -> np.ndarray:
+    """[81]: the law of what `process.posterior` writes in evenly spaced steps, from its prior."""
+    law = noised(process, 1.0)[0]
+    for i in range(steps, 0, -1):
+        step = posterior(process, jnp.asarray(denoiser(process, i / steps), jnp.float32), i / steps, (i - 1) / steps)
+        step = step / np.maximum(step.sum(axis=-1, keepdims=True), 1e-30)  # of some canvases there are none
+        law = law @ np.einsum("xa,xb,xc,xd->xabcd", *np.moveaxis(step, 1, 0)).reshape(256, 256)
+    return law.reshape((VOCAB + 1,) * LENGTH)[:VOCAB, :VOCAB, :VOCAB, :VOCAB].reshape(-1)
+
+
+def posterior(process, logits, t: float, s: float) -> np.ndarray:
+    """p(x_s | x_t) of every canvas and position, [256, 4, 4], up to a factor."""
+    xt, (t, s) = jnp.asarray(CANVASES), (jnp.full(len(CANVASES), at, jnp.float32) for at in (t, s))
+    if not isinstance(process, Absorbing):
+        return np.asarray(process.posterior(logits, xt, t, s), np.float64)
+    reveal, masked = float(process.reveal_probability(t, s)[0]), (CANVASES == VOCAB)[..., None]
+    pieces = np.where(masked, reveal * np.exp(np.asarray(logits, np.float64)), np.eye(VOCAB + 1)[CANVASES][..., :VOCAB])
+    return np.concatenate([pieces, np.where(masked, 1 - reveal, 0.0)], axis=-1)

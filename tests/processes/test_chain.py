@@ -1,0 +1,168 @@
+"""Every process's bound and way back, against all canvases of a small world (`chain`)."""
+
+import dataclasses
+
+import chain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import LENGTH, MASK, NEVER, VOCAB, entropy, p_value, truth
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.mixture import Mixture
+from diffusion_lm.processes.uniform import Uniform
+from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.base import Canvas, run
+from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial
+from diffusion_lm.types import Logits
+
+KINDS = [Absorbing(mask=MASK), Uniform(mask=MASK), Mixture(uniform=0.2, mask=MASK)]
+SCHEDULES = [Linear(), Cosine(), Polynomial(power=2.0), Geometric()]
+
+
+def every(kinds=KINDS, schedules=SCHEDULES):
+    cases = [dataclasses.replace(kind, schedule=schedule) for kind in kinds for schedule in schedules]
+    return pytest.mark.parametrize("process", cases, ids=str)
+
+
+@every()
+def test_the_true_denoisers_bound_is_the_entropy(process):
+    assert abs(chain.bound(process) - entropy()) < 1e-4
+
+
+@every(schedules=[Linear()])
+def test_float32_is_near(process):
+    """A mixture's last noise comes and goes with the root of the time that is left, which float32 can't tell from 1."""
+    assert abs(chain.bound(process, dtype=np.float32) - entropy()) < (1e-2 if isinstance(process, Mixture) else 1e-4)
+
+
+@every(schedules=[Cosine()])
+def test_steps_fall_towards_continuous_time(process):
+    bounds = [chain.bound(process, steps) for steps in (1, 2, 4, 16)]
+    assert (np.diff(bounds) < 0).all() and bounds[-1] > entropy()
+    assert bounds[-1] - entropy() < 0.35 * (bounds[1] - entropy())
+
+
+@every(schedules=[Linear()])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_bound_lies_above_what_the_sampler_writes(process, steps):
+    """For a wrong denoiser and a true one, exactly: the chain of its own steps, against its bound in as many steps."""
+    for denoiser in (chain.true_denoiser, chain.wrong_denoiser):
+        nll = -truth() @ np.log(chain.written(process, steps, denoiser))
+        assert chain.bound(process, steps, denoiser) > nll - 1e-5
+    assert nll > entropy()
+
+
+@every(schedules=[Linear()])
+def test_a_wrong_denoiser_costs_more(process):
+    assert chain.bound(process, 0, chain.wrong_denoiser) > entropy() + 0.1
+
+
+@every(schedules=[Linear(), Cosine()])
+def test_composed_steps_give_the_data_back(process):
+    """A mixture's noise starts and ends with the root of time: its error falls more slowly with the number of steps."""
+    coarse, fine, finer = (np.abs(chain.written(process, n) - truth()).sum() / 2 for n in (2, 32, 128))
+    assert coarse > 3 * fine > 4.5 * finer and finer < (4e-2 if isinstance(process, Mixture) else 1e-2)
+
+
+@every(schedules=[Cosine()])
+def test_drawn_noise_has_the_stated_law(process):
+    rows = 40_000
+    x0 = jnp.tile(jnp.array([[0, 2, 1, 1]], jnp.int32), (rows, 1))
+    xt = np.asarray(jax.jit(process.corrupt)(jax.random.key(0), x0, jnp.full((rows, 1), 0.6)))
+    q = chain.kernel(process, 0.6)
+    for i, v in enumerate((0, 2, 1, 1)):
+        law = np.bincount(xt[:, i], minlength=VOCAB + 1) / rows
+        np.testing.assert_allclose(law, q[v], atol=4 * 0.5 / np.sqrt(rows))
+    assert abs(np.corrcoef(*(xt[:, 2:] == 1).T)[0, 1]) < 4 / np.sqrt(rows)
+
+
+@every(schedules=[Linear()])
+def test_the_prior_is_the_noise_at_the_end(process):
+    drawn = np.asarray(process.prior(jax.random.key(0), (10_000, 2)))
+    law = np.bincount(drawn.reshape(-1), minlength=VOCAB + 1) / drawn.size
+    np.testing.assert_allclose(law, chain.kernel(process, 1.0)[0], atol=4 * 0.5 / np.sqrt(drawn.size))
+
+
+@every(schedules=[Linear()])
+def test_ancestral_sampling_writes_the_data(process):
+    """The sampler as it is used, 64 passes of the true denoiser, against the law of 64 exact steps."""
+    rows, passes = 4_096, 64
+    tables = jnp.asarray([chain.true_denoiser(process, (passes - i) / passes) for i in range(passes)], jnp.float32)
+    code = jnp.asarray([64, 16, 4, 1])[None]
+
+    def denoise(tokens, t):
+        at = jnp.round((1 - t) * passes).astype(jnp.int32)
+        return tables[at, jnp.sum(tokens * code, axis=1)]
+
+    sampler = Ancestral(process=process, passes=passes, eot=NEVER)
+    texts = jax.jit(lambda canvas: run(sampler, denoise, sampler.begin(canvas), passes)[0])(blank(rows)).tokens
+    assert p_value(texts, chain.written(process, passes)) > 1e-3
+
+
+def blank(rows) -> Canvas:
+    shape = (rows, LENGTH)
+    return Canvas(
+        tokens=jnp.full(shape, MASK, jnp.int32),
+        open=jnp.ones(shape, bool),
+        given=jnp.zeros(shape, bool),
+        probability=jnp.zeros(shape),
+        keys=jax.random.split(jax.random.key(5), rows),
+        passes=jnp.zeros((), jnp.int32),
+    )
+
+
+@every(schedules=[Cosine()])
+@pytest.mark.parametrize("steps", [0, 5])
+def test_gradients_agree_with_finite_differences(process, steps):
+    """In float64, along random directions."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x0, xt = (
+            rng.integers(VOCAB, size=(6, LENGTH)),
+            rng.integers(VOCAB + isinstance(process, (Absorbing, Mixture)), size=(6, LENGTH)),
+        )
+        if isinstance(process, Absorbing):
+            xt = np.where(xt == MASK, MASK, x0)
+        t = jnp.asarray(rng.integers(1, 6, size=(6, 1)) / 5 if steps else rng.uniform(0.05, 0.95, size=(6, 1)))
+        logits, way = rng.normal(size=(2, 6, LENGTH, VOCAB))
+
+        def cost(step):
+            said = Logits(values=jnp.asarray(logits) + step * jnp.asarray(way))
+            return process.nelbo(said, jnp.asarray(x0), jnp.asarray(xt), t, jnp.ones((6, LENGTH)), steps)
+
+        slope = (cost(1e-5) - cost(-1e-5)) / 2e-5
+        np.testing.assert_allclose(jax.grad(cost)(0.0), slope, rtol=1e-6)
+
+
+def test_a_mixtures_limits_are_the_pure_processes():
+    """Little uniform noise: the masked bound. Nearly nothing but: the uniform one (bounds don't see time's pace)."""
+    masked, uniform, little, most = (
+        chain.bound(process, 0, chain.wrong_denoiser)
+        for process in (
+            Absorbing(mask=MASK),
+            Uniform(mask=MASK),
+            Mixture(uniform=1e-5, mask=MASK),
+            Mixture(uniform=0.98, schedule=Polynomial(power=2.0), mask=MASK),
+        )
+    )
+    assert abs(masked - uniform) > 0.02
+    assert abs(little - masked) < 1e-3 and abs(most - uniform) < 1e-3
+
+
+class WrongWeight(Uniform):
+    """The masked bound's rate 1 / t in place of the uniform one's."""
+
+    def noise(self, t):
+        return super().noise(t)._replace(uniform_rate=1 / t)
+
+
+def test_a_wrong_weight_is_noticed():
+    assert abs(chain.bound(WrongWeight(schedule=Cosine(), mask=MASK)) - entropy()) > 0.1
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])
+def test_a_mixture_of_one_is_refused(share):
+    with pytest.raises(ValueError, match=r"process\.uniform"):
+        Mixture(uniform=share)
