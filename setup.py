@@ -16,7 +16,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["diffusion_lm", "diffusion_lm.*", "configs", "launch", "launch.*"]),
+    packages=find_packages(include=["diffusion_lm", "diffusion_lm.*", "configs", "configs.*", "launch", "launch.*"]),
     package_data={"diffusion_lm.visualize": ["*.html"]},
     install_requires=[
         "jax>=0.10.0",

@@ -9,7 +9,7 @@ from diffusion_lm.data import examples
 from diffusion_lm.data.examples import Examples, char_tokenizer, layout, width
 from diffusion_lm.objectives.autoregressive import Autoregressive
 from diffusion_lm.objectives.block import BlockELBO
-from diffusion_lm.objectives.elbo import MaskedELBO
+from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.tasks import base
 from diffusion_lm.tasks.base import Example
@@ -23,7 +23,7 @@ TASK = Countdown(numbers=3)
 TESTED = Example("2,3,5,11", "2*3=6,5+6=11")
 OBJECTIVES = [
     Autoregressive(),
-    MaskedELBO(),
+    ELBO(),
     BlockELBO(block=8),
     BlockELBO(block=8, clean="causal"),
     Joint(block=8),
@@ -32,7 +32,7 @@ OBJECTIVES = [
 
 
 def source(objective=None, task=TASK, extra=0, **data):
-    objective = objective or MaskedELBO()
+    objective = objective or ELBO()
     return examples.source(Examples(task=task, length=width(task, objective) + extra, **data), objective)
 
 
@@ -72,7 +72,7 @@ def test_the_prompt_is_given_and_the_answer_is_a_target(objective):
         assert (batch.positions[i][text] == np.arange(text.sum())).all()
         prompt = tokenizer.decode(batch.tokens[i][batch.given[i]])
         answered = batch.tokens[i][batch.target[i]]
-        assert answered[-1] == tokenizer.eot
+        assert answered[-1] == tokenizer.eot and (answered == tokenizer.eot).sum() == 1
         assert TASK.verify(prompt, tokenizer.decode(answered))
         rest = text & ~batch.given[i] & ~batch.target[i]
         assert (batch.tokens[i][rest] == tokenizer.eot).all() and (batch.tokens[i][~text] == tokenizer.mask).all()
@@ -85,7 +85,7 @@ def test_canvases_lie_where_the_sampler_lays_them(objective):
     begin of text; one that reads both ways has one canvas; and every canvas that is begun is full."""
     (batch,) = drawn(source(objective), 1, batch=50)
     canvas = objective.canvas or batch.tokens.shape[1]
-    behind = canvas > 1 and not isinstance(objective, MaskedELBO) and not hasattr(objective.prefix, "block")
+    behind = canvas > 1 and not isinstance(objective, ELBO) and not hasattr(objective.prefix, "block")
     for given, segments in zip(batch.given, batch.segments, strict=True):
         first = given.nonzero()[0]
         assert (first[-1] + 1) % canvas == 0 if behind else first[0] == 0

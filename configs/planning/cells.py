@@ -1,0 +1,70 @@
+"""What the configs of configs/planning share: the tasks, the kinds of network, and one training setting for all kinds.
+
+A cell is TASK-KIND. Every kind of a task sees the same examples in the same order, for as many steps, in a network of
+one size, under one optimizer.
+"""
+
+import math
+
+from diffusion_lm.config import Config
+from diffusion_lm.data.examples import Examples, width
+from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.objectives.autoregressive import Autoregressive
+from diffusion_lm.objectives.block import BlockELBO
+from diffusion_lm.objectives.elbo import ELBO
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.tasks.base import Task
+from diffusion_lm.tasks.countdown import Countdown
+from diffusion_lm.tasks.path import Path
+from diffusion_lm.tasks.queens import Queens
+from diffusion_lm.tasks.satisfiability import Satisfiability
+from diffusion_lm.tasks.sudoku import Sudoku
+from diffusion_lm.training.checkpoint import Checkpointing
+from diffusion_lm.training.loop import Train
+from diffusion_lm.training.optimizer import AdamW, WarmupCosine
+from diffusion_lm.types import Objective
+
+TASKS: dict[str, Task] = {
+    "sudoku4": Sudoku(size=4, least=4, most=8),
+    "sudoku6": Sudoku(size=6, least=12, most=18),
+    "sudoku9": Sudoku(),
+    "countdown3": Countdown(numbers=3),
+    "countdown4": Countdown(numbers=4),
+    "countdown5": Countdown(numbers=5),
+    "sat5": Satisfiability(variables=5),
+    "sat7": Satisfiability(variables=7),
+    "sat9": Satisfiability(variables=9),
+    "path": Path(),
+    "queens": Queens(),
+}
+
+
+def objectives(task: Task) -> dict[str, Objective]:
+    """The kinds of network. A joint model's canvas holds a whole answer, that of block diffusion half of one."""
+    answer = task.longest[1] + 1
+    return {
+        "ar": Autoregressive(),
+        "masked": ELBO(),
+        "block": BlockELBO(block=math.ceil(answer / 2)),
+        "joint": Joint(block=answer),
+    }
+
+
+def config(cell: str, model: Architecture, *, steps: int, batch: int, lr: float) -> Config:
+    """The experiment of a cell. ValueError for one that isn't there."""
+    name, _, kind = cell.partition("-")
+    if name not in TASKS:
+        raise ValueError(f"planning: task {name!r} is none of {', '.join(TASKS)}")
+    kinds = objectives(TASKS[name])
+    if kind not in kinds:
+        raise ValueError(f"planning: kind {kind!r} is none of {', '.join(kinds)}: name a cell as sudoku4-masked")
+    return Config(
+        data=Examples(task=TASKS[name], length=width(TASKS[name], kinds[kind])),
+        model=model,
+        process=Absorbing(),
+        objective=kinds[kind],
+        optim=AdamW(lr=lr, schedule=WarmupCosine(warmup=min(200, steps // 10), final=0.01)),
+        train=Train(steps=steps, batch=batch, log_every=20, eval_every=0, eval_batches=2),
+        checkpoint=Checkpointing(every=steps),
+    )

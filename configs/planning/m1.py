@@ -1,0 +1,15 @@
+"""Planning at 0.87M parameters, for two CPU cores: TASK-KIND as the argument, sudoku4-masked for example.
+
+    python -m launch.train --config=configs/planning/m1.py:sudoku4-masked --workdir=runs/sudoku4-masked
+
+Hardware and figures: docs/planning.md.
+"""
+
+from configs.planning import cells
+from diffusion_lm.config import Config
+from diffusion_lm.nn.denoiser import Architecture
+
+
+def get_config(cell: str = "sudoku4-masked") -> Config:
+    """cell: TASK-KIND, of those in cells.py."""
+    return cells.config(cell, Architecture(width=128, layers=4, heads=4), steps=2000, batch=32, lr=2e-3)

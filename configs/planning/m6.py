@@ -1,0 +1,16 @@
+"""Planning at 5.4M parameters, the published "tiny" (arXiv 2410.14157: 3 layers of width 384). Argument: TASK-KIND.
+
+    python -m launch.train --config=configs/planning/m6.py:countdown4-masked --workdir=runs/countdown4-masked \
+        --set=data.test=cd4_test.jsonl --set=data.workers=8
+
+Batch and peak learning rate are the published ones. Not run yet.
+"""
+
+from configs.planning import cells
+from diffusion_lm.config import Config
+from diffusion_lm.nn.denoiser import Architecture
+
+
+def get_config(cell: str = "sudoku9-masked") -> Config:
+    """cell: TASK-KIND, of those in cells.py."""
+    return cells.config(cell, Architecture(width=384, layers=3, heads=6), steps=40_000, batch=1024, lr=1e-3)

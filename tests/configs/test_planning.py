@@ -1,0 +1,69 @@
+"""Every cell of the planning scoreboard: it loads, survives JSON, and what is compared differs in its kind alone."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import pytest
+
+from configs.planning.cells import TASKS, objectives
+from diffusion_lm.build import build
+from diffusion_lm.config import from_json, load, override, to_json
+from diffusion_lm.nn.denoiser import Denoiser, init_params
+
+FOLDER = Path(__file__).parents[2] / "configs/planning"
+STATED = {"m1": 0.87e6, "m6": 5.4e6, "m85": 85e6}  # parameters, as their docstrings say
+CELLS = [f"{task}-{kind}" for task in TASKS for kind in objectives(TASKS[task])]
+TINY = ["model.width=16", "model.layers=1", "model.heads=2", "model.mlp=16", "train.steps=2", "train.batch=2"]
+
+
+def config_of(size, cell):
+    return load(f"{FOLDER}/{size}.py:{cell}")
+
+
+def test_no_size_is_forgotten():
+    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "cells"} == set(STATED)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_loads_and_survives_json(cell):
+    for size in STATED:
+        config = config_of(size, cell)
+        assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_kinds_of_a_task_differ_in_objective_and_row_alone(task):
+    one, *others = [config_of("m1", f"{task}-{kind}") for kind in objectives(TASKS[task])]
+    for other in others:
+        data = dataclasses.replace(other.data, length=one.data.length)
+        assert dataclasses.replace(other, objective=one.objective, data=data) == one
+    assert len({one.objective, *(other.objective for other in others)}) == len(others) + 1
+
+
+@pytest.mark.parametrize("size", STATED)
+def test_has_the_parameters_it_states(size):
+    module = Denoiser(architecture=config_of(size, "sudoku9-masked").model, vocab=31)
+    shapes = nn.meta.unbox(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == pytest.approx(STATED[size], rel=0.02)
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.startswith(("sudoku4", "countdown4", "path"))])
+def test_a_tiny_one_can_be_assembled(cell, tmp_path):
+    run = build(override(config_of("m1", cell), TINY), tmp_path)
+    assert next(run.job.batches).tokens.shape == (2, run.config.data.length)
+
+
+@pytest.mark.parametrize("cell", ["chess-ar", "sudoku4-gan", "sudoku4"])
+def test_a_cell_that_is_not_there_is_refused(cell):
+    with pytest.raises(ValueError, match=r"planning: .* is none of"):
+        config_of("m1", cell)
+
+
+def test_rows_that_are_too_short_are_refused(tmp_path):
+    config = override(config_of("m1", "sudoku4-masked"), [*TINY, "data.length=33"])
+    with pytest.raises(ValueError, match=r"data\.length=33 can't hold every example: set it to 34"):
+        build(config, tmp_path)

@@ -1,0 +1,66 @@
+"""Shares and their intervals; predictions that are written, read and counted again."""
+
+import numpy as np
+import pytest
+
+from diffusion_lm.evaluation.accuracy import (
+    Prediction,
+    accuracy,
+    by_passes,
+    read_predictions,
+    wilson,
+    write_predictions,
+)
+from diffusion_lm.tasks.countdown import Countdown
+
+TASK = Countdown(numbers=3)
+PREDICTIONS = [
+    Prediction("3,5,2,16", "3+5=8,2*8=16", "3+5=8,2*8=16", 4, 5),
+    Prediction("3,5,2,16", "3+5=8,2*8=16", "5+3=8,8*2=16", 4, 5),
+    Prediction("3,5,2,16", "3+5=8,2*8=16", "3+5=9,2*8=16", 4, 5),
+    Prediction("3,5,2,16", "3+5=8,2*8=16", "", 1, 2),
+]
+
+
+def test_another_right_answer_counts_as_right_and_not_as_exact():
+    found = by_passes(TASK, PREDICTIONS)
+    assert list(found) == [1, 4]
+    assert found[4].exact[:2] == (1, 3) and found[4].verified[:2] == (2, 3)
+    assert found[1].exact[:2] == (0, 1) and found[1].verified.value == 0
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """Of all counts that a true share can give, those whose interval holds it have about 95 % of the probability."""
+    rng = np.random.default_rng(0)
+    for true in (0.02, 0.3, 0.5, 0.9, 0.995):
+        counts = rng.binomial(500, true, size=20_000)
+        held = [wilson(int(c), 500).low <= true <= wilson(int(c), 500).high for c in np.unique(counts)]
+        covered = dict(zip(np.unique(counts), held, strict=True))
+        assert 0.91 < np.mean([covered[c] for c in counts]) < 0.99
+
+
+def test_the_interval_at_its_ends():
+    none, all_ = wilson(0, 100), wilson(100, 100)
+    assert none.low == 0 and all_.high == 1
+    assert none.high == pytest.approx(1 - all_.low) == pytest.approx(0.0370, abs=1e-4)  # z^2 / (n + z^2)
+    assert wilson(50, 100).low == pytest.approx(0.4038, abs=1e-4)
+
+
+@pytest.mark.parametrize("count, total", [(0, 0), (3, 2), (-1, 2)])
+def test_no_share_of_nothing(count, total):
+    with pytest.raises(ValueError, match="is no share"):
+        wilson(count, total)
+
+
+def test_no_accuracy_without_predictions():
+    with pytest.raises(ValueError, match="is no share"):
+        accuracy(TASK, [])
+
+
+def test_predictions_come_back(tmp_path):
+    write_predictions(tmp_path / "p.jsonl", PREDICTIONS)
+    assert read_predictions(tmp_path / "p.jsonl") == PREDICTIONS
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "3"}\n')
+    with pytest.raises(ValueError, match="line 1: no prediction"):
+        read_predictions(tmp_path / "p.jsonl")
