@@ -10,6 +10,7 @@ from oracle import LENGTH, TEXTS, VOCAB, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.mixture import Mixture
+from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.types import Logits
 
@@ -49,6 +50,11 @@ def true_denoiser(process, t: float) -> np.ndarray:
     return np.where(np.isnan(said), -np.log(VOCAB), said)  # canvases that never come up
 
 
+def logits_of_even(process) -> float:
+    """Scores take e^l / V, without a softmax, for a probability."""
+    return np.log(VOCAB) if isinstance(process, (AbsorbingScore, UniformScore)) else 0.0
+
+
 @functools.cache
 def _bumps() -> np.ndarray:
     return np.random.default_rng(7).normal(size=(len(CANVASES), LENGTH, VOCAB))
@@ -85,7 +91,7 @@ def bound(process, steps: int = 0, denoiser=true_denoiser, dtype=np.float64) -> 
     total = 0.0
     text, canvas = (a.reshape(-1) for a in np.mgrid[: len(TEXTS), : len(CANVASES)])
     for t, share in zip(*nodes(steps), strict=True):
-        said = np.maximum(denoiser(process, t), -1e4)[canvas].astype(dtype)
+        said = np.maximum(denoiser(process, t) + logits_of_even(process), -1e4)[canvas].astype(dtype)
         with jax.enable_x64(dtype == np.float64):
             cost = nelbos(process, said, TEXTS[text], CANVASES[canvas], np.full(len(text), t, dtype), steps)
         q = noised(process, t)[text, canvas]

@@ -11,13 +11,15 @@ from oracle import LENGTH, MASK, NEVER, VOCAB, entropy, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.mixture import Mixture
+from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.base import Canvas, run
 from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial
 from diffusion_lm.types import Logits
 
-KINDS = [Absorbing(mask=MASK), Uniform(mask=MASK), Mixture(uniform=0.2, mask=MASK)]
+IN_STEPS = [Absorbing(mask=MASK), Uniform(mask=MASK), Mixture(uniform=0.2, mask=MASK)]
+KINDS = [*IN_STEPS, AbsorbingScore(mask=MASK), UniformScore(mask=MASK)]
 SCHEDULES = [Linear(), Cosine(), Polynomial(power=2.0), Geometric()]
 
 
@@ -37,14 +39,14 @@ def test_float32_is_near(process):
     assert abs(chain.bound(process, dtype=np.float32) - entropy()) < (1e-2 if isinstance(process, Mixture) else 1e-4)
 
 
-@every(schedules=[Cosine()])
+@every(IN_STEPS, [Cosine()])
 def test_steps_fall_towards_continuous_time(process):
     bounds = [chain.bound(process, steps) for steps in (1, 2, 4, 16)]
     assert (np.diff(bounds) < 0).all() and bounds[-1] > entropy()
     assert bounds[-1] - entropy() < 0.35 * (bounds[1] - entropy())
 
 
-@every(schedules=[Linear()])
+@every(IN_STEPS, [Linear()])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_bound_lies_above_what_the_sampler_writes(process, steps):
     """For a wrong denoiser and a true one, exactly: the chain of its own steps, against its bound in as many steps."""
@@ -113,8 +115,11 @@ def blank(rows) -> Canvas:
     )
 
 
-@every(schedules=[Cosine()])
-@pytest.mark.parametrize("steps", [0, 5])
+@pytest.mark.parametrize(
+    ("process", "steps"),
+    [(dataclasses.replace(k, schedule=Cosine()), n) for k in KINDS for n in ((0, 5) if k in IN_STEPS else (0,))],
+    ids=str,
+)
 def test_gradients_agree_with_finite_differences(process, steps):
     """In float64, along random directions."""
     with jax.enable_x64(True):

@@ -1,0 +1,75 @@
+"""Score entropy: the network says by what factor a text would be likelier with another token in one place.
+
+SEDD (arXiv 2310.16834): s_y ~ p_t(x with y at i) / p_t(x), trained by the diffusion-weighted denoising score entropy
+(theorem 3.6), which bounds -log p(x_0) in continuous time only. At position i with token z it is the rate from y to z,
+times K(s_y, r_y) = s_y - r_y log s_y + r_y log r_y - r_y, summed over y != z; r is the score that knows x_0.
+
+Scores grow without limit as noise comes or goes; the logits l they are made of stay level. e^l / V stands where an x_0
+prediction's probabilities would, with nothing that makes their sum 1: at l = 0 all pieces are as likely. True scores
+have sum 1, a network's need not, and then the analytic step (SEDD, section 4) has negative probabilities. Setting
+those to 0 would reweigh what is left by an unknown amount. Here a step takes softmax(l) in place of e^l / V: scores of
+the nearest noise that there can be, for which the analytic step is a distribution and equals the inherited `reverse`.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.base import spread
+from diffusion_lm.processes.uniform import Uniform
+from diffusion_lm.types import Readout, one_hot
+
+Array = jax.Array
+_LEAST = 1e-12  # of alpha, which is nothing at t = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AbsorbingScore(Absorbing):
+    """A mask's scores are s_y = alpha / (1 - alpha) e^l_y / V (SEDD scales so too, appendix C)."""
+
+    def nelbo(self, readout: Readout, x0: Array, xt: Array, t: Array, weights: Array, steps: int) -> Array:
+        """-alpha' / (1 - alpha) (sum over y of e^l_y / V - log(e^l_x0 / V) - 1) at each mask. With a sum of 1 this is
+        the masked bound; ValueError where steps is not 0."""
+        _check_continuous(steps)
+        weight = spread(self.rate_weight(t), x0.shape[1])
+        weight = jnp.where(xt == self.mask, weight * weights, 0.0)
+        return readout.total(_mask_nats, weight, x0, jnp.full(x0.shape, math.log(self.mask), weight.dtype))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformScore(Uniform):
+    """Scores s_y = (1 + a e^l_y) / (1 + a e^l_z) with a = alpha / (1 - alpha): with a sum of 1, those of `Uniform`."""
+
+    def nelbo(self, readout: Readout, x0: Array, xt: Array, t: Array, weights: Array, steps: int) -> Array:
+        """-alpha' / (alpha V) x the sum over y != z of K(s_y, r_y), r_y = (1 + V a [y = x0]) / (1 + V a [z = x0]);
+        ValueError where steps is not 0."""
+        _check_continuous(steps)
+        alpha = jnp.maximum(self.schedule.alpha(t), _LEAST)
+        rate, lead = -self.schedule.dalpha(t) / alpha / self.mask, jnp.log(alpha) - jnp.log(self.schedule.lost(t))
+        rate, lead = (spread(a, x0.shape[1]) for a in (rate, lead))
+        known = jnp.logaddexp(lead + math.log(self.mask), 0.0)  # log(1 + V a)
+        return readout.total(_piece_nats, rate * weights, x0, xt, lead, known)
+
+
+def _check_continuous(steps: int) -> None:
+    if steps:
+        raise ValueError(f"score entropy is a bound in continuous time only: set objective.steps=0, not {steps}")
+
+
+def _mask_nats(logits, x0, log_vocab):
+    right = jnp.sum(jnp.where(one_hot(logits, x0), logits, 0.0), axis=-1)
+    return jnp.sum(jnp.exp(logits - log_vocab[..., None]), axis=-1) - (right - log_vocab) - 1.0
+
+
+def _piece_nats(logits, x0, xt, lead, known):
+    """Sum over y != z of r (e^d - 1 - d), d = log(s / r): nothing is lost where all ratios are near 1."""
+    at_x0, at_z = one_hot(logits, x0), one_hot(logits, xt)
+    said = jnp.logaddexp(logits + lead[..., None], 0.0)  # log(1 + a e^l)
+    here = jnp.sum(jnp.where(at_z, said, 0.0), axis=-1)
+    log_r = jnp.where(at_x0, known[..., None], 0.0) - jnp.where(xt == x0, known, 0.0)[..., None]
+    others = ~at_z & (logits > -jnp.inf)
+    d = jnp.where(others, said - here[..., None] - log_r, 0.0)
+    return jnp.sum(jnp.exp(log_r) * (jnp.expm1(d) - d), axis=-1)

@@ -1,0 +1,58 @@
+"""SEDD's score entropy at its own noise: its stored scores through our bound (arXiv 2310.16834)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_lm.processes.score import AbsorbingScore
+from diffusion_lm.types import Logits
+
+MASK = 60
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogLinear:
+    """SEDD keeps a thousandth of the text to the end: alpha = 1 - 0.999 t."""
+
+    def alpha(self, t):
+        return 1 - self.lost(t)
+
+    def lost(self, t):
+        return 0.999 * t
+
+    def dalpha(self, t):
+        return jnp.full_like(t, -0.999)
+
+
+@pytest.fixture(scope="module")
+def stored(shared):
+    path = shared / "parity/sedd/io.npz"
+    if not path.is_file():
+        pytest.skip(f"no stored numbers of sedd: {path} is absent")
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def process():
+    return AbsorbingScore(schedule=LogLinear(), mask=MASK)
+
+
+def test_schedule(stored, process):
+    t = jnp.asarray(stored["t"])
+    alpha = process.schedule.alpha(t)
+    np.testing.assert_allclose(-jnp.log(alpha), stored["sigma"], rtol=1e-5)
+    np.testing.assert_allclose(-process.schedule.dalpha(t) / alpha, stored["dsigma"], rtol=1e-5)
+
+
+def test_losses_at_stored_noise(stored, process):
+    t = jnp.asarray(stored["t"])[:, None]
+    log_odds = jnp.log(process.schedule.alpha(t) / process.schedule.lost(t))[..., None]
+    logits = jnp.asarray(stored["forward/log_score"])[..., :MASK] - log_odds + np.log(MASK)
+    x0, xt = (jnp.asarray(stored[name], jnp.int32) for name in ("x0", "xt"))
+    for row, expected in enumerate(stored["loss/per_example"]):
+        one = slice(row, row + 1)
+        loss = process.nelbo(Logits(values=logits[one]), x0[one], xt[one], t[one], jnp.ones((1, x0.shape[1])), 0)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
