@@ -12,7 +12,9 @@ from diffusion_lm.nn.denoiser import Architecture
 from diffusion_lm.objectives.autoregressive import Autoregressive
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
+from diffusion_lm.objectives.fixed_rate import FixedRate
 from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.objectives.mgdm import MGDM
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.tasks.base import Task
 from diffusion_lm.tasks.countdown import Countdown
@@ -41,11 +43,14 @@ TASKS: dict[str, Task] = {
 
 
 def objectives(task: Task) -> dict[str, Objective]:
-    """The kinds of network. A joint model's canvas holds a whole answer, that of block diffusion half of one."""
+    """The kinds of network: ar; masked, by its bound, and mgdm, by hardness; fixed, the control without diffusion; block
+    and joint, whose canvases hold half an answer and a whole one."""
     answer = task.longest[1] + 1
     return {
         "ar": Autoregressive(),
         "masked": ELBO(),
+        "mgdm": MGDM(),
+        "fixed": FixedRate(),
         "block": BlockELBO(block=math.ceil(answer / 2)),
         "joint": Joint(block=answer),
     }
