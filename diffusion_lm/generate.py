@@ -16,10 +16,12 @@ from diffusion_lm.samplers.base import Generation, Prompt
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.pace import Even, Pace
 from diffusion_lm.types import Causal
 from diffusion_lm.visualize.frames import Story, story_from_history
 
 MOST_PASSES = 100_000
+EVEN = Even()
 
 
 class Answer(NamedTuple):
@@ -40,11 +42,17 @@ def autoregressive(model: Model, *, draw: Draw) -> Autoregressive:
     return Autoregressive(mask=model.tokenizer.mask, eot=model.tokenizer.eot, draw=draw)
 
 
-def confidence(model: Model, *, draw: Draw, canvas: int, passes: int, record: bool = False) -> Canvases:
-    """The writer of canvases that commits the surest positions first. Raises ValueError where noise is no mask."""
+def confidence(
+    model: Model, *, draw: Draw, canvas: int, passes: int | None = None, pace: Pace = EVEN, record: bool = False
+) -> Canvases:
+    """The writer of canvases that commits the surest positions first, as many a pass as `pace` says.
+
+    passes None: as many as it takes. Raises ValueError where noise is no mask.
+    """
     if not isinstance(model.process, Absorbing):
         raise ValueError(f"confidence fills in masks, {type(model.process).__name__} has other noise: use ancestral")
-    sampler = Confidence(passes=passes, eot=_closing(model), draw=draw)
+    passes = _width(model, canvas) if passes is None else passes
+    sampler = Confidence(passes=passes, eot=_closing(model), draw=draw, pace=pace)
     return _canvases(model, sampler, canvas, record)
 
 
@@ -59,6 +67,10 @@ def _closing(model: Model) -> int:
     return -1 if model.config.objective.prefix is None else model.tokenizer.eot
 
 
+def _width(model: Model, canvas: int) -> int:
+    return canvas or model.config.objective.canvas or model.config.data.length
+
+
 def _canvases(model: Model, sampler: Any, canvas: int, record: bool) -> Canvases:
     """canvas 0: as wide as in training."""
     objective, tokenizer = model.config.objective, model.tokenizer
@@ -66,7 +78,7 @@ def _canvases(model: Model, sampler: Any, canvas: int, record: bool) -> Canvases
         raise ValueError(f"{type(objective).__name__} trains no canvases: sample with autoregressive")
     if sampler.passes > MOST_PASSES:
         raise ValueError(f"passes must be at most {MOST_PASSES}, not {sampler.passes}")
-    canvas = canvas or objective.canvas or model.config.data.length
+    canvas = _width(model, canvas)
     if canvas > model.config.data.length:
         raise ValueError(f"canvas={canvas} is wider than the model's context of {model.config.data.length}")
     align = 0 if objective.prefix is None else getattr(objective.prefix, "block", 1)

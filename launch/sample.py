@@ -16,17 +16,30 @@ from absl import flags
 from diffusion_lm import generate
 from diffusion_lm.build import load_for_inference
 from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.pace import EntropyBound, Even, Factor, Threshold
 from diffusion_lm.visualize.page import write_page, write_whole
 from diffusion_lm.visualize.terminal import play
 from launch import flags as launch_flags
 
 WORKDIR = launch_flags.define_workdir()
 PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; given again, another row. None: a new document.")
-SAMPLER = flags.DEFINE_enum("sampler", "confidence", ["confidence", "ancestral", "autoregressive"], "How to write.")
+PACES = {  # of the confidence sampler, by the dial
+    "confidence": lambda dial: Even(),
+    "margin": lambda dial: Even(measure="margin"),
+    "entropy": lambda dial: Even(measure="entropy"),
+    "threshold": lambda dial: Threshold() if dial is None else Threshold(least=dial),
+    "factor": lambda dial: Factor() if dial is None else Factor(factor=dial),
+    "entropy_bound": lambda dial: EntropyBound() if dial is None else EntropyBound(bound=dial),
+}
+DIALED = ("threshold", "factor", "entropy_bound")
+SAMPLER = flags.DEFINE_enum("sampler", "confidence", [*PACES, "ancestral", "autoregressive"], "How to write.")
+DIAL = flags.DEFINE_float("dial", None, "What threshold (0.9), factor (1) and entropy_bound (0.1 nats) go by.")
 LENGTH = flags.DEFINE_integer("length", 256, "Most tokens to write; fewer if the text ends or the context is full.")
 CANVAS = flags.DEFINE_integer("canvas", 0, "Tokens cleared together; 0: as in training.")
-PASSES = flags.DEFINE_integer("passes", 12, "Passes a canvas.")
+PASSES = flags.DEFINE_integer("passes", None, "Most passes a canvas; none: 12, or what a dial takes.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest token.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Keep so many of the likeliest tokens; 0: all.")
+MIN_P = flags.DEFINE_float("min_p", 0.0, "Keep tokens with at least this share of the likeliest one's probability.")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Keep the smallest set of tokens with this much probability.")
 SEED = flags.DEFINE_integer("seed", 0, "The same seed and prompt give the same text.")
 SAMPLES = flags.DEFINE_integer("samples", 1, "Texts a prompt.")
@@ -64,6 +77,10 @@ def _check() -> None:
     """What can be said before anything is loaded."""
     if SAMPLES.value < 1:
         raise ValueError(f"--samples must be at least 1, not {SAMPLES.value}")
+    if PASSES.value is not None and PASSES.value < 1:
+        raise ValueError(f"--passes must be at least 1, not {PASSES.value}")
+    if DIAL.value is not None and SAMPLER.value not in DIALED:
+        raise ValueError(f"--dial is for --sampler={', '.join(DIALED)}; {SAMPLER.value} goes by --passes")
     if CANVAS.value < 0:
         raise ValueError(f"--canvas must be at least 1 (or 0: as in training), not {CANVAS.value}")
     if not 0 <= SEED.value < 2**32:
@@ -71,15 +88,19 @@ def _check() -> None:
     if VIEW.value and VIEW.value != "terminal" and Path(VIEW.value).suffix != ".html":
         raise ValueError(f"--view takes terminal or a FILE.html, not {VIEW.value}")
     if VIEW.value and SAMPLER.value == "autoregressive":
-        raise ValueError("--view shows canvases: use --sampler=confidence or ancestral")
+        raise ValueError("--view shows canvases, and autoregressive writes none: use another --sampler")
 
 
 def _writer(model):
-    draw = Draw(temperature=TEMPERATURE.value, top_p=TOP_P.value, suppressed=model.tokenizer.suppressed)
+    kept = {"top_k": TOP_K.value, "top_p": TOP_P.value, "min_p": MIN_P.value}
+    draw = Draw(temperature=TEMPERATURE.value, suppressed=model.tokenizer.suppressed, **kept)
     if SAMPLER.value == "autoregressive":
         return generate.autoregressive(model, draw=draw)
-    make = getattr(generate, SAMPLER.value)
-    return make(model, draw=draw, canvas=CANVAS.value, passes=PASSES.value, record=bool(VIEW.value))
+    passes = 12 if PASSES.value is None and SAMPLER.value not in DIALED else PASSES.value
+    rest = {"draw": draw, "canvas": CANVAS.value, "passes": passes, "record": bool(VIEW.value)}
+    if SAMPLER.value == "ancestral":
+        return generate.ancestral(model, **rest)
+    return generate.confidence(model, pace=PACES[SAMPLER.value](DIAL.value), **rest)
 
 
 def _show(story) -> None:

@@ -51,6 +51,21 @@ def test_top_p_keeps_the_smallest_set_that_holds_it(top_p, temperature):
         assert p[keep].sum() - p[keep].min() < top_p + 1e-6  # and none too many
 
 
+@pytest.mark.parametrize("top_k", [1, 3, 40, 99])
+def test_top_k_keeps_so_many(top_k):
+    kept = np.isfinite(Draw(top_k=top_k).sharpened(LOGITS))
+    assert (kept.sum(axis=-1) == min(top_k, 40)).all()
+    for keep, logits in zip(kept, np.asarray(LOGITS), strict=True):
+        assert logits[keep].min() >= logits[~keep].max(initial=-np.inf)
+
+
+@pytest.mark.parametrize("min_p", [0.01, 0.2, 1.0])
+def test_min_p_is_a_share_of_the_likeliest(min_p):
+    kept = np.isfinite(Draw(min_p=min_p, temperature=0.7).sharpened(LOGITS))
+    law = np.asarray(jax.nn.softmax(LOGITS / 0.7), np.float64)
+    assert (kept == (law >= min_p * law.max(axis=-1, keepdims=True) * (1 - 1e-6))).all()
+
+
 def test_top_p_does_not_reweigh_what_it_keeps():
     draw = Draw(top_p=0.8).sharpened(LOGITS)
     kept = np.isfinite(draw)
