@@ -9,6 +9,7 @@ import numpy as np
 from oracle import LENGTH, TEXTS, VOCAB, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.flow import Euler, UniformFlow
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.uniform import Uniform
@@ -38,11 +39,13 @@ def noised(process, t: float) -> np.ndarray:
 
 
 def true_denoiser(process, t: float) -> np.ndarray:
-    """log p(x_i = v | the canvas's other positions), [256, 4, 3]: what the network's optimum is."""
+    """log p(x_i = v | the canvas's other positions; from uniform noise, a flow's: | all positions), [256, 4, 3]: what
+    the network's optimum is."""
     q = kernel(process, t)[TEXTS[:, None], CANVASES[None]]  # [81, 256, 4]
     said = np.zeros((len(CANVASES), LENGTH, VOCAB))
     for i in range(LENGTH):
-        others = truth()[:, None] * np.prod(np.delete(q, i, axis=-1), axis=-1)
+        seen = q if isinstance(process, UniformFlow) else np.delete(q, i, axis=-1)
+        others = truth()[:, None] * np.prod(seen, axis=-1)
         for v in range(VOCAB):
             said[:, i, v] = others[TEXTS[:, i] == v].sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -112,7 +115,7 @@ def written(process, steps: int, denoiser=true_denoiser) -> np.ndarray:
 def posterior(process, logits, t: float, s: float) -> np.ndarray:
     """p(x_s | x_t) of every canvas and position, [256, 4, 4], up to a factor."""
     xt, (t, s) = jnp.asarray(CANVASES), (jnp.full(len(CANVASES), at, jnp.float32) for at in (t, s))
-    if not isinstance(process, Absorbing):
+    if isinstance(process, Euler) or not isinstance(process, Absorbing):
         return np.asarray(process.posterior(logits, xt, t, s), np.float64)
     reveal, masked = float(process.reveal_probability(t, s)[0]), (CANVASES == VOCAB)[..., None]
     pieces = np.where(masked, reveal * np.exp(np.asarray(logits, np.float64)), np.eye(VOCAB + 1)[CANVASES][..., :VOCAB])

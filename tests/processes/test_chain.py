@@ -10,6 +10,7 @@ import pytest
 from oracle import LENGTH, MASK, NEVER, VOCAB, entropy, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.flow import MaskFlow
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.uniform import Uniform
@@ -18,7 +19,7 @@ from diffusion_lm.samplers.base import Canvas, run
 from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial
 from diffusion_lm.types import Logits
 
-IN_STEPS = [Absorbing(mask=MASK), Uniform(mask=MASK), Mixture(uniform=0.2, mask=MASK)]
+IN_STEPS = [Absorbing(mask=MASK), Uniform(mask=MASK), Mixture(uniform=0.2, mask=MASK), MaskFlow(mask=MASK)]
 KINDS = [*IN_STEPS, AbsorbingScore(mask=MASK), UniformScore(mask=MASK)]
 SCHEDULES = [Linear(), Cosine(), Polynomial(power=2.0), Geometric()]
 

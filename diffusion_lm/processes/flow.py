@@ -1,0 +1,133 @@
+"""Discrete flow matching: tokens jump to the data at a rate, from masks or from uniform noise, and a corrector.
+
+Gat et al. (arXiv 2407.15595): the path is alpha(t) x_0 + (1 - alpha(t)) noise, with 1 - alpha for their kappa's
+distance to the end. Knowing x_0, a token jumps to it at the rate lambda = -alpha' / (1 - alpha); a network's
+p = p(x_0 | x_t), which here says what *all* positions hint at, the token itself included, makes that lambda p_y.
+
+The bound compares these two chains (arXiv 2412.03487): what the path knowing x_0 costs under the network's rates. From
+masks it is the masked bound. From uniform noise it lies above the entropy even for the true p: whether a token has
+jumped yet is part of the path and no part of x_t, so that a mixture of such paths is no chain of x_t alone. `Uniform`
+bounds the same noise without that price.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.categorical import categorical
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.base import spread
+from diffusion_lm.processes.uniform import Uniform
+from diffusion_lm.types import Readout, one_hot, surprise
+
+Array = jax.Array
+
+
+class Euler:
+    """Euler steps of a rate towards the data, and of a corrector: as much more of it as noise undoes again.
+
+    A dataclass that is a process adds `corrector`, and `source`, the law of pure noise float32 [V + 1].
+    """
+
+    corrector: float
+
+    def __post_init__(self):
+        if not 0 <= self.corrector < float("inf"):
+            raise ValueError(f"process.corrector={self.corrector} must be a number, and 0 (for none) or more")
+
+    def source(self) -> Array:
+        raise NotImplementedError
+
+    def chances(self, t: Array, s: Array) -> tuple[Array, Array]:
+        """How likely a step t -> s moves a token to the data, and to noise; each float32 of t's shape.
+
+        To the data at the rate lambda, in finite differences: (alpha_s - alpha_t) / (1 - alpha_t), which makes the step
+        from masks the posterior. On top (arXiv 2407.15595, section 3) the noising chain's own rate, -alpha' / alpha,
+        times c = corrector alpha (1 - alpha), and c lambda to undo it: finite everywhere, and no marginal changes.
+        Where steps are too few for so much, the corrector is what they leave; the last, which must end at clean text,
+        leaves none.
+        """
+        lost = self.schedule.lost(t)
+        gone = lost - jnp.where(s < 1e-6, 0.0, self.schedule.lost(s))
+        moved = gone / lost
+        corrected = jnp.minimum(self.corrector * gone, 1.0 - moved)
+        return moved + corrected * (1.0 - lost), corrected * lost
+
+    def posterior(self, logits: Array, xt: Array, t: Array, s: Array) -> Array:
+        """p(x_s | x_t), float32 [B, L, V + 1]."""
+        data, noise = (chance[:, None, None] for chance in self.chances(t, s))
+        p = jnp.pad(jax.nn.softmax(logits, axis=-1), ((0, 0), (0, 0), (0, 1)))
+        here = one_hot(p, xt)
+        return data * self.ends(p, here) + noise * self.source()[None, None] + (1.0 - data - noise) * here
+
+    def ends(self, p: Array, here: Array) -> Array:
+        """The law of the data where the token is `here` [B, L, V + 1] and the network says p."""
+        del here
+        return p
+
+    def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
+        return jax.vmap(categorical)(keys, jnp.log(self.posterior(logits, xt, t, s)))
+
+    def settled(self, xs: Array, s: Array) -> Array:
+        return jnp.broadcast_to(s[:, None] <= 0, xs.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskFlow(Euler, Absorbing):
+    """From masks: `Absorbing`, its bound and all, and a corrector.
+
+    corrector  how much of it: from one end to the other, a token is masked again corrector / 6 times on average
+    """
+
+    corrector: float = 0.0
+
+    def source(self) -> Array:
+        return jax.nn.one_hot(self.mask, self.mask + 1)
+
+    def ends(self, p: Array, here: Array) -> Array:
+        return jnp.where(here[..., -1:], p, here)
+
+    def settled(self, xs: Array, s: Array) -> Array:
+        return super().settled(xs, s) | ((xs != self.mask) & (self.corrector == 0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformFlow(Euler, Uniform):
+    """From uniform noise.
+
+    corrector  how much of it: from one end to the other, a token is drawn anew corrector / 2 times on average
+    """
+
+    corrector: float = 0.0
+
+    def source(self) -> Array:
+        return jnp.full(self.mask + 1, 1.0 / self.mask).at[self.mask].set(0.0)
+
+    def nelbo(self, readout: Readout, x0: Array, xt: Array, t: Array, weights: Array, steps: int) -> Array:
+        """Continuous time: lambda (-log p(x_0) - p(z)) where z != x_0, lambda (1 - p(x_0)) where z = x_0. T steps: the
+        Kullback-Leibler divergence between one Euler step knowing x_0 and the network's, times T."""
+        if steps:
+            moved, _ = dataclasses.replace(self, corrector=0.0).chances(t, t - 1 / steps)
+            return readout.total(_step_nats, steps * weights, x0, xt, spread(moved, x0.shape[1]))
+        rate = -self.schedule.dalpha(t) / self.schedule.lost(t)
+        return readout.total(_rate_nats, spread(rate, x0.shape[1]) * weights, x0, xt)
+
+
+def _rate_nats(logits, x0, xt):
+    away = _away(logits, xt)
+    return jnp.where(xt == x0, away, surprise(logits, x0) - (1.0 - away))
+
+
+def _step_nats(logits, x0, xt, moved):
+    """Knowing x_0 a token moves there or stays; the network leaves it at z with probability 1 - moved (1 - p(z))."""
+    cost, last = surprise(logits, x0), moved >= 1.0
+    moved = jnp.where(last, 0.5, moved)  # of the last step, in which all tokens move, only the surprise counts
+    stays = -jnp.log1p(-moved * _away(logits, xt))
+    wrong = moved * cost + (1.0 - moved) * (jnp.log1p(-moved) + stays)
+    return jnp.where(last, cost, jnp.where(xt == x0, stays, wrong))
+
+
+def _away(logits, xt):
+    """1 - p(z), exact also where p(z) is nearly 1."""
+    return jnp.sum(jnp.where(one_hot(logits, xt), 0.0, jax.nn.softmax(logits, axis=-1)), axis=-1)
