@@ -46,6 +46,7 @@ WORKDIR = launch_flags.define_workdir()
 
 TEST_SEED = 1
 BATCH = 250  # prompts at a time
+SAVES = 4  # checkpoints of a cell that is trained for a time
 WARM_SECONDS = 4.0  # of updates to take their time from
 
 log = logging.getLogger("diffusion_lm.scoreboard")
@@ -89,6 +90,9 @@ def _fill(folder: Path, config: Config, passes: list[int]) -> bool:
     config = _timed(folder, config)
     run = build(config, folder / "run")
     trained = loop.run(run.job, config.train, folder / "run", run.checkpoints)
+    taken = folder / "seconds.json"  # in all, however often it was cut off
+    seconds = trained.seconds + (json.loads(taken.read_text()) if taken.exists() else 0)
+    taken.write_text(json.dumps(seconds))
     if trained.interrupted:
         return False
     model, started = load_for_inference(folder / "run"), time.perf_counter()
@@ -99,7 +103,7 @@ def _fill(folder: Path, config: Config, passes: list[int]) -> bool:
         "steps": trained.steps,
         "examples": trained.steps * config.train.batch,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.bound.params)),
-        "train_seconds": round(trained.seconds, 1),
+        "train_seconds": round(seconds, 1),
         "ask_seconds": round(time.perf_counter() - started, 1),
         "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         "date": time.strftime("%Y-%m-%d"),
@@ -115,11 +119,12 @@ def _timed(folder: Path, config: Config) -> Config:
     known = folder / "steps.json"
     if not known.exists():
         known.write_text(json.dumps({"steps": _steps(folder, config, 60 * BUDGET.value)}))
-    steps = json.loads(known.read_text())["steps"]
+    calls = max(json.loads(known.read_text())["steps"] // (SAVES * config.train.steps_per_call), 1)
+    every = calls * config.train.steps_per_call
     return dataclasses.replace(
         config,
-        train=dataclasses.replace(config.train, steps=steps),
-        checkpoint=dataclasses.replace(config.checkpoint, every=max(steps // 4, 1)),
+        train=dataclasses.replace(config.train, steps=SAVES * every),
+        checkpoint=dataclasses.replace(config.checkpoint, every=every),
     )
 
 

@@ -43,8 +43,8 @@ TASKS: dict[str, Task] = {
 
 
 def objectives(task: Task) -> dict[str, Objective]:
-    """The kinds of network: ar; masked, by its bound, and mgdm, by hardness; fixed, the control without diffusion; block
-    and joint, whose canvases hold half an answer and a whole one."""
+    """The kinds of network: ar; masked (the bound) and mgdm (token reweighting); fixed, the control without diffusion;
+    block and joint, whose canvases hold half an answer and a whole one."""
     answer = task.longest[1] + 1
     return {
         "ar": Autoregressive(),

@@ -1,6 +1,7 @@
 """The scoreboard's launcher: what it leaves behind, what it does not do twice, and that its counts can be checked."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,56 +14,53 @@ TINY = ("model.width=16", "model.layers=1", "model.heads=2", "model.mlp=16", "tr
 
 
 def launch(module, *flags):
-    done = subprocess.run([sys.executable, "-m", f"launch.{module}", *flags], cwd=ROOT, capture_output=True, text=True)
+    quick = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # what it runs is tiny
+    command = [sys.executable, "-m", f"launch.{module}", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=quick, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
 def board(folder, *flags):
     settings = [f"--set={s}" for s in TINY]
     place = [f"--workdir={folder}", "--budget=0", "--examples=6", "--passes=3"]
-    return launch("scoreboard", *settings, *place, *flags)
+    return launch("scoreboard", *settings, *place, *flags)  # a later flag overrides
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("board")
-    code, out, err = board(folder, "--tasks=sudoku4", "--models=joint")
+def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_path):
+    code, out, err = board(tmp_path, "--tasks=sudoku4", "--models=joint")
     assert code == 0, err
-    return folder, json.loads(out[-1])
-
-
-def test_one_row_for_every_way_of_every_cell(made):
-    folder, said = made
-    rows = {row["passes"]: row for row in said["rows"]}
+    said = json.loads(out[-1])["rows"]
+    rows = {row["passes"]: row for row in said}
     assert set(rows) == {0, 3}
     assert rows[3]["nfe"] <= 4 and rows[0]["nfe"] <= 17  # one pass reads the prompt
-    for row in said["rows"]:
+    for row in said:
         assert row["tests"] == 6 and row["steps"] == 2 and row["examples"] == 8
         assert 0 <= row["solved"][1] <= row["solved"][0] <= row["solved"][2] <= 1
-    table = (folder / "planning.md").read_text().splitlines()
+    table = (tmp_path / "planning.md").read_text().splitlines()
     assert sum(line.startswith("| sudoku4 |") for line in table) == 2
-    assert "<svg" in (folder / "planning.svg").read_text()
+    assert "<svg" in (tmp_path / "planning.svg").read_text()
 
-
-def test_predictions_can_be_counted_again(made):
-    folder, said = made
-    path = folder / "sudoku4-joint-0/predictions.jsonl"
+    path = tmp_path / "sudoku4-joint-0/predictions.jsonl"
+    assert len(path.read_text().splitlines()) == 12
     code, out, err = launch("rescore", "--task=sudoku4", f"--predictions={path}")
     assert code == 0, err
-    counted = json.loads(out[-1])
-    for row in said["rows"]:
-        found = counted[str(row["passes"])]["verified"]
-        assert (found["count"] / found["total"], found["low"], found["high"]) == tuple(row["solved"])
-    assert len(path.read_text().splitlines()) == 12
+    for passes, counted in json.loads(out[-1]).items():
+        found = counted["verified"]
+        assert [found["count"] / found["total"], found["low"], found["high"]] == rows[int(passes)]["solved"]
+
+    cell = tmp_path / "sudoku4-joint-0/cell.json"
+    before = cell.stat().st_mtime_ns
+    code, out, _ = board(tmp_path, "--tasks=sudoku4", "--models=joint")
+    assert code == 0 and json.loads(out[-1])["rows"] == said and cell.stat().st_mtime_ns == before
 
 
-def test_cells_that_are_there_are_not_trained_again(made):
-    folder, said = made
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/cell.json")}
-    assert len(before) == 1
-    code, out, _ = board(folder, "--tasks=sudoku4", "--models=joint")
-    assert code == 0 and json.loads(out[-1])["rows"] == said["rows"]
-    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/cell.json")}
+def test_a_cell_keeps_the_steps_that_were_measured_first(tmp_path):
+    """What goes on after a stop must end where it would have ended."""
+    (tmp_path / "sudoku4-ar-0").mkdir()
+    (tmp_path / "sudoku4-ar-0/steps.json").write_text('{"steps": 9}')
+    code, out, err = board(tmp_path, "--models=ar", "--budget=1")
+    assert code == 0, err
+    assert [row["steps"] for row in json.loads(out[-1])["rows"]] == [8]  # four checkpoints
 
 
 @pytest.mark.parametrize(
@@ -73,6 +71,7 @@ def test_cells_that_are_there_are_not_trained_again(made):
         (["--test=path=x.jsonl"], "not one of --tasks"),
         (["--test=sudoku4=nothing.csv"], "nothing.csv"),
         (["--budget=-1"], "--budget"),
+        (["--budget=0.0001"], "don't hold one update"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, flags, said):
