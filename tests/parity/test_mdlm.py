@@ -1,0 +1,84 @@
+"""MDLM's losses at their own noise: its network, rebuilt from the stored weights, through our bound (2406.07524)."""
+
+import dataclasses
+from collections.abc import Callable
+
+import dit
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.schedules import Linear
+from diffusion_lm.types import Logits
+
+MASK = 60
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noise:
+    """A schedule by MDLM's total noise: alpha = exp(-sigma(t)), which never quite is 1 or 0."""
+
+    sigma: Callable
+
+    def alpha(self, t):
+        return jnp.exp(-self.sigma(t))
+
+    def lost(self, t):
+        return -jnp.expm1(-self.sigma(t))
+
+    def dalpha(self, t):
+        return jax.jvp(self.alpha, (t,), (jnp.ones_like(t),))[1]
+
+
+LOG_LINEAR = Noise(sigma=lambda t: -jnp.log1p(-0.999 * t))
+# In the time that importance sampling draws evenly, log(1 - alpha) grows evenly, from sigma = 0.001 to the other's end.
+EVEN = Noise(sigma=lambda t: -jnp.log1p(-(0.999**t) * 0.0009995 ** (1 - t)))
+NOISES = {  # the peer's name -> noise, steps, tolerance
+    "subs_cont": (LOG_LINEAR, 0, 2e-5),
+    "subs_changevar": (EVEN, 0, 2e-4),  # the peer weighs with -log 0.0009995 in place of log 0.999 - log 0.0009995
+    "subs_T1000": (Linear(), 1000, 2e-5),
+    "subs_geometric": (Noise(sigma=lambda t: 1e-3 ** (1 - t) * 5.0**t), 0, 2e-5),
+    "subs_linear": (Noise(sigma=lambda t: 1e-3 + t * (8 - 1e-3)), 0, 2e-5),
+}
+
+
+@pytest.fixture(scope="module")
+def stored(shared):
+    folder = shared / "parity/mdlm"
+    if not folder.is_dir():
+        pytest.skip(f"no stored numbers of mdlm: {folder} is absent")
+    with np.load(folder / "io.npz") as arrays:
+        return dict(arrays) | {"weights": dit.weights(folder / "model.safetensors")}
+
+
+def test_the_network_is_rebuilt(stored):
+    """Without time, as it is trained, and with."""
+    for name, sigma in (("model", np.zeros(2)), ("true", stored["forward/sigma"])):
+        ours = dit.logits(stored["weights"], stored["forward/xt"], sigma)
+        np.testing.assert_allclose(ours, stored[f"forward/backbone_logits_{name}_sigma"], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_losses_at_stored_noise(stored, name):
+    schedule, steps, near = NOISES[name]
+    xt, t, x0 = stored[f"loss/{name}/xt"], stored[f"loss/{name}/t"], stored["x0"]
+    t = np.floor(t * steps) / steps + 1 / steps if steps else t  # the peer stores its draw, and then rounds it
+    process = Absorbing(schedule=schedule, mask=MASK)
+    logits = dit.logits(stored["weights"], xt, np.zeros(2))[..., :MASK]
+    for row in range(2):
+        one = slice(row, row + 1)
+        said = Logits(values=jnp.asarray(logits[one], jnp.float32))
+        given = jnp.asarray(x0[one]), jnp.asarray(xt[one]), jnp.asarray(t[one, None], jnp.float32)
+        loss = process.nelbo(said, *given, jnp.ones((1, x0.shape[1])), steps)
+        np.testing.assert_allclose(loss, stored[f"loss/{name}/nlls"][row].sum(), rtol=near)
+
+
+def test_importance_sampling_is_the_change_of_variables(stored):
+    """Drawn times are moved to where they are worth the same, and weighed with what the density leaves: a constant."""
+    t = jnp.asarray(stored["loss/subs_changevar/t"])
+    moved = stored["loss/subs_importance/t"]
+    np.testing.assert_allclose(LOG_LINEAR.lost(jnp.asarray(moved)), EVEN.lost(t), rtol=2e-4)
+    np.testing.assert_array_equal(stored["loss/subs_importance/xt"], stored["loss/subs_changevar/xt"])
+    np.testing.assert_allclose(stored["loss/subs_importance/nlls"], stored["loss/subs_changevar/nlls"], rtol=1e-6)
