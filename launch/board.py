@@ -60,28 +60,27 @@ def rows(folder: Path, task: Task, name: str, kind: str) -> list[Row]:
 
 
 def write(found: list[Row], folder: Path) -> None:
-    """planning.md and planning.svg in a folder."""
+    """scoreboard.md and scoreboard.svg in a folder."""
     lines = [HEAD, "|---|---|" + "---:|" * 10, *map(_line, found)]
     where = sorted({f"{row.hardware}, {row.date}" for row in found})
-    (folder / "planning.md").write_text("\n".join([*lines, "", *where]) + "\n", encoding="utf-8")
-    charts, levels = {}, {}
-    for row in found:
-        name = f"{row.kind}, seed {row.seed}"
-        if row.passes == 0:
-            levels.setdefault(row.task, {})[f"{name}, token by token"] = row.solved[0]
-        charts.setdefault(row.task, {})
-    for task in charts:
-        for name, mine in _canvases(found, task).items():
-            solved = list(zip(*(row.solved for row in mine), strict=True))
-            charts[task][name] = Line([row.passes for row in mine], *solved)
-    panels(charts, folder / "planning.svg", x_label="passes", y_label="solved", levels=levels)
+    (folder / "scoreboard.md").write_text("\n".join([*lines, "", *where]) + "\n", encoding="utf-8")
+    charts, levels = {row.task: {} for row in found}, {}
+    for (task, name), mine in _grouped(found).items():
+        if canvases := [row for row in mine if row.passes]:
+            solved = zip(*(row.solved for row in canvases), strict=True)
+            charts[task][name] = Line([row.passes for row in canvases], *solved)
+        for row in mine:
+            if not row.passes:
+                levels.setdefault(task, {})[f"{name}, token by token"] = row.solved[0]
+    panels(charts, folder / "scoreboard.svg", x_label="passes", y_label="solved", levels=levels)
 
 
-def _canvases(found: list[Row], task: str) -> dict[str, list[Row]]:
-    groups = {}
+def _grouped(found: list[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Each cell's rows, by its task and its name there."""
+    seeds, groups = len({row.seed for row in found}), {}
     for row in found:
-        if row.task == task and row.passes:
-            groups.setdefault(f"{row.kind}, seed {row.seed}", []).append(row)
+        name = row.kind if seeds == 1 else f"{row.kind}, seed {row.seed}"
+        groups.setdefault((row.task, name), []).append(row)
     return groups
 
 

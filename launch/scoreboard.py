@@ -41,7 +41,7 @@ SETTINGS = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every cell, as in
 TESTS = flags.DEFINE_multi_string("test", [], "TASK=FILE in the public format.")
 EXAMPLES = flags.DEFINE_integer("examples", 500, "Test examples to ask; of a file, the first ones.")
 PASSES = flags.DEFINE_list("passes", ["1", "2", "4", "8", "16"], "Denoising passes an answer, in all.")
-OUT = flags.DEFINE_string("out", None, "Folder for planning.md and planning.svg; none: the workdir.")
+OUT = flags.DEFINE_string("out", None, "Folder for scoreboard.md and scoreboard.svg; none: the workdir.")
 WORKDIR = launch_flags.define_workdir()
 
 TEST_SEED = 1
@@ -71,8 +71,8 @@ def main() -> dict:
         board.write(rows, out)
     return {
         "rows": [row._asdict() for row in rows],
-        "table": str(out / "planning.md"),
-        "page": str(out / "planning.svg"),
+        "table": str(out / "scoreboard.md"),
+        "page": str(out / "scoreboard.svg"),
     }
 
 

@@ -1,6 +1,7 @@
 """A page of small charts side by side."""
 
 import io
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from diffusion_lm.visualize.page import write_whole
 
 ACROSS = 3
+DASHES = ("--", ":", "-.")
 
 
 class Line(NamedTuple):
@@ -46,8 +48,8 @@ def panels(
         for name, line in lines.items():
             (drawn,) = axes.plot(line.xs, line.ys, label=name, linewidth=1.6, marker="o", markersize=3.5)
             axes.fill_between(line.xs, line.low, line.high, color=drawn.get_color(), alpha=0.15, linewidth=0)
-        for name, y in (levels or {}).get(title, {}).items():
-            axes.axhline(y, label=name, linewidth=1.2, linestyle="--", color="0.4")
+        for (name, y), dashes in zip((levels or {}).get(title, {}).items(), itertools.cycle(DASHES), strict=False):
+            axes.axhline(y, label=name, linewidth=1.2, linestyle=dashes, color="0.4")
         axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(-0.02, 1.02))
         ticks = sorted({x for line in lines.values() for x in line.xs})
         if ticks:

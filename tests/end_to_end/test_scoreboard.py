@@ -36,9 +36,9 @@ def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_
     for row in said:
         assert row["tests"] == 6 and row["steps"] == 2 and row["examples"] == 8
         assert 0 <= row["solved"][1] <= row["solved"][0] <= row["solved"][2] <= 1
-    table = (tmp_path / "planning.md").read_text().splitlines()
+    table = (tmp_path / "scoreboard.md").read_text().splitlines()
     assert sum(line.startswith("| sudoku4 |") for line in table) == 2
-    assert "<svg" in (tmp_path / "planning.svg").read_text()
+    assert "<svg" in (tmp_path / "scoreboard.svg").read_text()
 
     path = tmp_path / "sudoku4-joint-0/predictions.jsonl"
     assert len(path.read_text().splitlines()) == 12
