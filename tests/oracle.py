@@ -145,6 +145,11 @@ class OracleModel:
             said.append(self._said_at(read.tokens, read.length - 1, 1)[:, 0])
         return Logits(values=jnp.stack(said, axis=1), alignment=Alignment.NEXT), self._write(cache, tokens, count)
 
+    def rewind(self, cache: Read, count):
+        length = cache.length - count
+        kept = jnp.arange(self.slots, dtype=jnp.int32)[None] < length[:, None]
+        return Read(tokens=jnp.where(kept, cache.tokens, MASK), length=length)
+
     def read_canvas(self, cache: Read, canvas, t):
         read = self._write(cache, canvas, jnp.full_like(cache.length, canvas.shape[1]))
         return self._said_at(read.tokens, cache.length - 1, canvas.shape[1])

@@ -51,6 +51,10 @@ class Bound:
         readout, new = self._read(cache, tokens, jnp.zeros((tokens.shape[0], 1)), reading)
         return readout, kv_cache.append(cache, new, count)
 
+    def rewind(self, cache: KVCache, count: Array) -> KVCache:
+        """Forgets the last count[b] positions that were read."""
+        return kv_cache.rewind(cache, count)
+
     def read_canvas(self, cache: KVCache, canvas: Array, t: Array) -> Array:
         """Logits [B, K, V] of a noisy canvas [B, K] at times t [B] that stands after the cache; writes nothing."""
         readout, _ = self._read(cache, canvas, t[:, None], Bidirectional())

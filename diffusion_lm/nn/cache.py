@@ -1,4 +1,4 @@
-"""The key-value cache. `append` is the only function that writes one."""
+"""The key-value cache. `append` is the only function that writes one, `rewind` the only one that forgets."""
 
 import jax
 import jax.numpy as jnp
@@ -65,3 +65,8 @@ def append(cache: KVCache, new: tuple[LayerKV, ...], count: Array) -> KVCache:
         LayerKV(k=write(o.k, n.k, axis=2), v=write(o.v, n.v, axis=1)) for o, n in zip(cache.layers, new, strict=True)
     )
     return KVCache(layers=layers, length=cache.length + count)
+
+
+def rewind(cache: KVCache, count: Array) -> KVCache:
+    """Forgets the last count[b] positions of row b, at most all."""
+    return cache.replace(length=cache.length - count)

@@ -23,6 +23,9 @@ class Model(Protocol):
     def extend(self, cache: Any, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, Any]:
         """Reads the next count[b] of clean tokens [B, T]: what it says of all T, and the longer cache."""
 
+    def rewind(self, cache: Any, count: Array) -> Any:
+        """The cache without the last count[b] positions that row b read."""
+
     def read_canvas(self, cache: Any, canvas: Array, t: Array) -> Array:
         """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] behind the cache; writes nothing."""
 

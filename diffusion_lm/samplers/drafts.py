@@ -1,0 +1,85 @@
+"""Guesses at the next tokens, for `speculative` to check: from the text itself, or a canvas of the network."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.samplers.base import Model
+
+Array = jax.Array
+
+
+class Drafter(Protocol):
+    """A frozen dataclass. Any guess is safe: what is wrong costs time, never text.
+
+    width   tokens guessed at once
+    passes  forward passes of the network that a guess takes
+    """
+
+    width: int
+    passes: int
+
+    def __call__(self, model: Model, cache: Any, text: Array, filled: Array) -> Array:
+        """int32 [B, width]: what may follow text[b, :filled[b]], of which the cache has read all but the last token."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """What followed the last time that the text ended so (prompt lookup): free, and right where text repeats itself.
+
+    longest  how many tokens of the text's end are compared; the longest match counts, of equals the latest
+    """
+
+    width: int = 7
+    longest: int = 8
+    passes = 0
+
+    def __post_init__(self):
+        check_width(self.width)
+        if self.longest < 1:
+            raise ValueError(f"longest must be at least 1 token, not {self.longest}")
+
+    def __call__(self, model: Model, cache: Any, text: Array, filled: Array) -> Array:
+        del model, cache
+        return jax.vmap(self._guess)(text, filled)
+
+    def _guess(self, text: Array, filled: Array) -> Array:
+        at = jnp.arange(text.shape[0], dtype=jnp.int32)
+        back = jnp.arange(self.longest, dtype=jnp.int32)
+        end = text[jnp.maximum(filled - 1 - back, 0)]
+        same = text[jnp.maximum(at[:, None] - back[None], 0)] == end[None]
+        same &= (at[:, None] >= back[None]) & (filled > back)[None]
+        match = jnp.sum(jnp.cumprod(same, axis=1), axis=1)
+        best = jnp.argmax(jnp.where(at < filled - 1, match * text.shape[0] + at, -1))
+        period = jnp.maximum(filled - 1 - best, 1)  # past the end, what followed goes round again
+        return text[jnp.minimum(best + 1 + jnp.arange(self.width, dtype=jnp.int32) % period, filled - 1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CanvasDraft:
+    """One pass of the network over a canvas of masks behind the text: its likeliest tokens, all at once.
+
+    mask  the mask's id
+    """
+
+    mask: int
+    width: int = 3
+    passes = 1
+
+    def __post_init__(self):
+        check_width(self.width)
+
+    def __call__(self, model: Model, cache: Any, text: Array, filled: Array) -> Array:
+        last = jnp.take_along_axis(text, filled[:, None] - 1, axis=1)
+        masks = jnp.full((text.shape[0], self.width), self.mask, jnp.int32)
+        t = jnp.full(text.shape[0], self.width / (self.width + 1))
+        logits = model.read_canvas(cache, jnp.concatenate([last, masks], axis=1), t)
+        return jnp.argmax(logits[:, 1:], axis=-1).astype(jnp.int32)
+
+
+def check_width(width: int) -> None:
+    """Raises ValueError for a draft of no tokens."""
+    if width < 1:
+        raise ValueError(f"a draft must have at least 1 token, not {width}")

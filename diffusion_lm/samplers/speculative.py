@@ -1,0 +1,218 @@
+"""Speculative writing: guess several tokens, check them causally in one pass, keep what stands.
+
+A guess stands where it is the very token that autoregression would draw there with the same key. So the text is that
+of `autoregressive` token for token, greedily or at any temperature, and a guess that is one token (not a distribution)
+is accepted with its probability under the network, as in rejection sampling (arXiv 2211.17192, algorithm 1).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from diffusion_lm.samplers.base import Generation, Model, Prompt, run
+from diffusion_lm.samplers.drafts import Drafter
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.types import Causal
+
+Array = jax.Array
+_LONGEST_PAUSE = 512  # plain steps after drafts that didn't pay; the pause doubles each time
+_MEMORY = 0.7  # of the running mean of accepted tokens
+
+
+@struct.dataclass
+class Writing:
+    """text int32 [B, S] with the prompt, filled int32 [B] columns of it (of which the cache has read all but the last),
+    prompt int32 [B], finished bool [B], keys [B], nfe int32 [], and what drafts have brought: accepted float32 []
+    tokens a cycle lately, pause int32 [] plain steps still to make, next_pause int32 [] for when they fail again."""
+
+    text: Array
+    filled: Array
+    prompt: Array
+    finished: Array
+    keys: Array
+    nfe: Array
+    accepted: Array
+    pause: Array
+    next_pause: Array
+    cache: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speculative:
+    """Writes what `Autoregressive` would, several tokens a pass where `drafter` guesses well.
+
+    break_even  tokens that a cycle (draft and check) must bring to be worth its time, in plain steps. Where drafts
+                bring less, they are left off for a while; 0: never
+    """
+
+    drafter: Drafter
+    mask: int
+    eot: int
+    draw: Draw = dataclasses.field(default_factory=Draw)
+    break_even: float = 0.0
+
+    def slots(self, prompt: int, length: int) -> int:
+        """Slots that the cache must have: a check reads up to `drafter.width` tokens too many."""
+        return prompt + length + self.drafter.width
+
+    def generate(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Generation:
+        """Writes at most `length` tokens behind each prompt. One pass reads the prompts."""
+        rows, width = prompt.tokens.shape
+        readout, cache = model.extend(cache, prompt.tokens, prompt.length, Causal())
+        room = length + self.drafter.width + 1
+        state = Writing(
+            text=jnp.pad(prompt.tokens, ((0, 0), (0, room)), constant_values=self.mask),
+            filled=prompt.length,
+            prompt=prompt.length,
+            finished=jnp.zeros(rows, bool),
+            keys=keys,
+            nfe=jnp.ones((), jnp.int32),
+            accepted=jnp.full((), max(self.break_even - 1.0, 0.0)),
+            pause=jnp.full((), self._watch if self.break_even else 0),
+            next_pause=jnp.full((), self._watch),
+            cache=cache,
+        )
+        no_draft = jnp.zeros((rows, 0), jnp.int32)
+        state, _ = self._keep(state, no_draft, readout.pick(prompt.length - 1).logits(), length)
+        state, _ = run(_Bounded(self, length), model, state, length - 1)
+        return self._answer(state, length, width)
+
+    def cycle(self, model: Model, state: Writing, length: int) -> Writing:
+        """The plain steps that are due, then one draft and its check."""
+        state, _ = run(_Plain(self, length), model, state, length)
+        draft = self.drafter(model, state.cache, state.text, state.filled)
+        state, stood = self._check(model, state, draft, length)
+        accepted = _MEMORY * state.accepted + (1 - _MEMORY) * stood
+        pays = accepted + 1 >= self.break_even
+        return state.replace(
+            nfe=state.nfe + self.drafter.passes,
+            accepted=accepted,
+            pause=jnp.where(pays, 0, state.next_pause),
+            next_pause=jnp.clip(
+                jnp.where(pays, state.next_pause // 2, 2 * state.next_pause), self._watch, _LONGEST_PAUSE
+            ),
+        )
+
+    @property
+    def _watch(self) -> int:
+        """The shortest pause: long enough to see how a guess made at its start would have fared."""
+        return self.drafter.width + 1
+
+    def _judged(self, model: Model, state: Writing) -> Writing:
+        """At the end of a pause: what a guess would have brought, and another pause if that doesn't pay. A guess that
+        takes a pass isn't made to look back: it gets one chance."""
+        if self.drafter.passes:
+            return state.replace(accepted=jnp.full((), max(self.break_even - 1.0, 0.0)))
+        width = self.drafter.width
+        then = jnp.maximum(state.filled - width, 1)
+        guess = self.drafter(model, state.cache, state.text, then)
+        came = jnp.take_along_axis(state.text, then[:, None] + jnp.arange(width, dtype=jnp.int32)[None], axis=1)
+        stood = _mean_over(jnp.sum(jnp.cumprod(guess == came, axis=1), axis=1), ~state.finished)
+        pays = stood + 1 >= self.break_even
+        return state.replace(accepted=stood, pause=jnp.where(pays, 0, self._watch))
+
+    def plain_step(self, model: Model, state: Writing, length: int) -> Writing:
+        """One token by autoregression: `_check` of no draft, in fewer operations."""
+        last = jnp.take_along_axis(state.text, state.filled[:, None] - 1, axis=1)
+        going = ~state.finished
+        readout, cache = model.extend(
+            state.cache, jnp.where(going[:, None], last, 0), going.astype(jnp.int32), Causal()
+        )
+        made = state.filled - state.prompt
+        tokens, _ = self.draw(jax.vmap(jax.random.fold_in)(state.keys, made), readout.logits()[:, 0])
+        text = _written(state.text, jnp.where(going, tokens, self.mask)[:, None], state.filled)
+        return state.replace(
+            text=text,
+            filled=state.filled + going,
+            finished=state.finished | (tokens == self.eot) | (made + 1 >= length),
+            nfe=state.nfe + 1,
+            pause=state.pause - 1,
+            cache=cache,
+        )
+
+    def _check(self, model: Model, state: Writing, draft: Array, length: int) -> tuple[Writing, Array]:
+        """Reads the last token and the draft causally; the cache keeps what stands."""
+        last = jnp.take_along_axis(state.text, state.filled[:, None] - 1, axis=1)
+        tokens = jnp.where(state.finished[:, None], 0, jnp.concatenate([last, draft], axis=1))
+        count = jnp.where(state.finished, 0, tokens.shape[1])
+        readout, cache = model.extend(state.cache, tokens, count, Causal())
+        before = state.filled
+        state, stood = self._keep(state, draft, readout.logits(), length)
+        cache = model.rewind(cache, count - (state.filled - before))
+        return state.replace(cache=cache, nfe=state.nfe + 1), stood
+
+    def _keep(self, state: Writing, draft: Array, logits: Array, length: int) -> tuple[Writing, Array]:
+        """Draws the token behind each of the tokens read, up to the first that the draft got wrong; and how many of
+        the draft stood, in the mean over rows that were still being written."""
+        rows, width = logits.shape[:2]
+        made = (state.filled - state.prompt)[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
+        keys = jax.vmap(lambda key, at: jax.vmap(lambda i: jax.random.fold_in(key, i))(at))(state.keys, made)
+        drawn, _ = self.draw(keys.reshape(-1), logits.reshape(rows * width, -1))
+        drawn = drawn.reshape(rows, width)
+        right = jnp.cumprod(drawn[:, :-1] == draft, axis=1)
+        stands = jnp.pad(right, ((0, 0), (1, 0)), constant_values=1).astype(bool)
+        ended = (jnp.cumsum(drawn == self.eot, axis=1) - (drawn == self.eot)) > 0
+        stands &= ~ended & (made < length) & ~state.finished[:, None]
+        new = jnp.sum(stands, axis=1, dtype=jnp.int32)
+        filled = state.filled + new
+        writing = ~state.finished
+        finished = state.finished | jnp.any(stands & (drawn == self.eot), axis=1) | (filled - state.prompt >= length)
+        stood = _mean_over(jnp.sum(right, axis=1), writing)
+        text = _written(state.text, jnp.where(stands, drawn, self.mask), state.filled)
+        return state.replace(text=text, filled=filled, finished=finished), stood
+
+    def _answer(self, state: Writing, length: int, width: int) -> Generation:
+        at = state.prompt[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+        tokens = jnp.take_along_axis(state.text, at, axis=1)
+        ended = (at >= state.filled[:, None]) | (tokens == self.eot)
+        return Generation(
+            tokens=jnp.where(ended, self.mask, tokens),
+            length=jnp.sum(~ended, axis=1, dtype=jnp.int32),
+            nfe=state.nfe,
+            cache=state.cache,
+        )
+
+
+def _mean_over(values: Array, rows: Array) -> Array:
+    return jnp.sum(values * rows) / jnp.maximum(jnp.sum(rows), 1)
+
+
+def _written(text: Array, piece: Array, at: Array) -> Array:
+    """text [B, S] with piece [B, T] at column at[b]."""
+    return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(text, piece, at)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bounded:
+    """The writer with a length, as `run` steps it."""
+
+    writer: Speculative
+    length: int
+
+    def step(self, model: Model, state: Writing) -> Writing:
+        return self.writer.cycle(model, state, self.length)
+
+    def done(self, state: Writing) -> Array:
+        return state.finished
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain(_Bounded):
+    """Autoregressive steps, while drafts pause. (A loop of its own: a conditional would copy the cache.)"""
+
+    def step(self, model: Model, state: Writing) -> Writing:
+        state = self.writer.plain_step(model, state, self.length)
+        cache = state.cache  # which no conditional may carry: it would be copied
+        judged = jax.lax.cond(
+            state.pause <= 0,
+            lambda state: self.writer._judged(model, state),
+            lambda state: state,
+            state.replace(cache=None),
+        )
+        return judged.replace(cache=cache)
+
+    def done(self, state: Writing) -> Array:
+        return state.finished | (state.pause <= 0)

@@ -1,0 +1,134 @@
+"""Speculative text is the autoregressive one, whatever the guesses; guesses only change how many passes it takes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import LENGTH, NEVER, OracleModel, p_value
+from oracle import MASK as WORLD_MASK
+from tiny import EOT, MASK, VOCAB, model
+
+from diffusion_lm.samplers.autoregressive import Autoregressive
+from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.drafts import CanvasDraft, Lookup
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.speculative import Speculative
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+DRAFTERS = [Lookup(width=1), Lookup(width=4, longest=2), CanvasDraft(mask=MASK, width=2)]
+
+
+def written(writer, prompt, keys, length):
+    return _written(writer, prompt, keys, length, model())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _written(writer, prompt, keys, length, bound):
+    cache = bound.empty_cache(len(keys), writer.slots(prompt.tokens.shape[1], length))
+    return writer.generate(bound, cache, prompt, keys, length=length)
+
+
+def prompts(rows, width=6, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, width + 1, size=rows)
+    tokens = np.where(np.arange(width) < lengths[:, None], rng.integers(3, VOCAB, size=(rows, width)), 0)
+    return Prompt(tokens=jnp.asarray(tokens, jnp.int32), length=jnp.asarray(lengths, jnp.int32))
+
+
+def pair(drafter, temperature, eot=EOT, break_even=0.0):
+    both = {"mask": MASK, "eot": eot, "draw": Draw(temperature=temperature)}
+    return Autoregressive(**both), Speculative(drafter=drafter, break_even=break_even, **both)
+
+
+@pytest.mark.parametrize("break_even", [0.0, 1.5])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", DRAFTERS, ids=str)
+def test_the_text_is_the_autoregressive_one(drafter, temperature, break_even):
+    """1,000 ragged prompts in one batch, token for token."""
+    plain, speculative = pair(drafter, temperature, break_even=break_even)
+    prompt, keys = prompts(1_000), jax.random.split(jax.random.key(1), 1_000)
+    one, other = written(plain, prompt, keys, 16), written(speculative, prompt, keys, 16)
+    assert (one.tokens == other.tokens).all() and (one.length == other.length).all()
+    assert (np.asarray(one.length) < 16).any() and (np.asarray(one.length) == 16).any()  # ends were met, and not
+
+
+@dataclasses.dataclass(frozen=True)
+class Prophet:
+    """Guesses right, from a text known beforehand; `wrong` guesses a token that never stands."""
+
+    text: tuple[int, ...]
+    width: int
+    wrong: bool = False
+    passes = 0
+
+    def __call__(self, model, cache, text, filled):
+        known = jnp.pad(jnp.asarray(self.text, jnp.int32), (0, self.width))
+        guess = known[filled[:, None] + jnp.arange(self.width, dtype=jnp.int32)[None]]
+        return jnp.full_like(guess, MASK) if self.wrong else guess
+
+
+def test_right_guesses_save_passes_and_wrong_ones_cost_none():
+    plain, _ = pair(DRAFTERS[0], 1.0, eot=NEVER)
+    prompt = Prompt(tokens=jnp.array([[1, 5, 3]], jnp.int32), length=jnp.array([3]))
+    keys = jax.random.split(jax.random.key(4), 1)
+    text = written(plain, prompt, keys, 21).tokens
+    known = (1, 5, 3, *np.asarray(text[0]).tolist())
+    for wrong, passes in ((False, 1 + 5), (True, 1 + 20)):  # the prompt's gives the first of 21; 20 = 5 x 4, or 20 x 1
+        speculative = dataclasses.replace(pair(Prophet(known, 3, wrong), 1.0, eot=NEVER)[1])
+        generation = written(speculative, prompt, keys, 21)
+        assert (generation.tokens == text).all() and generation.nfe == passes
+
+
+def test_drafts_that_do_not_pay_are_left_off():
+    """A draft that takes a pass of its own and is always wrong: a few tries, then plain steps."""
+    prompt, keys = prompts(1), jax.random.split(jax.random.key(4), 1)
+    tireless, careful = (pair(CanvasDraft(mask=MASK, width=2), 1.0, NEVER, be)[1] for be in (0.0, 4.5))
+    passes = [int(written(writer, prompt, keys, 100).nfe) for writer in (tireless, careful)]
+    assert passes[1] < 100 + 2 * 4 < passes[0]
+
+
+def test_lookup_finds_what_followed_last_time():
+    def guess(text, width=3, longest=4):
+        row = jnp.asarray([text + [MASK] * 5], jnp.int32)
+        return Lookup(width=width, longest=longest)(None, None, row, jnp.array([len(text)]))[0].tolist()
+
+    assert guess([1, 2, 3, 4, 9, 1, 2, 3]) == [4, 9, 1]  # the longest match
+    assert guess([1, 2, 8, 8, 1, 2, 7, 7, 1, 2]) == [7, 7, 1]  # of equals the latest
+    assert guess([5, 6, 5, 6]) == [5, 6, 5]  # round again past the end
+    assert guess([7, 7, 7], width=4) == [7] * 4
+    assert guess([4]) == [4, 4, 4]  # anything goes, but it stays inside
+
+
+def test_the_world_is_written_with_its_distribution():
+    """At temperature 1, against the exact table; accepting every guess fails the same test."""
+    rows = 4_096
+
+    def texts(writer):
+        oracle = OracleModel(writer.slots(1, LENGTH))
+        prompt = Prompt(tokens=jnp.zeros((rows, 1), jnp.int32), length=jnp.ones(rows, jnp.int32))
+        generate = jax.jit(lambda keys: writer.generate(oracle, oracle.empty(rows), prompt, keys, length=LENGTH))
+        return generate(jax.random.split(jax.random.key(1), rows)).tokens
+
+    drafter = CanvasDraft(mask=WORLD_MASK, width=2)
+    assert p_value(texts(Speculative(drafter=drafter, mask=WORLD_MASK, eot=NEVER))) > 1e-3
+    assert p_value(texts(Gullible(drafter=drafter, mask=WORLD_MASK, eot=NEVER))) < 1e-9
+
+
+class Gullible(Speculative):
+    """A broken rule: whatever was guessed stands."""
+
+    def _keep(self, state, draft, logits, length):
+        sure = jax.nn.one_hot(draft, logits.shape[-1]) * 1e6
+        return super()._keep(state, draft, logits + jnp.pad(sure, ((0, 0), (0, 1), (0, 0))), length)
+
+
+@pytest.mark.parametrize(
+    "bad", [lambda: Lookup(width=0), lambda: CanvasDraft(mask=3, width=0), lambda: Lookup(longest=0)]
+)
+def test_a_draft_of_nothing_is_refused(bad):
+    with pytest.raises(ValueError, match="at least 1"):
+        bad()
