@@ -1,4 +1,4 @@
-"""Characters of Shakespeare at nanoGPT's CPU setting: ar, masked, uniform, mixture, block or joint.
+"""Characters of Shakespeare at nanoGPT's CPU setting: ar, masked, uniform, mixture, score, flow, block, joint.
 
     curl -O https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt
     python -m launch.train --config=configs/tinyshakespeare.py:ar --workdir=runs/ar --set=data.path=input.txt
@@ -6,7 +6,7 @@
 4 layers, 4 heads, width 128, context 64, batch 12, 2,000 updates; the last tenth of the characters is held out.
 Hardware: 2 CPU cores. Time: ar 86 s, compilation included; the others not yet run at this setting.
 Number to expect, nats per held-out character: ar 1.654 (2026-11-21, seed 0; nanoGPT's own, published: 1.88).
-docs/tinyshakespeare.md has ar and joint at other sizes and times.
+docs/tinyshakespeare.md has ar and joint at other sizes and times; docs/compare.md all but block side by side.
 """
 
 from diffusion_lm.config import Config, Data
@@ -16,7 +16,9 @@ from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.flow import UniformFlow
 from diffusion_lm.processes.mixture import Mixture
+from diffusion_lm.processes.score import AbsorbingScore
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
@@ -27,6 +29,8 @@ KINDS = {
     "masked": (Absorbing(), ELBO()),
     "uniform": (Uniform(), ELBO()),
     "mixture": (Mixture(uniform=0.1), ELBO()),
+    "score": (AbsorbingScore(), ELBO()),
+    "flow": (UniformFlow(), ELBO()),
     "block": (Absorbing(), BlockELBO(block=16)),
     "joint": (Absorbing(), Joint(block=16)),
 }

@@ -24,7 +24,7 @@ STATED = {
     "base_1b": (1.02e9, 32_768),
 }
 KINDS = {
-    "tinyshakespeare": ("ar", "masked", "uniform", "mixture", "block", "joint"),
+    "tinyshakespeare": ("ar", "masked", "uniform", "mixture", "score", "flow", "block", "joint"),
     "text8": ("ar", "masked", "block4", "block8", "block16", "joint"),
     "owt": ("ar", "masked", "block4", "block8", "block16"),
 }
@@ -34,6 +34,8 @@ STEPPED = (
     "owt:block4",
     "base_1b:",
     "tinyshakespeare:mixture",
+    "tinyshakespeare:score",
+    "tinyshakespeare:flow",
 )  # each a program of its own; the other tests train the rest
 
 

@@ -1,0 +1,268 @@
+"""Every family on the same text with the same network, updates and optimizer: one table, one figure.
+
+    python -m launch.compare --data=input.txt --budget=10 --workdir=runs/compare --out=runs/compare
+
+Families are kinds of configs/tinyshakespeare.py. All make the same number of updates, as many as fit `--budget` minutes
+a family on average by their speed in a first few; `ar` comes first, as it judges what the others write. Started again,
+it goes on from where it was, within a family too. A family that fails keeps its row and says why. Written: table.md
+and figure.png (or --figure=svg), and as the last line on standard output a JSON object.
+"""
+
+import functools
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from diffusion_lm import generate
+from diffusion_lm.build import Model, build, build_loss, load_for_inference, read_text
+from diffusion_lm.config import Config, load, override
+from diffusion_lm.data import loader
+from diffusion_lm.evaluation.likelihood import held_out
+from diffusion_lm.evaluation.samples import judged, quality
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.training import loop
+from diffusion_lm.visualize.page import write_whole
+from diffusion_lm.visualize.plots import curve
+from launch import flags as launch_flags
+
+CONFIG = Path(__file__).parents[1] / "configs/tinyshakespeare.py"
+DATA = flags.DEFINE_string("data", None, "A file, folder or glob of text.", required=True)
+FAMILIES = flags.DEFINE_list("families", "ar,masked,uniform,mixture,score,flow,joint", "Kinds to train, ar among them.")
+BUDGET = flags.DEFINE_float("budget", 10.0, "Minutes a family, on average.")
+WORKDIR = launch_flags.define_workdir()
+OUT = flags.DEFINE_string("out", None, "Folder for table and figure; none: the workdir.")
+FIGURE = flags.DEFINE_enum("figure", "png", ["png", "svg"], "The figure's format.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the parameters, the order of the text, all noise and all draws.")
+TEXTS = flags.DEFINE_integer("texts", 128, "Texts written at each number of passes.")
+PASSES = flags.DEFINE_list("passes", "1,2,4,8,16,64", "Passes a canvas at which the families write.")
+SETTINGS = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every family, as in model.width=256.")
+GIVEN, WRITTEN = 16, 64  # a row, which blocks of 16 divide: begin of text and 15 held-out characters, then samples
+TIMED = 20  # updates by which a family's speed is told
+
+
+def main() -> dict:
+    started, home = time.perf_counter(), Path(WORKDIR.value)
+    families, records = _families(), {}
+    home.mkdir(parents=True, exist_ok=True)
+    plan = _plan(home, families)
+    for family in families:
+        record = records[family] = Record(home / family / "record.json")
+        if not _train(family, home / family, plan["steps"], record):
+            return {"interrupted": family, **plan}
+        if "failed" not in record:
+            model, judge = load_for_inference(home / family), load_for_inference(home / "ar")
+            _score(model, record)
+            _sample(model, judge, record)
+    out, lines = Path(OUT.value or home), rows(records)
+    out.mkdir(parents=True, exist_ok=True)
+    table, figure = out / "table.md", out / f"figure.{FIGURE.value}"
+    write_whole(table, markdown(lines).encode())
+    draw(lines, figure)
+    seconds = round(time.perf_counter() - started, 1)
+    return {**plan, "rows": lines, "table": str(table), "figure": str(figure), "seconds": seconds}
+
+
+def _families() -> list[str]:
+    families = sorted(dict.fromkeys(FAMILIES.value), key=lambda family: family != "ar")
+    for check in (passes_asked, *(functools.partial(_config, family) for family in families)):
+        check()  # what is wrong with any of it is said before the first update
+    if families[:1] != ["ar"]:
+        raise ValueError("--families needs ar among them: it judges what the others write")
+    if not BUDGET.value > 0 or TEXTS.value < 2:
+        raise ValueError(f"--budget={BUDGET.value} must be above 0 and --texts={TEXTS.value} at least 2")
+    return families
+
+
+def passes_asked() -> list[int]:
+    """The numbers of --passes; ValueError where they are none."""
+    if not all(n.isdecimal() and int(n) for n in PASSES.value):
+        raise ValueError(f"--passes takes numbers from 1 on, as in 1,4,16; got {','.join(PASSES.value)}")
+    return [int(n) for n in PASSES.value]
+
+
+def _config(family: str, steps: int = TIMED) -> Config:
+    """The family's kind on rows of one length."""
+    fixed = [
+        f"data.path={DATA.value}",
+        f"data.length={GIVEN + WRITTEN}",
+        f"train.steps={steps}",
+        "train.eval_every=0",
+        "train.eval_batches=1",
+    ]
+    return override(load(f"{CONFIG}:{family}"), [*fixed, f"seed={SEED.value}", *SETTINGS.value])
+
+
+class Record(dict):
+    """What is known of a family, kept as it comes."""
+
+    def __init__(self, path: Path):
+        super().__init__(json.loads(path.read_text()) if path.exists() else {})
+        self._path = path
+
+    def keep(self, **found) -> None:
+        self.update(found)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self._path, json.dumps(self, indent=1).encode())
+
+
+def _plan(home: Path, families: list[str]) -> dict:
+    """How many updates each family makes: chosen once, by a look at each one's speed, and kept."""
+    asked = {"data": DATA.value, "budget_minutes": BUDGET.value, "seed": SEED.value, "settings": list(SETTINGS.value)}
+    plan = Record(home / "plan.json")
+    if any(plan.get(name, value) != value for name, value in asked.items()):
+        was = {name: plan[name] for name in asked}
+        raise ValueError(f"--workdir={home} holds another comparison, {json.dumps(was)}: use a new one")
+    if "steps" not in plan:
+        slow = {family: _seconds_an_update(_config(family)) for family in families}
+        fit = 60 * BUDGET.value * len(families) / sum(slow.values())
+        plan.keep(**asked, steps=max(10, int(fit) // 10 * 10), seconds_an_update=slow)
+    return dict(plan)
+
+
+def _seconds_an_update(config: Config) -> float:
+    with tempfile.TemporaryDirectory() as nowhere:
+        job = build(config, nowhere).job
+    state, batch = job.initial(), jax.tree.map(lambda a: a[None], next(job.batches))
+    for i in range(TIMED + 2):
+        if i == 2:  # compiled, and once more
+            jax.block_until_ready(state)
+            start = time.perf_counter()
+        state, _ = job.step(state, job.key, job.put(batch))
+    jax.block_until_ready(state)
+    return (time.perf_counter() - start) / TIMED
+
+
+def _train(family: str, home: Path, steps: int, record: Record) -> bool:
+    """False if it was told to stop."""
+    if "steps" in record or "failed" in record:
+        return True
+    config = _config(family, steps)
+    run = build(config, home)
+    try:
+        done = loop.run(run.job, config.train, home, run.checkpoints)
+    except loop.NonFiniteError as error:
+        if family == "ar":
+            raise  # nobody is left to judge
+        record.keep(failed=str(error))
+        return True
+    if not done.interrupted:
+        record.keep(steps=steps, tokens_per_s=done.tokens_per_s, train_seconds=done.seconds)
+    return not done.interrupted
+
+
+def _score(model: Model, record: Record) -> None:
+    """Bits a byte of held-out text, for each part of the objective."""
+    if "bits_per_byte" in record:
+        return
+    text, config = read_text(model.config, model.meta).valid, model.config
+    loss = build_loss(config, model.bound.module, model.process)
+    losses = jax.jit(lambda params, key, batch: loss(params, key, batch))
+    batches = loader.eval_batches(text, length=config.data.length, batch=64)
+    found = held_out(
+        lambda key, batch: losses(model.bound.params, key, batch), batches, text, jax.random.key(SEED.value)
+    )
+    errors = {part: e.standard_error * e.bits_per_byte / e.nats_per_token for part, e in found.items()}
+    record.keep(bits_per_byte={part: e.bits_per_byte for part, e in found.items()}, standard_error=errors)
+
+
+def _sample(model: Model, judge: Model, record: Record) -> None:
+    """What each part of the objective writes at each number of passes, judged; and the held-out text itself."""
+    texts, done = _held_out_rows(judge), record.get("samples", {})
+    prompts = [model.tokenizer.decode(row[1:GIVEN]) for row in texts]
+    forbidden = Draw(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eot))  # all write equally much
+    for part in record["bits_per_byte"]:
+        for passes in (WRITTEN,) if part == "causal" else passes_asked():
+            if f"{part}/{passes}" in done:
+                continue
+            if part == "causal":
+                writer = generate.autoregressive(model, draw=forbidden)
+            else:
+                writer = generate.ancestral(model, draw=forbidden, canvas=0, passes=passes)
+            answer = generate.write(model, writer, prompts, length=WRITTEN, seed=SEED.value)
+            written = np.concatenate([texts[:, :GIVEN], answer.generation.tokens], axis=1)
+            done[f"{part}/{passes}"] = {**_quality(judge, written), "nfe": int(answer.generation.nfe)}
+            record.keep(samples=done)
+    if "text" not in record:
+        record.keep(text=_quality(judge, texts))
+
+
+def _held_out_rows(judge: Model) -> np.ndarray:
+    """Begin of text, and what follows evenly spaced places of the held-out text: int32 [texts, GIVEN + WRITTEN]."""
+    text, length = read_text(judge.config, judge.meta).valid, GIVEN + WRITTEN
+    if len(text.flat) < 3 * length:
+        raise ValueError(f"--data={DATA.value} holds out {len(text.flat)} tokens; prompts and texts need {3 * length}")
+    starts = np.linspace(1, len(text.flat) - 2 * length, TEXTS.value).astype(int)
+    return np.stack([np.concatenate([[text.bos], text.flat[i : i + length - 1]]) for i in starts]).astype(np.int32)
+
+
+_ASK = jax.jit(lambda bound, rows: judged(bound.denoise, rows))
+
+
+def _quality(judge: Model, rows: np.ndarray) -> dict[str, float]:
+    return quality(_ASK(judge.bound, rows), rows, GIVEN)._asdict()
+
+
+def rows(records: dict[str, dict]) -> list[dict]:
+    """A line for each part of each family's objective; one for a family that failed; the text itself comes last."""
+    lines = []
+    for family, record in records.items():
+        if "failed" in record:
+            lines.append({"family": family, "failed": record["failed"]})
+            continue
+        for part, bits in record["bits_per_byte"].items():
+            told = {"bits_per_byte": bits, "standard_error": record["standard_error"][part]}
+            name = family if len(record["bits_per_byte"]) == 1 else f"{family}, {part}"
+            samples = {int(k.split("/")[1]): v for k, v in record["samples"].items() if k.split("/")[0] == part}
+            lines.append({"family": name, **told, "tokens_per_s": record["tokens_per_s"], "samples": samples})
+    return [*lines, {"family": "the text itself", "samples": {WRITTEN: records["ar"]["text"]}}]
+
+
+def markdown(lines: list[dict]) -> str:
+    """The table. A cell of samples: nats a token by the judge / entropy / repeated 4-grams."""
+    head = ["family", "bits per byte", "training tokens/s", *(f"{n} pass{'es' * (n > 1)}" for n in passes_asked())]
+    table = [head, ["---"] * len(head)]
+    for line in lines:
+        if "failed" in line:
+            table.append([line["family"], f"failed: {line['failed']}", *[""] * (len(head) - 2)])
+            continue
+        bits, speed = line.get("bits_per_byte"), line.get("tokens_per_s")
+        table.append(
+            [
+                line["family"],
+                "" if bits is None else f"{bits:.3f} ± {line['standard_error']:.3f}",
+                "" if speed is None else f"{speed:,.0f}",
+                *(_cell(line["samples"].get(n)) for n in passes_asked()),
+            ]
+        )
+    return "".join(f"| {' | '.join(row)} |\n" for row in table)
+
+
+def _cell(found: dict | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['nats_per_token']:.2f} / {found['entropy']:.2f} / {100 * found['repeated']:.0f} %"
+
+
+def draw(lines: list[dict], path: Path) -> None:
+    """Nats by the judge over passes; what has one number only is a level line."""
+    series = {}
+    for line in lines:
+        nats = {n: found["nats_per_token"] for n, found in line.get("samples", {}).items()}
+        series[line["family"]] = [nats.get(n, next(iter(nats.values()))) for n in passes_asked()] if nats else []
+    labels = {"x_label": f"log2 of the passes a canvas ({', '.join(PASSES.value)})", "y_label": "nats a token (ar)"}
+    curve(
+        np.log2(passes_asked()),
+        {name: ys for name, ys in series.items() if ys},
+        path,
+        title="What is written",
+        **labels,
+    )
+
+
+if __name__ == "__main__":
+    launch_flags.run(main)

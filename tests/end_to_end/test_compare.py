@@ -1,0 +1,66 @@
+"""Every family beside the others, on a model small enough to train in seconds: a table, a figure, and going on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = "\n\n".join(f"Line {i}: the {word} sat on the mat." for i in range(80) for word in ("cat", "dog", "hen"))
+SMALL = [f"--set={s}" for s in ("model.width=16", "model.layers=1", "model.heads=2", "train.batch=4")]
+
+
+def compare(folder, *arguments):
+    quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "HOME": str(folder)}
+    command = [sys.executable, "-m", "launch.compare", f"--data={folder}/text.txt", f"--workdir={folder}/work"]
+    command += ["--texts=4", "--passes=2", "--budget=0.001", *SMALL, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | quick, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "text.txt").write_text(TEXT)
+    done = compare(folder, "--families=score,ar", f"--out={folder}/out", "--figure=svg")
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_line_for_each_family_and_for_the_text(compared):
+    folder, result = compared
+    ar, score, text = result["rows"]
+    assert [line["family"] for line in (ar, score, text)] == ["ar", "score", "the text itself"]
+    assert ar["standard_error"] == 0 < score["standard_error"] and result["steps"] >= 10
+    assert ar["samples"]["64"]["nfe"] == 64 and score["samples"]["2"]["nfe"] == 2
+    lines = (folder / "out/table.md").read_text().splitlines()
+    assert len(lines) == 5 and f"{ar['bits_per_byte']:.3f} ± 0.000" in lines[2]
+    assert "</svg>" in (folder / "out/figure.svg").read_text()
+
+
+def test_started_again_it_goes_on_and_a_failure_keeps_its_row(compared):
+    folder, result = compared
+    (folder / "work/masked").mkdir()
+    (folder / "work/masked/record.json").write_text('{"failed": "loss nan"}')
+    done = compare(folder, "--families=ar,score,masked")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout.splitlines()[-1])
+    assert again["rows"] == [*result["rows"][:2], {"family": "masked", "failed": "loss nan"}, result["rows"][2]]
+    assert "| masked | failed: loss nan |" in (folder / "work/table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["--families=masked"], "needs ar"),
+        (["--passes=0,2"], "--passes takes"),
+        (["--families=ar,other"], "kind 'other' is none of"),
+        (["--seed=5"], "use a new one"),
+    ],
+)
+def test_bad_input_is_one_line(compared, arguments, cause):
+    done = compare(compared[0], *arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert cause in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr

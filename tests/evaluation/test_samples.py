@@ -1,0 +1,46 @@
+"""What samples are judged by, against hand counts and the enumerable world."""
+
+import numpy as np
+import pytest
+from oracle import TEXTS, Oracle, truth
+
+from diffusion_lm.evaluation import samples
+from diffusion_lm.types import Alignment, Logits
+
+
+def test_the_judge_reads_from_left_to_right():
+    """Summed over the positions behind the first, -log p(text | its first token), by the table."""
+    p = truth()
+    first = np.bincount(TEXTS[:, 0], weights=p)[TEXTS[:, 0]]
+    np.testing.assert_allclose(np.asarray(samples.judged(Oracle(), TEXTS)).sum(axis=1), -np.log(p / first), atol=1e-5)
+
+
+def test_entropy_and_repetition_by_hand():
+    assert samples.entropy(np.array([[5, 5], [5, 5]])) == 0
+    assert samples.entropy(np.array([1, 2, 1, 2])) == pytest.approx(np.log(2))
+    assert samples.repeated(np.arange(8)) == 0
+    assert samples.repeated(np.array([1, 2, 1, 2, 1, 2, 1])) == pytest.approx(1 - 2 / 4)
+    assert samples.repeated(np.full(13, 7)) == pytest.approx(0.9)
+
+
+def even(tokens, t, *, reading, positions, segments, alignment=Alignment.NEXT):
+    return Logits(values=np.zeros((*tokens.shape, 10), np.float32), alignment=alignment)
+
+
+def test_quality_is_of_what_was_written():
+    """A judge that knows nothing: log 10 for everything. What was given is counted nowhere."""
+    rows = np.array([[0, 0, 0, 0, 1, 2, 3, 4], [0, 0, 0, 0, 1, 2, 3, 4]])
+    found = samples.quality(samples.judged(even, rows), rows, 4)
+    assert found == pytest.approx((np.log(10), 0, np.log(4), 0), abs=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "given"), [((1, 9), 2), ((4, 5), 2), ((4, 9), 0)])
+def test_too_little_to_judge_is_refused(shape, given):
+    with pytest.raises(ValueError, match="judge 2 texts or more"):
+        samples.quality(np.zeros(shape), np.zeros(shape, int), given)
+
+
+def test_a_judge_that_reads_both_ways_is_none():
+    same = lambda *args, **kwargs: even(*args, **kwargs, alignment=Alignment.SAME)  # noqa: E731
+    with pytest.raises(ValueError, match="next token"):
+        samples.judged(same, np.zeros((4, 9), int))
