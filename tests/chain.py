@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from oracle import LENGTH, TEXTS, VOCAB, truth
 
-from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.processes.flow import Euler, UniformFlow
+from diffusion_lm.processes.flow import UniformFlow
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
+from diffusion_lm.processes.tokenwise import Tokenwise
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.types import Logits
 
@@ -28,6 +28,9 @@ def kernel(process, t: float) -> np.ndarray:
         masked, even = 0.0, 1 - alpha
     elif isinstance(process, Mixture):
         even = 2 * process.uniform / (1 - process.uniform) * np.sqrt(abs(alpha * (1 - alpha)))
+    elif isinstance(process, Tokenwise):
+        alpha = 1 - (1 - alpha) ** np.array(process.powers)[:, None]
+        return alpha * np.eye(VOCAB, VOCAB + 1) + (1 - alpha) * mask
     kept, masked, even = np.array([alpha, masked, even]) / (alpha + masked + even)
     return kept * np.eye(VOCAB, VOCAB + 1) + masked * mask + even * uniform
 
@@ -39,12 +42,12 @@ def noised(process, t: float) -> np.ndarray:
 
 
 def true_denoiser(process, t: float) -> np.ndarray:
-    """log p(x_i = v | the canvas's other positions; from uniform noise, a flow's: | all positions), [256, 4, 3]: what
-    the network's optimum is."""
+    """log p(x_i = v | the canvas's other positions), [256, 4, 3]: what the network's optimum is. Of a flow from uniform
+    noise, and of masks that tell tokens apart: log p(x_i = v | all positions)."""
     q = kernel(process, t)[TEXTS[:, None], CANVASES[None]]  # [81, 256, 4]
     said = np.zeros((len(CANVASES), LENGTH, VOCAB))
     for i in range(LENGTH):
-        seen = q if isinstance(process, UniformFlow) else np.delete(q, i, axis=-1)
+        seen = q if isinstance(process, (UniformFlow, Tokenwise)) else np.delete(q, i, axis=-1)
         others = truth()[:, None] * np.prod(seen, axis=-1)
         for v in range(VOCAB):
             said[:, i, v] = others[TEXTS[:, i] == v].sum(axis=0)
@@ -115,7 +118,7 @@ def written(process, steps: int, denoiser=true_denoiser) -> np.ndarray:
 def posterior(process, logits, t: float, s: float) -> np.ndarray:
     """p(x_s | x_t) of every canvas and position, [256, 4, 4], up to a factor."""
     xt, (t, s) = jnp.asarray(CANVASES), (jnp.full(len(CANVASES), at, jnp.float32) for at in (t, s))
-    if isinstance(process, Euler) or not isinstance(process, Absorbing):
+    if hasattr(process, "posterior"):
         return np.asarray(process.posterior(logits, xt, t, s), np.float64)
     reveal, masked = float(process.reveal_probability(t, s)[0]), (CANVASES == VOCAB)[..., None]
     pieces = np.where(masked, reveal * np.exp(np.asarray(logits, np.float64)), np.eye(VOCAB + 1)[CANVASES][..., :VOCAB])

@@ -13,13 +13,15 @@ from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.flow import MaskFlow
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
+from diffusion_lm.processes.tokenwise import Tokenwise
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.base import Canvas, run
 from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial
 from diffusion_lm.types import Logits
 
-IN_STEPS = [Absorbing(mask=MASK), Uniform(mask=MASK), Mixture(uniform=0.2, mask=MASK), MaskFlow(mask=MASK)]
+TOKENWISE = Tokenwise(powers=(0.5, 1.0, 2.0), mask=MASK)
+IN_STEPS = [Absorbing(mask=MASK), Uniform(mask=MASK), Mixture(uniform=0.2, mask=MASK), MaskFlow(mask=MASK), TOKENWISE]
 KINDS = [*IN_STEPS, AbsorbingScore(mask=MASK), UniformScore(mask=MASK)]
 SCHEDULES = [Linear(), Cosine(), Polynomial(power=2.0), Geometric()]
 
@@ -155,6 +157,20 @@ def test_a_mixtures_limits_are_the_pure_processes():
     )
     assert abs(masked - uniform) > 0.02
     assert abs(little - masked) < 1e-3 and abs(most - uniform) < 1e-3
+
+
+def test_even_exponents_are_the_masked_process():
+    """In another time, if they aren't 1: the bound doesn't see it."""
+    masked = [chain.bound(Absorbing(mask=MASK), steps, chain.wrong_denoiser) for steps in (0, 3)]
+    for power, steps in ((1.0, 0), (1.0, 3), (2.0, 0)):
+        even = chain.bound(Tokenwise(powers=(power,) * VOCAB, mask=MASK), steps, chain.wrong_denoiser)
+        assert abs(even - masked[steps > 0]) < 1e-4
+
+
+@pytest.mark.parametrize("powers", [(1.0, 2.0), (1.0, 2.0, 0.0), (1.0, 2.0, float("nan"))])
+def test_exponents_that_fit_no_vocabulary_are_refused(powers):
+    with pytest.raises(ValueError, match=r"process\.powers"):
+        Tokenwise(powers=powers, mask=MASK)
 
 
 class WrongWeight(Uniform):
