@@ -1,0 +1,76 @@
+"""A task through build and run: a stop changes nothing, and another task or test file is another experiment."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_lm.build import build, load_for_inference, read_text
+from diffusion_lm.config import Config, override
+from diffusion_lm.data.examples import Examples, width
+from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.tasks.countdown import Countdown
+from diffusion_lm.training.checkpoint import Checkpointing
+from diffusion_lm.training.loop import Train, run
+from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+TASK, OBJECTIVE = Countdown(numbers=2), Joint(block=8)
+
+
+def config(steps, **data):
+    return Config(
+        data=Examples(task=TASK, length=width(TASK, OBJECTIVE), valid=6, **data),
+        model=Architecture(width=16, layers=1, heads=2, mlp=16),
+        process=Absorbing(),
+        objective=OBJECTIVE,
+        optim=AdamW(schedule=WarmupStableDecay(warmup=0, decay=0)),  # whatever the number of steps
+        train=Train(steps=steps, batch=4, eval_every=0, eval_batches=2, log_every=1),
+        checkpoint=Checkpointing(every=2),
+    )
+
+
+def trained(workdir, *parts):
+    for part in parts:
+        built = build(part, workdir)
+        result = run(built.job, part.train, workdir, built.checkpoints)
+    return built, result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The same programs are built again and again here."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def test_a_stop_changes_nothing_and_another_task_or_test_is_refused(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({"input": "9,3,12", "output": "9+3=12"}))
+    test = str(path)
+    once, whole = trained(tmp_path / "once", config(4, test=test))
+    twice, parts = trained(tmp_path / "twice", config(2, test=test), config(4, test=test))
+    assert parts.values == pytest.approx(whole.values, rel=1e-6) and "valid/canvas" in whole.values
+    assert once.job.batches.get_state() == twice.job.batches.get_state() == {"next_batch": 4}
+    models = [load_for_inference(tmp_path / folder) for folder in ("once", "twice")]
+    np.testing.assert_array_equal(*(model.bound.params["embedding"] for model in models))
+    assert models[0].tokenizer.vocab == len(TASK.alphabet) + 3
+
+    with pytest.raises(ValueError, match=r"data\.task\.numbers=3"):
+        build(override(config(4, test=test), ["data.task.numbers=3", "data.length=80"]), tmp_path / "once")
+    path.write_text(json.dumps({"input": "9,4,13", "output": "9+4=13"}))
+    with pytest.raises(ValueError, match=r"data\.test=.* isn't what the checkpoint avoided"):
+        build(config(4, test=test), tmp_path / "once")
+
+
+def test_a_task_is_no_text():
+    with pytest.raises(ValueError, match=r"Countdown is a task and no text: launch\.scoreboard"):
+        read_text(config(2))
