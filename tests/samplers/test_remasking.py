@@ -1,0 +1,247 @@
+"""Taking tokens back: the law of every pass, exactly, in a world where everything is known; ends, masks and keys."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import LENGTH, MASK, NEVER, VOCAB, conditionals, p_value, truth
+from tiny import EOT, model
+from tiny import MASK as TINY
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.uniform import Uniform
+from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.base import Canvas, Prompt, run
+from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Remasking, Rescale
+from diffusion_lm.schedules import Cosine, Linear
+
+CANVASES = jnp.asarray(list(itertools.product(range(VOCAB + 1), repeat=LENGTH)), jnp.int32)  # [256, 4]
+KINDS = [Cap(eta=0.1), Rescale(eta=0.3), Rescale(eta=1.0), Loop(eta=0.02)]
+EVERY = [*KINDS, ConfidenceBased()]
+
+
+def remasking(remask, passes, *, schedule=Linear(), eot=NEVER, **rest):  # noqa: B008  (frozen)
+    return Remasking(process=Absorbing(schedule=schedule, mask=MASK), passes=passes, eot=eot, remask=remask, **rest)
+
+
+def blank(rows, width=LENGTH, mask=MASK) -> Canvas:
+    opened = jnp.ones((rows, width), bool)
+    return Canvas(
+        tokens=jnp.where(opened, mask, 0),
+        open=opened,
+        given=~opened,
+        probability=jnp.zeros((rows, width)),
+        keys=jax.random.split(jax.random.key(3), rows),
+        passes=jnp.zeros((), jnp.int32),
+    )
+
+
+def pass_by_pass(sampler) -> np.ndarray:
+    """[passes, 256]: the law of the canvas after each pass of the true denoiser. Not for what remembers."""
+    state = blank(len(CANVASES)).replace(tokens=CANVASES)
+    logits = conditionals(CANVASES)
+
+    @jax.jit
+    def matrix(k):
+        t = jnp.full(len(CANVASES), 1 - k / sampler.passes)
+        at, to = sampler.remask.times(t, t - 1 / sampler.passes)
+        to = jnp.where(k + 1 >= sampler.passes, 0.0, to)
+        law = sampler.probabilities(logits, CANVASES, at, to, sampler.sigma(state, t, at, to))
+        return functools.reduce(lambda a, b: (a[:, :, None] * b[:, None]).reshape(len(a), -1), jnp.moveaxis(law, 1, 0))
+
+    law, laws = np.eye(len(CANVASES))[-1], []
+    for k in range(sampler.passes):
+        law = law @ np.asarray(matrix(k), np.float64)
+        laws.append(law)
+    return np.array(laws)
+
+
+def texts(law) -> np.ndarray:
+    return law.reshape((VOCAB + 1,) * LENGTH)[:VOCAB, :VOCAB, :VOCAB, :VOCAB].reshape(-1)
+
+
+def error(sampler) -> float:
+    """Total variation between what is written and the truth."""
+    return float(np.abs(texts(pass_by_pass(sampler)[-1]) - truth()).sum() / 2)
+
+
+def share_masked(laws) -> np.ndarray:
+    return laws @ np.mean(np.asarray(CANVASES) == MASK, axis=1)
+
+
+class Unlimited(Cap):
+    """Takes back more than may be."""
+
+    def sigma(self, t, most, standing, probability):
+        return jnp.full_like(most, self.eta)
+
+
+@pytest.mark.parametrize("remask", KINDS, ids=str)
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
+def test_the_truth_is_written_in_many_passes(remask, schedule):
+    """The error falls with the passes, in the end as their root (a loop's to some eta): what is revealed together is
+    what spoils it."""
+    errors = [error(remasking(remask, n, schedule=schedule)) for n in (8, 64, 512)]
+    assert errors[0] > 2 * errors[1] > 3 * errors[2] and errors[2] < 0.02
+
+
+@pytest.mark.parametrize("remask", KINDS, ids=str)
+def test_masks_stay_on_their_schedule_however_many_are_taken_back(remask):
+    """Theorem 3.1: the share of masks after each pass is 1 - alpha, as without remasking."""
+    passes = 20
+    laws, s = pass_by_pass(remasking(remask, passes, schedule=Cosine())), 1 - jnp.arange(1, passes + 1) / passes
+    _, at = remask.times(s + 1 / passes, s)
+    expected = np.append(np.asarray(Cosine().lost(at))[:-1], 0.0)
+    if isinstance(remask, Loop):  # ends behind t_off, in its first pass beyond it
+        laws, expected = laws[:-2], expected[:-2]
+    np.testing.assert_allclose(share_masked(laws), expected, atol=2e-5)
+
+
+def test_taking_back_more_than_may_be_is_noticed():
+    laws = pass_by_pass(remasking(Unlimited(eta=0.3), 512))
+    assert np.abs(texts(laws[-1]) - truth()).sum() / 2 > 0.05
+    assert share_masked(laws)[-20] > 0.2
+
+
+def test_nothing_taken_back_is_ancestral_sampling():
+    none, same, all_of_it = (
+        texts(pass_by_pass(remasking(k, 5))[-1]) for k in (Cap(eta=0.0), Rescale(eta=0.0), KINDS[2])
+    )
+    np.testing.assert_allclose(none, same, atol=1e-6)
+    assert np.abs(none - all_of_it).sum() / 2 > 0.05
+    assert p_value(cleared(Ancestral(process=Absorbing(mask=MASK), passes=5, eot=NEVER)), none) > 1e-3
+
+
+def cleared(sampler, rows=4_096):
+    denoise = lambda tokens, t: conditionals(tokens)  # noqa: E731
+    return jax.jit(lambda canvas: run(sampler, denoise, canvas, sampler.passes)[0])(blank(rows)).tokens
+
+
+@pytest.mark.parametrize("remask", KINDS, ids=str)
+def test_the_sampler_follows_the_law_of_its_passes(remask):
+    sampler = remasking(remask, 6)
+    assert p_value(cleared(sampler), texts(pass_by_pass(sampler)[-1])) > 1e-3
+
+
+def test_taking_back_the_unsure_writes_the_truth_nearly():
+    assert p_value(cleared(remasking(ConfidenceBased(), 400))) > 1e-3
+    assert p_value(cleared(remasking(ConfidenceBased(), 8))) < 1e-9
+
+
+# What is not its distribution.
+
+WIDE, PIECES, END = 7, 5, 4
+
+
+def said(tokens, t):
+    """Logits that depend on the whole canvas and the time."""
+    table = np.random.default_rng(0).normal(scale=1.5, size=(PIECES + 1, 40, PIECES))
+    table = jnp.asarray(table, jnp.float32)[tokens, jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]]
+    return jnp.sum(table, axis=1, keepdims=True) + table * (1 + t[:, None, None])
+
+
+def sampler_of(remask, passes, eot=END):
+    process = Absorbing(mask=PIECES)
+    return Remasking(process=process, passes=passes, eot=eot, remask=remask, draw=Draw(suppressed=(0,)))
+
+
+@functools.cache
+def recorded(remask, passes):
+    sampler = sampler_of(remask, passes)
+    record = lambda s: (s.tokens, s.probability, s.open)  # noqa: E731
+    return jax.jit(lambda canvas: run(sampler, said, canvas, passes, record=record))
+
+
+@pytest.mark.usefixtures("quick_compile")
+@given(st.sampled_from(EVERY), st.sampled_from([(1, 3), (6, 1), (6, 9)]), st.integers(0, 99))
+@settings(deadline=None, max_examples=50)
+def test_no_mask_is_left_and_what_was_given_stays(remask, size, seed):
+    (width, passes), rng = size, np.random.default_rng(seed)
+    fixed = rng.random((2, width)) < rng.random()
+    prompt = np.where(fixed, rng.integers(PIECES, size=fixed.shape), PIECES).astype(np.int32)
+    canvas = blank(2, width, PIECES).replace(tokens=prompt, open=~fixed, given=fixed)
+    state, history = recorded(remask, passes)(canvas)
+    made, final = int(state.passes), np.asarray(state.tokens)
+    assert made == (passes if (~fixed).any() else 0)  # nothing is closed before the last pass
+    assert (final < PIECES).all() and not ((final == 0) & ~fixed).any() and not np.asarray(state.open).any()
+    for tokens, probability, opened in zip(*(np.asarray(part)[:made] for part in history), strict=True):
+        assert (tokens == prompt)[fixed].all() and not (opened & fixed).any()
+        ends = (tokens == END) & ~fixed
+        beyond = (np.cumsum(ends, axis=1) - ends > 0) & ~fixed
+        assert (tokens[beyond] == END).all()
+        nothing = (tokens == PIECES) | beyond
+        assert (probability[nothing & ~fixed] == 0).all() and (probability <= 1).all()
+        assert (probability > 0)[~nothing & ~ends & ~fixed].all()  # an end may be what repeated one taken back
+
+
+@pytest.mark.parametrize("remask", [Rescale(eta=1.0), Loop(eta=0.5), ConfidenceBased()], ids=str)
+def test_the_compiled_loop_is_a_plain_loop_and_a_row_alone_is_the_row_in_a_batch(remask):
+    sampler, canvas = sampler_of(remask, 12), blank(3, WIDE, PIECES)
+    go = jax.jit(lambda c: run(sampler, said, c, 12, record=lambda s: s.tokens))
+    compiled, record = go(canvas)
+    step, state, taken_back = jax.jit(functools.partial(sampler.step, said)), canvas, 0
+    for made in range(12):
+        assert not sampler.done(state).any()
+        was, state = state, step(state)
+        taken_back += int(((was.tokens != PIECES) & (state.tokens == PIECES)).sum())
+        assert (record[made] == state.tokens).all()
+    assert sampler.done(state).all() and (compiled.tokens == state.tokens).all()
+    assert taken_back > 0
+    alone = go(jax.tree.map(lambda a: a[1:2] if a.ndim else a, canvas))[0]
+    assert (alone.tokens[0] == state.tokens[1]).all()
+    other = go(canvas.replace(keys=jax.random.split(jax.random.key(9), 3)))[0]
+    assert (other.tokens != state.tokens).any()
+
+
+def test_an_end_that_is_taken_back_opens_its_own_position():
+    """A text that ends at once: the end goes, what repeats it is the text's end from now on."""
+    canvas = blank(1, 4, PIECES).replace(tokens=jnp.full((1, 4), END), passes=jnp.array(1))
+    state = sampler_of(Unlimited(eta=1.0), 3).step(said, canvas)
+    assert state.tokens[0].tolist() == [PIECES, END, END, END] and state.open.all()
+    t = jnp.full(1, 0.5)
+    for remask in (Cap(), ConfidenceBased()):
+        assert (sampler_of(remask, 2).sigma(canvas, t, t, t / 2) > 0).tolist() == [[True, False, False, False]]
+
+
+def test_a_finished_row_is_left_alone():
+    canvas = blank(2, 6, PIECES)
+    closed = canvas.replace(open=canvas.open.at[0].set(False), tokens=canvas.tokens.at[0].set(2))
+    state = recorded(KINDS[0], 9)(closed)[0]
+    assert (state.tokens[0] == 2).all() and (state.tokens[1] < PIECES).all()
+
+
+def test_one_number_of_passes_is_the_cost_of_a_canvas():
+    sampler = Remasking(process=Absorbing(mask=TINY), passes=30, eot=EOT, remask=Cap(eta=0.2))
+    writer = Canvases(sampler=sampler, canvas=8, mask=TINY, eot=-1, record=True)
+    prompt = Prompt(tokens=jnp.full((2, 1), 3, jnp.int32), length=jnp.ones(2, jnp.int32))
+    cache = model().empty_cache(2, writer.slots(1, 8))
+    generation = jax.jit(lambda keys: writer.generate(model(), cache, prompt, keys, length=8))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    assert generation.nfe == 1 + 30
+    tokens = np.asarray(generation.history.tokens[0])
+    assert ((tokens[:-1] != TINY) & (tokens[1:] == TINY)).any()  # the history shows second thoughts
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: Cap(eta=1.5),
+        lambda: Rescale(eta=-0.1),
+        lambda: Loop(t_on=0.1, t_off=0.2),
+        lambda: Loop(alpha_on=1.0),
+        lambda: sampler_of(Cap(), 0),
+        lambda: Remasking(process=Uniform(mask=MASK), passes=3, eot=-1, remask=Cap()),
+    ],
+)
+def test_what_can_not_be_is_refused_in_a_line(bad):
+    with pytest.raises(ValueError, match=r"share|loop|passes|ancestral") as caught:
+        bad()
+    assert "\n" not in str(caught.value)
