@@ -1,6 +1,7 @@
 """Prompts in, texts out: the writer that fits a trained network, and its generation compiled whole."""
 
 import functools
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,17 +12,21 @@ import numpy as np
 from diffusion_lm.build import Model
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.auto import Auto
 from diffusion_lm.samplers.autoregressive import Autoregressive
-from diffusion_lm.samplers.base import Generation, Prompt
+from diffusion_lm.samplers.base import Generation, Prompt, run
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
+from diffusion_lm.samplers.drafts import Drafter, Lookup
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.pace import Even, Pace
+from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.types import Causal
 from diffusion_lm.visualize.frames import Story, story_from_history
 
 MOST_PASSES = 100_000
 EVEN = Even()
+_TIMED = 8  # passes a timing
 
 
 class Answer(NamedTuple):
@@ -40,6 +45,51 @@ def autoregressive(model: Model, *, draw: Draw) -> Autoregressive:
             f"{type(objective).__name__} doesn't train the causal reading: sample with confidence or ancestral"
         )
     return Autoregressive(mask=model.tokenizer.mask, eot=model.tokenizer.eot, draw=draw)
+
+
+def speculative(
+    model: Model, *, draw: Draw, drafter: Drafter | None = None, break_even: float | None = None
+) -> Speculative:
+    """The writer that guesses and checks: the autoregressive text, sooner where guesses (by default: what followed the
+    last time) are good. break_even: see `Speculative`; None: measured here, which compiles and runs two passes."""
+    plain, drafter = autoregressive(model, draw=draw), drafter or Lookup()
+    if break_even is None:
+        step, check = (_pass_seconds(model, width) for width in (1, drafter.width + 1))
+        break_even = (check + (drafter.passes and check)) / step
+    return Speculative(drafter=drafter, mask=plain.mask, eot=plain.eot, draw=draw, break_even=break_even)
+
+
+def auto(model: Model, *, draw: Draw, canvas: int, passes: int) -> Auto:
+    """The writer that takes the faster of canvases (in so many passes) and token by token, by costs measured here."""
+    tail, canvases = speculative(model, draw=draw), confidence(model, draw=draw, canvas=canvas, passes=passes)
+    seconds = {"step_s": _pass_seconds(model, 1), "canvas_s": _pass_seconds(model, canvases.canvas)}
+    return Auto(canvases=canvases, tail=tail, **seconds)
+
+
+def _pass_seconds(model: Model, width: int) -> float:
+    """The fastest of a few causal passes over `width` tokens, with a cache as long as the context."""
+    bound = model.bound.for_sampling(width)
+
+    passes = jax.jit(lambda state: run(_Passes(), bound, state, _TIMED)[0])
+    state = bound.empty_cache(1, max(model.config.data.length, width)), jnp.zeros((1, width), jnp.int32)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        jax.block_until_ready(passes(state))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / _TIMED
+
+
+class _Passes:
+    """Pass after pass over the same slots."""
+
+    def step(self, bound, state):
+        cache, tokens = state
+        readout, cache = bound.extend(cache, tokens, jnp.zeros(1, jnp.int32), Causal())
+        return cache, jnp.argmax(readout.logits(), axis=-1).astype(jnp.int32)
+
+    def done(self, state):
+        return jnp.zeros(1, bool)
 
 
 def confidence(

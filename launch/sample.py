@@ -31,8 +31,9 @@ PACES = {  # of the confidence sampler, by the dial
     "factor": lambda dial: Factor() if dial is None else Factor(factor=dial),
     "entropy_bound": lambda dial: EntropyBound() if dial is None else EntropyBound(bound=dial),
 }
+TOKENWISE = ("autoregressive", "speculative")
 DIALED = ("threshold", "factor", "entropy_bound")
-SAMPLER = flags.DEFINE_enum("sampler", "confidence", [*PACES, "ancestral", "autoregressive"], "How to write.")
+SAMPLER = flags.DEFINE_enum("sampler", "confidence", [*PACES, "ancestral", *TOKENWISE, "auto"], "How to write.")
 DIAL = flags.DEFINE_float("dial", None, "What threshold (0.9), factor (1) and entropy_bound (0.1 nats) go by.")
 LENGTH = flags.DEFINE_integer("length", 256, "Most tokens to write; fewer if the text ends or the context is full.")
 CANVAS = flags.DEFINE_integer("canvas", 0, "Tokens cleared together; 0: as in training.")
@@ -87,16 +88,18 @@ def _check() -> None:
         raise ValueError(f"--seed must lie in [0, 2**32), not {SEED.value}")
     if VIEW.value and VIEW.value != "terminal" and Path(VIEW.value).suffix != ".html":
         raise ValueError(f"--view takes terminal or a FILE.html, not {VIEW.value}")
-    if VIEW.value and SAMPLER.value == "autoregressive":
-        raise ValueError("--view shows canvases, and autoregressive writes none: use another --sampler")
+    if VIEW.value and SAMPLER.value in (*TOKENWISE, "auto"):
+        raise ValueError(f"--view shows canvases, and {SAMPLER.value} records none: use another --sampler")
 
 
 def _writer(model):
     kept = {"top_k": TOP_K.value, "top_p": TOP_P.value, "min_p": MIN_P.value}
     draw = Draw(temperature=TEMPERATURE.value, suppressed=model.tokenizer.suppressed, **kept)
-    if SAMPLER.value == "autoregressive":
-        return generate.autoregressive(model, draw=draw)
+    if SAMPLER.value in TOKENWISE:
+        return getattr(generate, SAMPLER.value)(model, draw=draw)
     passes = 12 if PASSES.value is None and SAMPLER.value not in DIALED else PASSES.value
+    if SAMPLER.value == "auto":
+        return generate.auto(model, draw=draw, canvas=CANVAS.value, passes=passes)
     rest = {"draw": draw, "canvas": CANVAS.value, "passes": passes, "record": bool(VIEW.value)}
     if SAMPLER.value == "ancestral":
         return generate.ancestral(model, **rest)

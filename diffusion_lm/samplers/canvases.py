@@ -43,7 +43,8 @@ class Writing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Canvases:
-    """Clears canvases of `canvas` positions with `sampler`, one after the other.
+    """Clears canvases of `canvas` positions with `sampler`, one after the other; with align 1 the last one is only as
+    wide as what is left to write.
 
     clean   how finished text is read into the cache: causally, or block by block (then `align` is the block)
     align   a canvas begins at a multiple of this; what the prompt has beyond the last multiple is given inside the
@@ -73,6 +74,8 @@ class Canvases:
 
     def slots(self, prompt: int, length: int) -> int:
         """Slots that the cache must have; none for a model that only reads both ways."""
+        if self.align == 1:
+            return prompt + length
         return prompt + self.canvases(length) * self.canvas if self.align else 0
 
     def generate(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Generation:
@@ -80,11 +83,41 @@ class Canvases:
         width = prompt.tokens.shape[1]
         if not self.align and self.canvas < width + length:
             raise ValueError(f"a canvas of {self.canvas} doesn't hold a prompt of {width} and {length} new tokens")
-        limit = self.canvases(length) if self.align else 1
-        state = self._begin(model, cache, prompt, keys, length, width + limit * self.canvas)
-        state, history = run(self, model, state, limit, record=(lambda s: s.last) if self.record else None)
+        state, history = self.begun(model, cache, prompt, keys, length=length)
         tokens, count = self._answer(state, length)
         return Generation(tokens=tokens, length=count, nfe=state.nfe, cache=state.cache, history=history)
+
+    def begun(
+        self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int, most: int | None = None
+    ) -> tuple[Writing, History | None]:
+        """The carry after all canvases that `length` takes, or after `most` of them."""
+        whole, rest = (
+            divmod(length, self.canvas) if self.align == 1 else (self.canvases(length) if self.align else 1, 0)
+        )
+        if most is not None:
+            whole, rest = min(whole, most), 0 if most <= whole else rest
+        state = self._begin(model, cache, prompt, keys, length, prompt.tokens.shape[1] + self._room(length))
+        record = (lambda s: s.last) if self.record else None
+        state, history = run(self, model, state, whole, record=record) if whole else (state, None)
+        if not rest:
+            return state, history
+        state = dataclasses.replace(self, canvas=rest).step(model, state)
+        return state, self._with_last(history, state.last) if self.record else None
+
+    def _room(self, length: int) -> int:
+        if not self.align:
+            return self.canvas
+        return length if self.align == 1 else self.canvases(length) * self.canvas
+
+    def _with_last(self, history: History | None, last: History) -> History:
+        """All canvases' history with that of a narrow last one, filled up with masks."""
+        beyond = [(0, 0), (0, 0), (0, self.canvas - last.tokens.shape[2])]
+        last = last.replace(
+            tokens=jnp.pad(last.tokens, beyond, constant_values=self.mask),
+            probability=jnp.pad(last.probability, beyond),
+        )
+        last = jax.tree.map(lambda a: a[None], last)
+        return last if history is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b]), history, last)
 
     def step(self, model: Model, state: Writing) -> Writing:
         """One canvas: clear it, write it down, and read it into the cache unless nobody goes on."""

@@ -60,25 +60,35 @@ class Speculative:
 
     def generate(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Generation:
         """Writes at most `length` tokens behind each prompt. One pass reads the prompts."""
-        rows, width = prompt.tokens.shape
+        rows = prompt.tokens.shape[0]
         readout, cache = model.extend(cache, prompt.tokens, prompt.length, Causal())
-        room = length + self.drafter.width + 1
-        state = Writing(
-            text=jnp.pad(prompt.tokens, ((0, 0), (0, room)), constant_values=self.mask),
+        state = self.from_text(
+            text=jnp.pad(prompt.tokens, ((0, 0), (0, length)), constant_values=self.mask),
             filled=prompt.length,
             prompt=prompt.length,
             finished=jnp.zeros(rows, bool),
             keys=keys,
             nfe=jnp.ones((), jnp.int32),
-            accepted=jnp.full((), max(self.break_even - 1.0, 0.0)),
-            pause=jnp.full((), self._watch if self.break_even else 0),
-            next_pause=jnp.full((), self._watch),
             cache=cache,
         )
         no_draft = jnp.zeros((rows, 0), jnp.int32)
         state, _ = self._keep(state, no_draft, readout.pick(prompt.length - 1).logits(), length)
-        state, _ = run(_Bounded(self, length), model, state, length - 1)
-        return self._answer(state, length, width)
+        return self.finished(model, state, length=length)
+
+    def from_text(self, *, text: Array, **rest) -> Writing:
+        """The carry for a text of which the cache has read all but the last token (see `Writing`)."""
+        return Writing(
+            text=jnp.pad(text, ((0, 0), (0, self.drafter.width + 1)), constant_values=self.mask),
+            accepted=jnp.full((), max(self.break_even - 1.0, 0.0)),
+            pause=jnp.full((), self._watch if self.break_even else 0),
+            next_pause=jnp.full((), self._watch),
+            **rest,
+        )
+
+    def finished(self, model: Model, state: Writing, *, length: int) -> Generation:
+        """Writes until each row has `length` tokens behind its prompt or an end of text."""
+        state, _ = run(_Bounded(self, length), model, state, length)
+        return self._answer(state, length)
 
     def cycle(self, model: Model, state: Writing, length: int) -> Writing:
         """The plain steps that are due, then one draft and its check."""
@@ -164,10 +174,10 @@ class Speculative:
         text = _written(state.text, jnp.where(stands, drawn, self.mask), state.filled)
         return state.replace(text=text, filled=filled, finished=finished), stood
 
-    def _answer(self, state: Writing, length: int, width: int) -> Generation:
+    def _answer(self, state: Writing, length: int) -> Generation:
         at = state.prompt[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         tokens = jnp.take_along_axis(state.text, at, axis=1)
-        ended = (at >= state.filled[:, None]) | (tokens == self.eot)
+        ended = jnp.cumsum((at >= state.filled[:, None]) | (tokens == self.eot), axis=1) > 0
         return Generation(
             tokens=jnp.where(ended, self.mask, tokens),
             length=jnp.sum(~ended, axis=1, dtype=jnp.int32),

@@ -11,11 +11,14 @@ from tiny import EOT, MASK, VOCAB, model
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.auto import Auto
 from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.base import Canvas, Prompt, commit, run
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
+from diffusion_lm.samplers.drafts import Lookup
 from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.types import Alignment, BlockCausal, Causal, Logits
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -37,11 +40,18 @@ def autoregressive(eot=EOT, temperature=1.0):
     return Autoregressive(mask=MASK, eot=eot, draw=Draw(temperature=temperature, suppressed=NO_TEXT))
 
 
+def auto(eot=EOT, temperature=1.0, step_s=1.0):
+    """At these costs: canvases of 4 in 3 passes, as far as they go, and the rest token by token."""
+    tail = Speculative(drafter=Lookup(width=2), mask=MASK, eot=eot, draw=autoregressive(eot, temperature).draw)
+    return Auto(canvases=canvases(eot=eot, temperature=temperature), tail=tail, step_s=step_s, canvas_s=0.9)
+
+
 WRITERS = {
     "autoregressive": autoregressive,
     "confidence": canvases,
     "ancestral": functools.partial(canvases, kind=Ancestral),
     "blocks": functools.partial(canvases, clean=BlockCausal(4), align=4),
+    "auto": auto,
     "both ways": functools.partial(canvases, align=0, canvas=20),
 }
 
@@ -299,3 +309,35 @@ def test_what_can_not_be_is_refused_in_a_line(bad):
     with pytest.raises(ValueError) as error:
         bad()
     assert "\n" not in str(error.value)
+
+
+# Whichever is faster.
+
+
+def test_auto_is_the_better_writer_where_one_is_better_throughout():
+    prompt = prompts([6, 1, 3])
+    dear, cheap = (generate(auto(step_s=s), prompt, 8, seed=2) for s in (100.0, 1e-3))
+    assert (dear.tokens == generate(canvases(), prompt, 8, seed=2).tokens).all()
+    assert (cheap.tokens == generate(autoregressive(), prompt, 8, seed=2).tokens).all()
+
+
+def test_auto_goes_on_token_by_token_as_autoregression_would():
+    """Two canvases, then what autoregression writes behind the same text with the same cache."""
+    prompt = prompts([6, 1, 3])
+    whole = generate(auto(eot=NEVER, temperature=0.0), prompt, 11)
+    assert (whole.length == 11).all()
+    first = generate(canvases(eot=NEVER, temperature=0.0), prompt, 8).tokens
+    assert (whole.tokens[:, :8] == first).all()
+    text = [jnp.concatenate([prompt.tokens[i, : prompt.length[i]], first[i]]) for i in range(3)]
+    longer = Prompt(
+        tokens=jnp.stack([jnp.pad(row, (0, 14 - len(row))) for row in text]),
+        length=jnp.asarray([len(row) for row in text], jnp.int32),
+    )
+    rest = generate(autoregressive(eot=NEVER, temperature=0.0), longer, 3)
+    assert (whole.tokens[:, 8:] == rest.tokens).all()
+
+
+def test_a_short_answer_does_not_pay_for_a_canvas():
+    """The last canvas is as wide as what is left: no pass reads more than 3 positions here."""
+    generation = generate(canvases(canvas=16, passes=16, eot=NEVER), prompts([6, 1, 3]), 3)
+    assert (generation.length == 3).all() and generation.nfe == 1 + 3

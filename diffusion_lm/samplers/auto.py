@@ -1,0 +1,67 @@
+"""One writer that takes whichever way is faster: whole canvases, then token by token, in one cache."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.samplers.base import Generation, Model, Prompt
+from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.speculative import Speculative
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Auto:
+    """Chooses by measured cost: as many canvases as beat writing the same tokens one by one, and the rest by `tail`.
+
+    canvases  with align 1: a network that also reads causally, over the same cache
+    step_s    seconds of one causal pass over one token
+    canvas_s  seconds of one pass over a whole canvas
+    """
+
+    canvases: Canvases
+    tail: Speculative
+    step_s: float
+    canvas_s: float
+
+    def __post_init__(self):
+        if self.canvases.align != 1 or self.canvases.record:
+            raise ValueError("auto needs canvases over a causal cache (align=1) that aren't recorded")
+        if not (self.step_s > 0 and self.canvas_s > 0):
+            raise ValueError(f"auto needs costs above 0 s, not step_s={self.step_s}, canvas_s={self.canvas_s}")
+
+    @property
+    def canvas(self) -> int:
+        return self.canvases.canvas
+
+    def plan(self, length: int) -> int:
+        """How many canvases to write first."""
+        canvas_s = (self.canvases.sampler.passes + 1) * self.canvas_s  # and the pass that reads it into the cache
+        return length // self.canvas if canvas_s < self.canvas * self.step_s else 0
+
+    def slots(self, prompt: int, length: int) -> int:
+        """Slots that the cache must have."""
+        return self.tail.slots(prompt, length)
+
+    def generate(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Generation:
+        """Writes at most `length` tokens behind each prompt."""
+        first = self.plan(length)
+        if not first:
+            return self.tail.generate(model, cache, prompt, keys, length=length)
+        if first * self.canvas == length:
+            return self.canvases.generate(model, cache, prompt, keys, length=length)
+        written, _ = self.canvases.begun(model, cache, prompt, keys, length=length, most=first)
+        going = ~written.finished
+        state = self.tail.from_text(
+            text=written.text,
+            filled=written.filled,
+            prompt=written.prompt,
+            finished=written.finished,
+            keys=written.keys,
+            nfe=written.nfe,
+            cache=model.rewind(written.cache, going.astype(jnp.int32)),  # the last token is read by the next step
+        )
+        return self.tail.finished(model, state, length=length)
