@@ -2,7 +2,8 @@
 
     python -m launch.train --config=configs/planning/m1.py:sudoku4-masked --workdir=runs/sudoku4-masked
 
-Hardware and figures: docs/planning.md.
+Hardware: 2 CPU cores. sudoku4-masked: 1,200 updates in 1.5 to 3 minutes, 99 to 100 % solved in 16 passes. More figures,
+the date and what was not run: docs/planning.md.
 """
 
 from configs.planning import cells
@@ -12,4 +13,4 @@ from diffusion_lm.nn.denoiser import Architecture
 
 def get_config(cell: str = "sudoku4-masked") -> Config:
     """cell: TASK-KIND, of those in cells.py."""
-    return cells.config(cell, Architecture(width=128, layers=4, heads=4), steps=2000, batch=32, lr=2e-3)
+    return cells.config(cell, Architecture(width=128, layers=4, heads=4), steps=1200, batch=32, lr=2e-3)
