@@ -56,6 +56,11 @@ class Interpolating:
     def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
         return jax.vmap(categorical)(keys, jnp.log(self.posterior(logits, xt, t, s)))
 
+    def forward(self, keys: Array, xs: Array, s: Array, t: Array) -> Array:
+        """x_t ~ q(x_t | x_s), the noise between two times s < t, int32 [B, L]; keys [B], s and t [B]."""
+        _, _, stays, turned = self._between(t, s)
+        return jax.vmap(lambda key, x, kept, noise: self._drawn(key, noise, x, kept))(keys, xs, stays, turned)
+
     def posterior(self, logits: Array, xt: Array, t: Array, s: Array) -> Array:
         """p(x_s | x_t) up to a factor, float32 [B, L, V + 1]: by Bayes q(z | x_s) q(x_s | p), at each position by
         itself (GIDD, equation 9)."""

@@ -1,0 +1,125 @@
+"""Correcting passes for noise that turns tokens into others: exactly, over all canvases of a small world (`chain`)."""
+
+import chain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import LENGTH, MASK, NEVER, VOCAB, p_value, truth
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.mixture import Mixture
+from diffusion_lm.processes.uniform import Uniform
+from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.base import Canvas, run
+from diffusion_lm.schedules import Cosine
+
+PROCESSES = [Uniform(mask=MASK), Uniform(schedule=Cosine(), mask=MASK), Mixture(uniform=0.2, mask=MASK)]
+every = pytest.mark.parametrize("process", PROCESSES, ids=str)
+PER_STEP = 0.25
+
+
+def joint(one) -> np.ndarray:
+    """[256, 4, 4] by position -> [256, 256] by canvas."""
+    one = one / np.maximum(one.sum(axis=-1, keepdims=True), 1e-30)
+    return np.einsum("xa,xb,xc,xd->xabcd", *np.moveaxis(one, 1, 0)).reshape(256, 256)
+
+
+def noised_again(process, s, t) -> np.ndarray:
+    """q(x_t | x_s) [4, 4] of one position: the rows of the kernel to t that the kernel to s leaves to explain."""
+    now, then = chain.kernel(process, t), chain.kernel(process, s)
+    kept = (now[0, 0] - now[0, 1]) / (then[0, 0] - then[0, 1])  # what stays of a piece, noise apart
+    arrives = now[0] - kept * then[0]
+    return kept * np.eye(VOCAB + 1) + arrives[None]
+
+
+def back(process, t, s) -> np.ndarray:
+    return joint(chain.posterior(process, jnp.asarray(chain.true_denoiser(process, t), jnp.float32), t, s))
+
+
+def law(process, steps, correct) -> np.ndarray:
+    """[81]: what is written in `steps` steps and `correct` correcting passes of the true denoiser."""
+    canvases = chain.noised(process, 1.0)[0]
+    for i in range(steps, 0, -1):
+        canvases = canvases @ back(process, i / steps, (i - 1) / steps)
+    a_little = PER_STEP / steps
+    again = joint(noised_again(process, 0.0, a_little)[chain.CANVASES]) @ back(process, a_little, 0.0)
+    canvases = canvases @ np.linalg.matrix_power(again, correct)
+    return canvases.reshape((VOCAB + 1,) * LENGTH)[:VOCAB, :VOCAB, :VOCAB, :VOCAB].reshape(-1)
+
+
+def error(process, steps, correct) -> float:
+    return float(np.abs(law(process, steps, correct) - truth()).sum() / 2)
+
+
+@every
+@pytest.mark.parametrize("steps", [4, 8])
+def test_correcting_passes_mend_more_than_as_many_steps(process, steps):
+    plain, corrected, longer, more_steps = (
+        error(process, *cost) for cost in ((steps, 0), (steps, steps), (steps, 3 * steps), (2 * steps, 0))
+    )
+    assert corrected < 0.7 * plain and longer <= corrected < more_steps
+
+
+@every
+@pytest.mark.parametrize("times", [(0.0, 0.1), (0.25, 0.5), (0.5, 1.0)])
+def test_noise_laid_on_again_has_the_stated_law(process, times):
+    """And composed with the noise before, it is the noise of the later time."""
+    rows, (s, t) = 40_000, times
+    expected = noised_again(process, s, t)
+    np.testing.assert_allclose(chain.kernel(process, s) @ expected, chain.kernel(process, t), atol=1e-6)
+    pieces = jnp.tile(jnp.array([[0, 1, 2, MASK]], jnp.int32), (rows, 1))
+    keys = jax.random.split(jax.random.key(0), rows)
+    xt = np.asarray(jax.jit(process.forward)(keys, pieces, jnp.full(rows, s), jnp.full(rows, t)))
+    for i in range(VOCAB + (not isinstance(process, Uniform))):
+        drawn = np.bincount(xt[:, i], minlength=VOCAB + 1) / rows
+        np.testing.assert_allclose(drawn, expected[i], atol=4 * 0.5 / np.sqrt(rows))
+
+
+@every
+def test_the_sampler_follows_the_law_of_its_passes(process):
+    """8 passes, of which 4 correct; without them the law is another."""
+    rows, steps = 4_096, 4
+    times = [*(1 - i / steps for i in range(steps)), PER_STEP / steps]
+    tables = jnp.asarray([chain.true_denoiser(process, t) for t in times], jnp.float32)
+
+    def denoise(tokens, t):
+        at = jnp.argmin(jnp.abs(t[:, None] - jnp.asarray(times)[None]), axis=1)
+        return tables[at, jnp.sum(tokens * jnp.asarray([64, 16, 4, 1])[None], axis=1)]
+
+    sampler = Ancestral(process=process, passes=8, eot=NEVER, correct=4)
+    state = jax.jit(lambda canvas: run(sampler, denoise, sampler.begin(canvas), 8)[0])(blank(rows))
+    assert state.passes == 8 and not state.open.any()
+    assert p_value(state.tokens, law(process, steps, 4)) > 1e-3
+    assert p_value(state.tokens, law(process, steps, 0)) < 1e-6
+
+
+def blank(rows) -> Canvas:
+    opened = jnp.ones((rows, LENGTH), bool)
+    return Canvas(
+        tokens=jnp.where(opened, MASK, 0),
+        open=opened,
+        given=~opened,
+        probability=jnp.zeros((rows, LENGTH)),
+        keys=jax.random.split(jax.random.key(5), rows),
+        passes=jnp.zeros((), jnp.int32),
+    )
+
+
+def test_given_positions_are_not_noised_again():
+    canvas = blank(64)
+    fixed = jnp.zeros((64, LENGTH), bool).at[:, 1:3].set(True)
+    canvas = canvas.replace(tokens=jnp.where(fixed, 2, canvas.tokens), open=~fixed, given=fixed)
+    sampler = Ancestral(process=PROCESSES[0], passes=6, eot=NEVER, correct=5)
+    said = jax.nn.one_hot(jnp.zeros((64, LENGTH), jnp.int32), VOCAB)
+    state = jax.jit(lambda c: run(sampler, lambda tokens, t: said, sampler.begin(c), 6)[0])(canvas)
+    assert (state.tokens[:, 1:3] == 2).all() and (state.tokens < VOCAB).all() and state.passes == 6
+
+
+@pytest.mark.parametrize(
+    ("process", "correct"), [(PROCESSES[0], -1), (PROCESSES[0], 4), (Absorbing(mask=MASK), 1)], ids=str
+)
+def test_what_can_not_be_is_refused_in_a_line(process, correct):
+    with pytest.raises(ValueError, match="correct") as caught:
+        Ancestral(process=process, passes=4, eot=NEVER, correct=correct)
+    assert "\n" not in str(caught.value)
