@@ -1,0 +1,185 @@
+"""Spans that are written again: which, when they stay, and what they cost."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import MASK, NEVER, conditionals, truth
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.base import Canvas, run
+from diffusion_lm.samplers.confidence import Confidence
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.pace import Threshold
+from diffusion_lm.samplers.revision import Revision
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+BLANK, END = 5, 4
+
+
+def blank(rows, width, mask=BLANK, fixed=None, prompt=0) -> Canvas:
+    fixed = jnp.zeros((rows, width), bool) if fixed is None else jnp.asarray(fixed)
+    return Canvas(
+        tokens=jnp.where(fixed, prompt, mask),
+        open=~fixed,
+        given=fixed,
+        probability=fixed.astype(jnp.float32),
+        keys=jax.random.split(jax.random.key(3), rows),
+        passes=jnp.zeros((), jnp.int32),
+    )
+
+
+def said(tokens, t):
+    """Logits that depend on the whole canvas."""
+    table = np.random.default_rng(0).normal(scale=2.0, size=(BLANK + 1, 40, BLANK))
+    table = jnp.asarray(table, jnp.float32)[tokens, jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]]
+    return jnp.sum(table, axis=1, keepdims=True) + table
+
+
+def inner(passes=3, *, kind="even", temperature=1.0, eot=END):
+    draw = Draw(temperature=temperature, suppressed=(0,))
+    if kind == "ancestral":
+        return Ancestral(process=Absorbing(mask=BLANK), passes=passes, eot=eot, draw=draw)
+    pace = {"pace": Threshold(least=0.4)} if kind == "threshold" else {}
+    return Confidence(passes=passes, eot=eot, draw=draw, **pace)
+
+
+def revision(sampler, rounds=3, span=2):
+    return Revision(sampler=sampler, rounds=rounds, span=span, mask=BLANK)
+
+
+@functools.cache
+def driver(sampler):
+    record = lambda s: (s.tokens, s.probability)  # noqa: E731
+    return jax.jit(lambda canvas: run(sampler, said, sampler.begin(canvas), sampler.passes, record=record))
+
+
+def test_the_least_sure_span_is_masked():
+    """Of neighbouring free positions: a given one between them doesn't count, nor what repeats an end."""
+    state = revision(inner(), span=2).begin(blank(1, 8))
+    state = state.replace(
+        tokens=jnp.array([[1, 2, 3, 1, 2, END, END, END]]),
+        open=jnp.zeros((1, 8), bool),
+        given=jnp.array([[0, 0, 1, 0, 0, 0, 0, 0]], bool),
+        probability=jnp.array([[0.9, 0.3, 1.0, 0.4, 0.5, 0.3, 0.0, 0.0]]),
+    )
+    begun = revision(inner(), span=2)._begun(state)
+    assert begun.span[0].tolist() == [False, True, False, True, False, False, False, False]
+    assert begun.tokens[0].tolist() == [1, BLANK, 3, BLANK, 2, END, END, END]
+    assert (begun.open == begun.span).all() and (begun.old == state.tokens).all()
+    assert (jax.random.key_data(begun.keys) != jax.random.key_data(state.keys)).any()  # each round draws anew
+    again = revision(inner(), span=2)._begun(begun.replace(tokens=state.tokens, probability=state.probability))
+    assert np.flatnonzero(again.span[0]).tolist() == [4, 5]  # the next, since that one was tried
+    whole = revision(inner(), span=9)._begun(state)
+    assert np.flatnonzero(whole.span[0]).tolist() == [0, 1, 3, 4, 5]
+
+
+def planted(tokens, t):
+    """Sure of 2 everywhere once it sees some text, unsure and wrong at two positions before."""
+    none = jnp.all(tokens == BLANK, axis=1)[:, None]
+    wrong = none & (jnp.isin(jnp.arange(tokens.shape[1], dtype=jnp.int32), jnp.array([3, 4]))[None])
+    token = jnp.where(wrong, 1, 2)
+    return jnp.where(wrong, 1.0, 5.0)[..., None] * jax.nn.one_hot(token, BLANK)
+
+
+def test_a_mistake_of_the_first_pass_is_mended():
+    sampler = inner(1, temperature=0.0, eot=NEVER)
+    first, mended = (
+        run(s, planted, s.begin(blank(1, 8)), s.passes)[0] for s in (revision(sampler, 0), revision(sampler, 1))
+    )
+    assert first.tokens[0].tolist() == [2, 2, 2, 1, 1, 2, 2, 2]
+    assert mended.tokens[0].tolist() == [2] * 8
+    assert mended.probability[0, 3] > 0.9 and mended.passes == 1 + 1 + 1
+
+
+def test_no_rounds_is_the_inner_sampler_alone():
+    for kind in ("even", "ancestral"):
+        sampler = inner(3, kind=kind)
+        plain = run(sampler, said, blank(3, 6), 3)[0]
+        revised = driver(revision(sampler, rounds=0))(blank(3, 6))[0]
+        assert (plain.tokens == revised.tokens).all() and revised.passes == plain.passes
+
+
+def test_a_round_costs_its_span_and_a_reading():
+    for span, passes, cost in ((2, 3, 3), (4, 3, 4), (1, 3, 2)):
+        sampler = revision(inner(passes, eot=NEVER), rounds=2, span=span)
+        assert sampler.passes == passes + 2 * cost
+        assert driver(sampler)(blank(3, 6))[0].passes == sampler.passes
+
+
+def test_with_all_spans_tried_it_stops():
+    """At temperature 0 nothing new comes: each span is tried once on the same text."""
+    sampler = revision(inner(6, temperature=0.0, eot=NEVER), rounds=500, span=2)
+    state = driver(sampler)(blank(2, 6))[0]
+    assert sampler.done(state).all() and state.passes < sampler.passes / 4
+
+
+def test_a_round_keeps_the_text_that_reads_better():
+    """In a plain Python loop, which is also the compiled one: each judgement, worked out by hand."""
+    sampler = revision(inner(3, temperature=1.5, eot=NEVER), rounds=8, span=2)
+    canvas = blank(3, 6)
+    compiled, (tokens, _) = driver(sampler)(canvas)
+    state, step = sampler.begin(canvas), jax.jit(functools.partial(sampler.step, said))
+    kept = {True: 0, False: 0}
+    for made in range(sampler.passes):
+        was, state = state, step(state)
+        assert (tokens[made] == state.tokens).all()
+        if was.open.any() or int(was.round) == 0:
+            continue
+        assert not (was.tokens == BLANK).any()
+        log_p = np.asarray(jax.nn.log_softmax(said(jnp.where(was.span, BLANK, was.tokens), 0).at[..., 0].set(-np.inf)))
+        for row in range(3):
+            span, new, old = (np.asarray(a)[row] for a in (was.span, was.tokens, was.old))
+            scores = [log_p[row, span, text[span]].sum() for text in (new, old)]
+            found = np.asarray(state.old if int(state.round) > int(was.round) else state.tokens)[row]
+            assert (found == (new if scores[0] > scores[1] else old)).all()
+            kept[bool(scores[0] > scores[1])] += 1
+    assert sampler.done(state).all() and (compiled.tokens == state.tokens).all()
+    assert min(kept.values()) > 2
+
+
+def test_a_row_alone_is_the_row_in_a_batch():
+    """Also where rows are filled after different numbers of passes."""
+    for kind in ("threshold", "ancestral"):
+        sampler = revision(inner(6, kind=kind), rounds=3)
+        batch = driver(sampler)(blank(4, 6))[0]
+        for row in (0, 2):
+            alone = jax.tree.map(lambda a, row=row: a[row : row + 1] if a.ndim else a, blank(4, 6))
+            assert (driver(sampler)(alone)[0].tokens[0] == batch.tokens[row]).all()
+
+
+@given(st.sampled_from(["even", "threshold", "ancestral"]), st.sampled_from([(1, 1), (6, 3)]), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_no_mask_is_left_and_what_was_given_stays(kind, size, seed):
+    (width, passes), rng = size, np.random.default_rng(seed)
+    fixed = rng.random((2, width)) < rng.random()
+    prompt = np.where(fixed, rng.integers(END, size=fixed.shape), BLANK).astype(np.int32)
+    state, _ = driver(revision(inner(passes, kind=kind, eot=-1)))(blank(2, width, fixed=fixed, prompt=prompt))
+    final = np.asarray(state.tokens)
+    assert (final < BLANK).all() and (final == prompt)[fixed].all() and not ((final == 0) & ~fixed).any()
+    assert not np.asarray(state.open).any() and (np.asarray(state.probability) > 0).all()
+
+
+def test_texts_get_likelier():
+    """In the world where everything is known, after a first pass that wrote all at once."""
+    denoise = lambda tokens, t: conditionals(tokens)  # noqa: E731
+    means = []
+    for rounds in (0, 2, 6):
+        sampler = Revision(sampler=Confidence(passes=1, eot=NEVER), rounds=rounds, span=2, mask=MASK)
+        go = jax.jit(lambda c, s=sampler: run(s, denoise, s.begin(c), s.passes)[0])
+        code = np.asarray(go(blank(2_048, 4, mask=MASK)).tokens) @ np.array([27, 9, 3, 1])
+        means.append(np.log(truth())[code].mean())
+    assert means[0] + 0.2 < means[1] and means[1] + 0.05 < means[2]
+
+
+@pytest.mark.parametrize(("rounds", "span"), [(-1, 2), (2, 0)])
+def test_what_can_not_be_is_refused_in_a_line(rounds, span):
+    with pytest.raises(ValueError, match="rounds") as caught:
+        revision(inner(), rounds, span)
+    assert "\n" not in str(caught.value)
