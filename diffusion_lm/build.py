@@ -59,6 +59,14 @@ class Model(NamedTuple):
     bound: Bound
     step: int
     meta: Meta
+    ready: dict  # networks made ready to sample, by their products' type: rounding a large one takes a while
+
+    def for_sampling(self, rows: int) -> Bound:
+        """`Bound.for_sampling`, once."""
+        products = self.bound.sampling_products(rows)
+        if products not in self.ready:
+            self.ready[products] = self.bound.for_sampling(rows)
+        return self.ready[products]
 
 
 class Run(NamedTuple):
@@ -235,7 +243,7 @@ def load_for_inference(workdir: Path | str, *, step: int | None = None, ema: boo
     abstract = nn.meta.unbox(boxed)
     abstract = sharding.placed(abstract, jax.tree.map(lambda _: here, abstract))
     step, params = checkpoints.restore_params(abstract, step=step, ema=ema)
-    return Model(config, tokenizer, process, Bound(module=module, params=params), step, found[1])
+    return Model(config, tokenizer, process, Bound(module=module, params=params), step, found[1], {})
 
 
 def check_workdir(workdir: Path | str) -> None:

@@ -1,5 +1,6 @@
 """Prompts in, texts out: the writer that fits a trained network, and its generation compiled whole."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -20,12 +21,15 @@ from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.drafts import Drafter, Lookup
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.pace import Even, Pace
+from diffusion_lm.samplers.remasking import Cap, Remask, Remasking
+from diffusion_lm.samplers.revision import Revision
 from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.types import Causal
 from diffusion_lm.visualize.frames import Story, story_from_history
 
 MOST_PASSES = 100_000
 EVEN = Even()
+CAP = Cap()
 _TIMED = 8  # passes a timing
 
 
@@ -68,7 +72,7 @@ def auto(model: Model, *, draw: Draw, canvas: int, passes: int) -> Auto:
 
 def _pass_seconds(model: Model, width: int) -> float:
     """The fastest of a few causal passes over `width` tokens, with a cache as long as the context."""
-    bound = model.bound.for_sampling(width)
+    bound = model.for_sampling(width)
 
     passes = jax.jit(lambda state: run(_Passes(), bound, state, _TIMED)[0])
     state = bound.empty_cache(1, max(model.config.data.length, width)), jnp.zeros((1, width), jnp.int32)
@@ -106,10 +110,33 @@ def confidence(
     return _canvases(model, sampler, canvas, record)
 
 
-def ancestral(model: Model, *, draw: Draw, canvas: int, passes: int, record: bool = False) -> Canvases:
-    """The writer of canvases that follows the reverse process."""
-    sampler = Ancestral(process=model.process, passes=passes, eot=_closing(model), draw=draw)
+def ancestral(
+    model: Model, *, draw: Draw, canvas: int, passes: int, correct: int = 0, record: bool = False
+) -> Canvases:
+    """The writer of canvases that follows the reverse process; the last `correct` of its passes correct."""
+    sampler = Ancestral(process=model.process, passes=passes, eot=_closing(model), draw=draw, correct=correct)
     return _canvases(model, sampler, canvas, record)
+
+
+def remasking(
+    model: Model, *, draw: Draw, canvas: int, passes: int, remask: Remask = CAP, record: bool = False
+) -> Canvases:
+    """The writer of canvases that takes tokens back as `remask` says. Raises ValueError where noise is no mask."""
+    sampler = Remasking(process=model.process, passes=passes, eot=_closing(model), draw=draw, remask=remask)
+    return _canvases(model, sampler, canvas, record)
+
+
+def revised(model: Model, writer: Canvases, *, rounds: int, span: int) -> Canvases:
+    """The writer, each of whose full canvases is revised in so many rounds of a span each (see `Revision`).
+
+    Raises ValueError where noise is no mask.
+    """
+    if not isinstance(model.process, Absorbing):
+        raise ValueError(f"rounds mask spans again, {type(model.process).__name__} has no mask: use ancestral, correct")
+    sampler = Revision(sampler=writer.sampler, rounds=rounds, span=span, mask=writer.mask)
+    if sampler.passes > MOST_PASSES:
+        raise ValueError(f"passes and rounds must take at most {MOST_PASSES} passes, not {sampler.passes}")
+    return dataclasses.replace(writer, sampler=sampler)
 
 
 def _closing(model: Model) -> int:
@@ -161,7 +188,7 @@ def write(model: Model, writer: Any, prompts: Sequence[str], *, length: int, see
     )
     row_key = functools.partial(jax.random.fold_in, jax.random.key(seed))
     keys = jax.vmap(row_key)(jnp.arange(len(ids)))
-    bound = model.bound.for_sampling(len(ids) * getattr(writer, "canvas", 1))
+    bound = model.for_sampling(len(ids) * getattr(writer, "canvas", 1))
     cache = bound.empty_cache(len(ids), writer.slots(widest, length))
     generation = jax.block_until_ready(_generate(bound, cache, prompt, keys, writer=writer, length=length))
     tokens, count = np.asarray(generation.tokens), np.asarray(generation.length)

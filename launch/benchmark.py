@@ -1,6 +1,7 @@
 """Measures speed and memory beside plain PyTorch and Hugging Face Transformers, in one run.
 
     python -m launch.benchmark --suite=train|decode|canvas|memory|all --out=rows.json
+    python -m launch.benchmark --suite=tradeoffs --workdir=runs/quickstart [--judge=runs/other] --charts=charts
 
 Tables go to standard error; the last line on standard output is a JSON object with all rows. The legs to compare with
 need the extra [bench], with a CPU build of torch; without it their rows are skipped with a reason.
@@ -23,6 +24,7 @@ from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.draw import Draw
 from launch import flags, legs, torch_legs
+from launch.tradeoffs import tradeoffs
 
 log = logging.getLogger("diffusion_lm.benchmark")
 TRAIN = legs.Sizes(vocab=8192, width=384, layers=6, heads=6, mlp=1312)  # 18.9M parameters, the tables untied
@@ -87,17 +89,23 @@ def memory() -> list[Row]:
 
 
 SUITES = {"train": train, "decode": decode, "canvas": canvas, "memory": memory}
-SUITE = absl_flags.DEFINE_enum("suite", "all", [*SUITES, "all"], "What to measure.")
+SUITE = absl_flags.DEFINE_enum("suite", "all", [*SUITES, "tradeoffs", "all"], "What to measure; all: but tradeoffs.")
+WORKDIR = absl_flags.DEFINE_string("workdir", None, "tradeoffs: the run whose checkpoint is measured.")
+JUDGE = absl_flags.DEFINE_string("judge", None, "tradeoffs: the run that judges text; none: the same.")
+CHARTS = absl_flags.DEFINE_string("charts", "tradeoffs", "tradeoffs: the folder for charts.")
 OUT = absl_flags.DEFINE_string("out", None, "A file for the same JSON object.")
 
 
 def main() -> dict:
     if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
         raise FileNotFoundError(f"--out={OUT.value}: there is no such folder")
+    if (SUITE.value == "tradeoffs") != (WORKDIR.value is not None):
+        raise ValueError("--workdir goes with --suite=tradeoffs, which needs one")
     rows = []
+    suites = {**SUITES, "tradeoffs": lambda: tradeoffs(WORKDIR.value, JUDGE.value, Path(CHARTS.value))}
     for name in SUITES if SUITE.value == "all" else [SUITE.value]:
         log.info("measuring %s", name)
-        found = SUITES[name]()
+        found = suites[name]()
         print(speed.table(found), file=sys.stderr, flush=True)
         rows += found
     result = {**speed.provenance(), "rows": [_as_dict(row) for row in rows]}

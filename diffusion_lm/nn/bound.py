@@ -29,16 +29,19 @@ class Bound:
     def for_sampling(self, rows: int = 0) -> "Bound":
         """The same network with its layers apart and its matrices already rounded to the products' type.
 
-        rows: how many rows of activations a pass multiplies (batch x canvas, or batch x 1), 0 for many. A CPU
-        multiplies a single row faster in float32: a bfloat16 matrix-vector product isn't vectorised there.
+        rows: how many rows of activations a pass multiplies (batch x canvas, or batch x 1), 0 for many.
         """
-        products = self.module.architecture.products
-        if rows == 1 and jax.default_backend() == "cpu":
-            products = "float32"
+        products = self.sampling_products(rows)
         params = unstacked(self.params) if self.module.scan else self.params
         params = jax.tree.map(lambda a: a.astype(products) if a.ndim > 1 else a, params)
         architecture = dataclasses.replace(self.module.architecture, products=products)
         return Bound(module=self.module.clone(scan=False, architecture=architecture), params=params)
+
+    def sampling_products(self, rows: int) -> str:
+        """The type of products that suits so many rows. A CPU multiplies a single row faster in float32: a bfloat16
+        matrix-vector product isn't vectorised there."""
+        single = rows == 1 and jax.default_backend() == "cpu"
+        return "float32" if single else self.module.architecture.products
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         """A cache for `batch` rows of at most `slots` positions."""

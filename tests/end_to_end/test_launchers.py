@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from diffusion_lm import generate
 from diffusion_lm.build import load_for_inference
 from diffusion_lm.samplers.draw import Draw
+from launch import tradeoffs
 
 ROOT = Path(__file__).parents[2]
 TEXT = "".join(f"Line {i}: the {w} sat on the mat.\n\n" for i in range(80) for w in ("cat", "dog", "hen", "owl"))
@@ -129,3 +131,35 @@ def test_the_story_ends_in_the_text_that_is_returned(model):
     assert "".join(last.tokens[prompt : prompt + 20]) == "".join(
         model.tokenizer.pieces(answer.generation.tokens[0].tolist())
     )
+
+
+def test_tradeoffs_measures_all_three_and_draws_them(trained, tmp_path, monkeypatch, quick_compile):
+    for name, value in {"PASSES": (2,), "TEXTS": 4, "LENGTHS": (20,), "DIALS": {}, "REPEATS": 1}.items():
+        monkeypatch.setattr(tradeoffs, name, value)
+    rows = tradeoffs.tradeoffs(f"{trained[0]}/work", None, tmp_path / "charts")
+    assert {path.name for path in (tmp_path / "charts").iterdir()} == {"quality.svg", "length.svg", "context.svg"}
+    found = {row.name: row for row in rows}
+    assert found["ancestral, 2 passes"].unit == "nats/token" and found["ancestral, 2 passes"].value > 0
+    assert {f"{way}, 20 tokens" for way in ("autoregressive", "diffusion, 4 passes", "speculative", "auto")} <= set(
+        found
+    )
+    assert all(row.value > 0 for row in rows)
+
+
+def test_flops_are_two_a_weight_and_four_a_key(model):
+    a, tokens = model.config.model.resolved, 5
+    layers = jax.tree.leaves(model.bound.params["layers"])
+    weights = sum(leaf.size for leaf in layers if leaf.ndim > 2) + model.tokenizer.vocab * a.width
+    attention = a.layers * 4 * a.width * 9
+    assert tradeoffs._flops(model, tokens, 9) == tokens * (2 * weights + attention)
+
+
+@pytest.mark.parametrize("name", ["speculative", "auto"])
+def test_the_other_writers_write(model, name):
+    more = {"canvas": 0, "passes": 2} if name == "auto" else {}
+    writer = getattr(generate, name)(model, draw=Draw(suppressed=model.tokenizer.suppressed), **more)
+    answer = generate.write(model, writer, ["Line 1"], length=20, seed=7)
+    assert answer.generation.length[0] <= 20 and answer.generation.nfe >= 2
+    if name == "speculative":
+        plain = generate.autoregressive(model, draw=Draw(suppressed=model.tokenizer.suppressed))
+        assert answer.texts == generate.write(model, plain, ["Line 1"], length=20, seed=7).texts

@@ -1,0 +1,194 @@
+"""What a trained network's ways of writing cost and bring: the suite `tradeoffs` of launch.benchmark.
+
+Three measurements on one checkpoint, each a table of rows and a chart: quality by passes, seconds by output length,
+seconds a pass by context length. Quality is told by a judge, another network's causal reading (or, without one, this
+network's own, which flatters its causal text).
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_lm import generate
+from diffusion_lm.build import Model, load_for_inference, read_text
+from diffusion_lm.evaluation import speed
+from diffusion_lm.evaluation.samples import judged, quality
+from diffusion_lm.evaluation.speed import Row
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.pace import EntropyBound, Threshold
+from diffusion_lm.types import Bidirectional
+from diffusion_lm.visualize.plots import curve
+
+TEXTS, GIVEN = 64, 16  # texts judged, and how many held-out tokens each begins with
+PASSES = (1, 2, 4, 8, 16)
+DIALS = {
+    **{f"threshold {p}": Threshold(least=p) for p in (0.5, 0.9)},
+    **{f"entropy bound {nats}": EntropyBound(bound=nats) for nats in (0.1, 1.0)},
+}
+LENGTHS = (1, 4, 16, 64, 256, 1024, 2048)  # as far as the context goes
+REPEATS = 3
+
+
+def tradeoffs(workdir: str, judge: str | None, out: Path) -> list[Row]:
+    """All rows; charts are written into the folder `out`. Raises ValueError for a network that writes one way only."""
+    model = load_for_inference(workdir)
+    if not (model.config.objective.causal and model.config.objective.canvas > 1):
+        raise ValueError(f"--workdir={workdir}: tradeoffs compares both ways of writing: train a joint objective")
+    judging = model if judge is None else load_for_inference(judge)
+    if judging.tokenizer.fingerprint != model.tokenizer.fingerprint:
+        raise ValueError(f"--judge={judge} has another tokenizer than --workdir={workdir}; train both with one")
+    if not judging.config.objective.causal:
+        raise ValueError(f"--judge={judge} reads no text causally: train an ar or joint objective")
+    out.mkdir(parents=True, exist_ok=True)
+    return [*_by_passes(model, judging, out), *_by_length(model, out), *_by_context(model, out)]
+
+
+def _draw(model: Model) -> Draw:
+    """No end of text: all write equally much."""
+    return Draw(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eot))
+
+
+# ---- quality by passes ----
+
+
+def _by_passes(model: Model, judge: Model, out: Path) -> list[Row]:
+    texts, length = _begun(model), model.config.data.length // 2 - GIVEN
+    prompts = [model.tokenizer.decode(row[1:]) for row in texts]
+    with_draw = {"draw": _draw(model), "canvas": 0}
+    ways = {"autoregressive": lambda passes: generate.autoregressive(model, draw=_draw(model))}
+    for name in ("ancestral", "confidence"):
+        ways[name] = functools.partial(_in_passes, getattr(generate, name), model, with_draw)
+    rows, lines = [], {}
+    for name, way in ways.items():
+        for passes in PASSES if name != "autoregressive" else (1,):
+            rows.append(_judged_row(f"{name}, {passes} passes", model, judge, way(passes), texts, prompts, length))
+            lines.setdefault(name, []).append(rows[-1].value)
+    for name, pace in DIALS.items():
+        writer = generate.confidence(model, pace=pace, **with_draw)
+        rows.append(_judged_row(name, model, judge, writer, texts, prompts, length))
+    lines["autoregressive"] *= len(PASSES)
+    labels = {"x_label": "log2 of the passes a canvas", "y_label": "nats a token, by the judge"}
+    curve(np.log2(PASSES), lines, out / "quality.svg", title="Quality by passes", **labels)
+    rows[0] = _named(rows[0], "autoregressive")
+    return rows
+
+
+def _in_passes(make, model: Model, options: dict, passes: int):
+    return make(model, passes=passes, **options)
+
+
+def _named(row: Row, name: str) -> Row:
+    return Row(name=name, value=row.value, unit=row.unit, note=row.note)
+
+
+def _judged_row(name: str, model: Model, judge: Model, writer: Any, texts, prompts, length: int) -> Row:
+    generation = generate.write(model, writer, prompts, length=length, seed=0).generation
+    written = np.concatenate([texts, np.asarray(generation.tokens)], axis=1)
+    found = quality(_ASK(judge.bound, written), written, GIVEN)
+    a_pass = length / int(generation.nfe)
+    note = f"entropy {found.entropy:.2f}, repeated 4-grams {found.repeated:.3f}, {a_pass:.2f} tokens a pass"
+    return Row(name=name, value=found.nats_per_token, unit="nats/token", note=note)
+
+
+_ASK = jax.jit(lambda bound, rows: judged(bound.denoise, rows))
+
+
+def _begun(model: Model) -> np.ndarray:
+    """Begin of text and what follows evenly spaced places of held-out documents: int32 [TEXTS, GIVEN]."""
+    text = read_text(model.config, model.meta).valid
+    windows = np.lib.stride_tricks.sliding_window_view(text.flat if text else np.zeros(GIVEN), GIVEN - 1)
+    inside = np.flatnonzero(~np.isin(windows, (model.tokenizer.mask, model.tokenizer.eot)).any(axis=1))
+    if text is None or len(inside) < TEXTS:
+        raise ValueError("tradeoffs begins texts with held-out ones, and the corpus holds out too few")
+    starts = inside[np.linspace(0, len(inside) - 1, TEXTS).astype(int)]
+    return np.pad(windows[starts], ((0, 0), (1, 0)), constant_values=text.bos).astype(np.int32)
+
+
+# ---- seconds by output length ----
+
+
+def _by_length(model: Model, out: Path) -> list[Row]:
+    """One row of text at a time, from one token on up to the context."""
+    longest = min(LENGTHS[-1], model.config.data.length - 1)
+    lengths = [n for n in LENGTHS if n < longest] + [longest]
+    draw = _draw(model)
+    passes = max(1, model.config.objective.canvas // 4)
+    writers = {
+        "autoregressive": generate.autoregressive(model, draw=draw),
+        f"diffusion, {passes} passes": generate.ancestral(model, draw=draw, canvas=0, passes=passes),
+        "speculative": generate.speculative(model, draw=draw),
+        "auto": generate.auto(model, draw=draw, canvas=0, passes=passes),
+    }
+    rows, lines = [], {name: [] for name in writers}
+    for length in lengths:
+        legs = {name: functools.partial(_written, model, writer, length) for name, writer in writers.items()}
+        timings = speed.alternate(legs, repeats=REPEATS)
+        first = timings["autoregressive"]
+        for name, timing in timings.items():
+            lines[name].append(timing.wall)
+            ratio = speed.times_faster(timing, first)
+            note = f"{length / timing.wall:,.0f} tokens/s"
+            rows.append(
+                Row(name=f"{name}, {length} tokens", value=1e3 * timing.wall, unit="ms", ratio=ratio, note=note)
+            )
+    labels = {"x_label": "log2 of the tokens written", "y_label": "log10 of seconds"}
+    logs = {name: np.log10(seconds) for name, seconds in lines.items()}
+    curve(np.log2(lengths), logs, out / "length.svg", title="Seconds by output length, batch 1", **labels)
+    return rows
+
+
+def _written(model: Model, writer: Any, length: int):
+    return generate.write(model, writer, [""], length=length, seed=0).generation.tokens
+
+
+# ---- seconds a pass by context ----
+
+
+def _by_context(model: Model, out: Path) -> list[Row]:
+    """One canvas behind ever more text: over the cache, and reading all of the text again in each pass."""
+    canvas = model.config.objective.canvas
+    contexts = [n for n in (0, 64, 256, 1024, 4096) if n + canvas <= model.config.data.length]
+    bound = model.bound.for_sampling(canvas)
+    rows, lines = [], {"with the cache": [], "without": []}
+    for context in contexts:
+        cache = bound.empty_cache(1, max(context, 1))
+        cache = cache.replace(length=jnp.full(1, context, jnp.int32))
+        legs = {
+            "with the cache": functools.partial(_cached, bound, cache, jnp.zeros((1, canvas), jnp.int32)),
+            "without": functools.partial(_whole, model.bound, jnp.zeros((1, context + canvas), jnp.int32)),
+        }
+        timings = speed.alternate(legs, repeats=15)
+        for name, timing in timings.items():
+            lines[name].append(1e3 * timing.best)
+        flops = [_flops(model, tokens, context + canvas) for tokens in (canvas, context + canvas)]
+        note = f"{flops[0] / 1e6:,.1f} and {flops[1] / 1e6:,.1f} MFLOP"
+        ratio = timings["without"].best / timings["with the cache"].best
+        rows.append(Row(name=f"a pass behind {context} tokens", value=lines["with the cache"][-1], unit="ms",
+                        reference=lines["without"][-1], ratio=ratio, note=note))  # fmt: skip
+    labels = {"x_label": "tokens of context", "y_label": "milliseconds a pass"}
+    curve(contexts, lines, out / "context.svg", title=f"A pass over a canvas of {canvas}", **labels)
+    return rows
+
+
+@jax.jit
+def _cached(bound, cache, canvas):
+    return bound.read_canvas(cache, canvas, jnp.full(canvas.shape[0], 0.5))
+
+
+@jax.jit
+def _whole(bound, tokens):
+    at = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    t = jnp.full((tokens.shape[0], 1), 0.5)
+    return bound.denoise(tokens, t, reading=Bidirectional(), positions=at, segments=jnp.ones_like(tokens)).logits()
+
+
+def _flops(model: Model, tokens: int, seen: int) -> float:
+    """Of a forward pass over `tokens` that each see `seen`: two a weight of a product, four a width and key."""
+    a = model.config.model.resolved
+    weights = a.width * a.head_width * (2 * a.heads + 2 * a.kv_heads) + 3 * a.width * a.mlp
+    attention = 4 * a.heads * a.head_width * seen
+    return tokens * (a.layers * (2 * weights + attention) + 2 * a.width * model.tokenizer.vocab)
