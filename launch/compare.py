@@ -224,7 +224,8 @@ def rows(records: dict[str, dict]) -> list[dict]:
 
 def markdown(lines: list[dict]) -> str:
     """The table. A cell of samples: nats a token by the judge / entropy / repeated 4-grams."""
-    head = ["family", "bits per byte", "training tokens/s", *(f"{n} pass{'es' * (n > 1)}" for n in passes_asked())]
+    columns = sorted({*passes_asked(), WRITTEN})  # the last is all that a family has that writes token by token
+    head = ["family", "bits per byte", "training tokens/s", *(f"{n} pass{'es' * (n > 1)}" for n in columns)]
     table = [head, ["---"] * len(head)]
     for line in lines:
         if "failed" in line:
@@ -236,7 +237,7 @@ def markdown(lines: list[dict]) -> str:
                 line["family"],
                 "" if bits is None else f"{bits:.3f} ± {line['standard_error']:.3f}",
                 "" if speed is None else f"{speed:,.0f}",
-                *(_cell(line["samples"].get(n)) for n in passes_asked()),
+                *(_cell(line["samples"].get(n)) for n in columns),
             ]
         )
     return "".join(f"| {' | '.join(row)} |\n" for row in table)
