@@ -17,6 +17,7 @@ from diffusion_lm import generate
 from diffusion_lm.build import load_for_inference
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.pace import EntropyBound, Even, Factor, Threshold
+from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Rescale
 from diffusion_lm.visualize.page import write_page, write_whole
 from diffusion_lm.visualize.terminal import play
 from launch import flags as launch_flags
@@ -31,10 +32,23 @@ PACES = {  # of the confidence sampler, by the dial
     "factor": lambda dial: Factor() if dial is None else Factor(factor=dial),
     "entropy_bound": lambda dial: EntropyBound() if dial is None else EntropyBound(bound=dial),
 }
+REMASKS = {  # what takes tokens back, by the dial
+    "remask_cap": lambda dial: Cap() if dial is None else Cap(eta=dial),
+    "remask_rescale": lambda dial: Rescale() if dial is None else Rescale(eta=dial),
+    "remask_confidence": lambda dial: ConfidenceBased(),
+    "remask_loop": lambda dial: Loop() if dial is None else Loop(eta=dial),
+}
 TOKENWISE = ("autoregressive", "speculative")
-DIALED = ("threshold", "factor", "entropy_bound")
-SAMPLER = flags.DEFINE_enum("sampler", "confidence", [*PACES, "ancestral", *TOKENWISE, "auto"], "How to write.")
-DIAL = flags.DEFINE_float("dial", None, "What threshold (0.9), factor (1) and entropy_bound (0.1 nats) go by.")
+FREE = ("threshold", "factor", "entropy_bound")  # take as many passes as they need
+DIALED = (*FREE, "remask_cap", "remask_rescale", "remask_loop")
+KINDS = [*PACES, "ancestral", *REMASKS, *TOKENWISE, "auto"]
+SAMPLER = flags.DEFINE_enum("sampler", "confidence", KINDS, "How to write.")
+DIAL = flags.DEFINE_float(
+    "dial", None, "What threshold (0.9), factor (1), entropy_bound (0.1 nats) and remask_* (share a pass, 0.02) go by."
+)
+CORRECT = flags.DEFINE_integer("correct", 0, "So many of ancestral's --passes correct; for noise that isn't masks.")
+ROUNDS = flags.DEFINE_integer("rounds", 0, "Rounds of second thoughts on each full canvas, a --span each.")
+SPAN = flags.DEFINE_integer("span", 4, "Tokens that a round writes again.")
 LENGTH = flags.DEFINE_integer("length", 256, "Most tokens to write; fewer if the text ends or the context is full.")
 CANVAS = flags.DEFINE_integer("canvas", 0, "Tokens cleared together; 0: as in training.")
 PASSES = flags.DEFINE_integer("passes", None, "Most passes a canvas; none: 12, or what a dial takes.")
@@ -86,6 +100,10 @@ def _check() -> None:
         raise ValueError(f"--canvas must be at least 1 (or 0: as in training), not {CANVAS.value}")
     if not 0 <= SEED.value < 2**32:
         raise ValueError(f"--seed must lie in [0, 2**32), not {SEED.value}")
+    if ROUNDS.value and SAMPLER.value in (*TOKENWISE, "auto"):
+        raise ValueError(f"--rounds go over canvases, {SAMPLER.value} can't: use another --sampler")
+    if CORRECT.value and SAMPLER.value != "ancestral":
+        raise ValueError(f"--correct is for --sampler=ancestral, not {SAMPLER.value}")
     if VIEW.value and VIEW.value != "terminal" and Path(VIEW.value).suffix != ".html":
         raise ValueError(f"--view takes terminal or a FILE.html, not {VIEW.value}")
     if VIEW.value and SAMPLER.value in (*TOKENWISE, "auto"):
@@ -97,13 +115,17 @@ def _writer(model):
     draw = Draw(temperature=TEMPERATURE.value, suppressed=model.tokenizer.suppressed, **kept)
     if SAMPLER.value in TOKENWISE:
         return getattr(generate, SAMPLER.value)(model, draw=draw)
-    passes = 12 if PASSES.value is None and SAMPLER.value not in DIALED else PASSES.value
+    passes = 12 if PASSES.value is None and SAMPLER.value not in FREE else PASSES.value
     if SAMPLER.value == "auto":
         return generate.auto(model, draw=draw, canvas=CANVAS.value, passes=passes)
     rest = {"draw": draw, "canvas": CANVAS.value, "passes": passes, "record": bool(VIEW.value)}
     if SAMPLER.value == "ancestral":
-        return generate.ancestral(model, **rest)
-    return generate.confidence(model, pace=PACES[SAMPLER.value](DIAL.value), **rest)
+        writer = generate.ancestral(model, correct=CORRECT.value, **rest)
+    elif SAMPLER.value in REMASKS:
+        writer = generate.remasking(model, remask=REMASKS[SAMPLER.value](DIAL.value), **rest)
+    else:
+        writer = generate.confidence(model, pace=PACES[SAMPLER.value](DIAL.value), **rest)
+    return generate.revised(model, writer, rounds=ROUNDS.value, span=SPAN.value) if ROUNDS.value else writer
 
 
 def _show(story) -> None:
