@@ -53,8 +53,7 @@ def error(process, steps, correct) -> float:
 
 
 @every
-@pytest.mark.parametrize("steps", [4, 8])
-def test_correcting_passes_mend_more_than_as_many_steps(process, steps):
+def test_correcting_passes_mend_more_than_as_many_steps(process, steps=8):
     plain, corrected, longer, more_steps = (
         error(process, *cost) for cost in ((steps, 0), (steps, steps), (steps, 3 * steps), (2 * steps, 0))
     )
@@ -62,10 +61,10 @@ def test_correcting_passes_mend_more_than_as_many_steps(process, steps):
 
 
 @every
-@pytest.mark.parametrize("times", [(0.0, 0.1), (0.25, 0.5), (0.5, 1.0)])
+@pytest.mark.parametrize("times", [(0.0, 0.1), (0.25, 1.0)])
 def test_noise_laid_on_again_has_the_stated_law(process, times):
     """And composed with the noise before, it is the noise of the later time."""
-    rows, (s, t) = 40_000, times
+    rows, (s, t) = 20_000, times
     expected = noised_again(process, s, t)
     np.testing.assert_allclose(chain.kernel(process, s) @ expected, chain.kernel(process, t), atol=1e-6)
     pieces = jnp.tile(jnp.array([[0, 1, 2, MASK]], jnp.int32), (rows, 1))
