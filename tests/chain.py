@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from oracle import LENGTH, TEXTS, VOCAB, truth
 
-from diffusion_lm.processes.flow import UniformFlow
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.tokenwise import Tokenwise
@@ -42,12 +41,13 @@ def noised(process, t: float) -> np.ndarray:
 
 
 def true_denoiser(process, t: float) -> np.ndarray:
-    """log p(x_i = v | the canvas's other positions), [256, 4, 3]: what the network's optimum is. Of a flow from uniform
-    noise, and of masks that tell tokens apart: log p(x_i = v | all positions)."""
+    """log p(x_i = v | the canvas), [256, 4, 3]: what the network's optimum is. Scores, and processes that only ask at
+    masks, leave out what the position itself says."""
+    by_all = isinstance(process, (Uniform, Mixture, Tokenwise)) and not isinstance(process, UniformScore)
     q = kernel(process, t)[TEXTS[:, None], CANVASES[None]]  # [81, 256, 4]
     said = np.zeros((len(CANVASES), LENGTH, VOCAB))
     for i in range(LENGTH):
-        seen = q if isinstance(process, (UniformFlow, Tokenwise)) else np.delete(q, i, axis=-1)
+        seen = q if by_all else np.delete(q, i, axis=-1)
         others = truth()[:, None] * np.prod(seen, axis=-1)
         for v in range(VOCAB):
             said[:, i, v] = others[TEXTS[:, i] == v].sum(axis=0)

@@ -1,8 +1,10 @@
 """Noise that is part mask, part uniform over the vocabulary: the formulas that `mixture` and `uniform` share.
 
-q(x_t | x_0) keeps x_0 with probability alpha, masks it with `masked`, else draws any of V pieces. A network's x_0
-prediction p enters as q(x_t | p) = sum over v of p_v q(x_t | v): its optimum is what the *other* positions say of a
-token (the position's own noise is counted by the posterior), as in UDLM (arXiv 2412.10193) and GIDD (2503.04482).
+q(x_t | x_0) keeps x_0 with probability alpha, masks it with `masked`, else draws any of V pieces. A prediction p enters
+as q(x_t | p) = sum over v of p_v q(x_t | v), so that its optimum is what the *other* positions say of a token: UDLM
+(arXiv 2412.10193) and GIDD (2503.04482) ask that of a network which sees the token itself. Here the network is asked
+what *all* positions say, p(x_0 | x_t), and what the position's own token z told, q(z | v), is divided out (`others`):
+the same bound, and far quicker to learn (docs/compare.md).
 With base = uniform / V and kappa = alpha / base, q(v | p) / base = 1 + kappa p_v, so all that a bound needs of V
 numbers is S = sum over v of log(1 + kappa p_v).
 """
@@ -64,13 +66,18 @@ class Interpolating:
     def posterior(self, logits: Array, xt: Array, t: Array, s: Array) -> Array:
         """p(x_s | x_t) up to a factor, float32 [B, L, V + 1]: by Bayes q(z | x_s) q(x_s | p), at each position by
         itself (GIDD, equation 9)."""
-        _, then, stays, turned = jax.tree.map(lambda a: a[:, None, None], self._between(t, s))
+        now, then, stays, turned = jax.tree.map(lambda a: a[:, None, None], self._between(t, s))
         at_mask = (xt == self.mask)[..., None]
         arrives = jnp.where(at_mask, turned.masked, turned.uniform / self.mask)  # q(z | v) of any v but z
-        p = jax.nn.softmax(logits, axis=-1)
+        p = self.others(logits, xt, now.kept[..., 0] / jnp.maximum(now.uniform[..., 0] / self.mask, _LEAST))
         pieces = (arrives + stays * one_hot(p, xt)) * (then.kept * p + then.uniform / self.mask)
         masks = (arrives + stays * at_mask) * then.masked
         return jnp.concatenate([pieces, masks], axis=-1)
+
+    def others(self, logits: Array, xt: Array, kappa: Array) -> Array:
+        """What the other positions say, float32 [B, L, V]: softmax(logits) / q(z | v), and q(z | z) is 1 + kappa times
+        any other's; kappa float32 [B, 1]."""
+        return _others(logits, xt, kappa)
 
     def _between(self, t: Array, s: Array):
         """Noise at t and at s < t, the chance that a token of x_s stays until t, and what noise comes in between."""
@@ -134,9 +141,13 @@ def _clean_at_zero(noise: Noise, t: Array) -> Noise:
     )
 
 
+def _others(logits, xt, kappa):
+    return jax.nn.softmax(logits - jnp.where(one_hot(logits, xt), jnp.log1p(kappa)[..., None], 0.0), axis=-1)
+
+
 def _rate_nats(logits, x0, xt, kappa, base, rate, piece):
     """rate x (KL(q(. | x_0) | q(. | p)) + the Itakura-Saito divergence of q(z | .), which a mask has none of)."""
-    p = jax.nn.softmax(logits, axis=-1)
+    p = _others(logits, xt, kappa)
     log_ratio = _log_ratio(_picked(p, xt), kappa, xt == x0)
     itakura_saito = jnp.where(piece, jnp.expm1(log_ratio) - log_ratio, 0.0)
     return rate * (_divergence(p, _picked(p, x0), kappa, base) + itakura_saito)
@@ -144,7 +155,7 @@ def _rate_nats(logits, x0, xt, kappa, base, rate, piece):
 
 def _step_nats(logits, x0, xt, then_kappa, then_base, now_kappa, arrives, stayed, piece):
     """KL(q(x_s | x_t, x_0) | q(x_s | x_t, p)): x_s came to z from anywhere (arrives), or was z and stayed."""
-    p = jax.nn.softmax(logits, axis=-1)
+    p = _others(logits, xt, now_kappa)
     at_z, right = _picked(p, xt), xt == x0
     before = jnp.where(piece, _log_ratio(at_z, then_kappa, right), 0.0)
     after = jnp.where(piece, _log_ratio(at_z, now_kappa, right), 0.0)

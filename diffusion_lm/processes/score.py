@@ -53,6 +53,11 @@ class UniformScore(Uniform):
         known = jnp.logaddexp(lead + math.log(self.mask), 0.0)  # log(1 + V a)
         return readout.total(_piece_nats, rate * weights, x0, xt, lead, known)
 
+    def others(self, logits: Array, xt: Array, kappa: Array) -> Array:
+        """Scores say it at once."""
+        del xt, kappa
+        return jax.nn.softmax(logits, axis=-1)
+
 
 def _check_continuous(steps: int) -> None:
     if steps:

@@ -118,14 +118,15 @@ def run(sampler: Sampler, model: Any, state: Any, max_steps: int, record: Callab
 def commit(canvas: Canvas, chosen: Array, tokens: Array, probability: Array, *, eot: int) -> Canvas:
     """The canvas after a pass that writes `tokens` at the chosen open positions.
 
-    What follows an end of text is closed and repeats it, as it did in training: it will not be returned. An eot of -1
+    What follows an end of text is closed and repeats it (but what is given stays), as it did in training: it will not
+    be returned. An eot of -1
     closes nothing, for networks that were trained on rows of several texts.
     """
     chosen = chosen & canvas.open
     tokens = jnp.where(chosen, tokens, canvas.tokens)
     probability = jnp.where(chosen, probability, canvas.probability)
     ends = (tokens == eot) & ~canvas.given
-    beyond = (jnp.cumsum(ends, axis=1) - ends) > 0
+    beyond = ((jnp.cumsum(ends, axis=1) - ends) > 0) & ~canvas.given
     return canvas.replace(
         tokens=jnp.where(beyond, eot, tokens),
         probability=jnp.where(beyond, 0.0, probability),
