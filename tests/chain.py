@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from oracle import LENGTH, TEXTS, VOCAB, truth
 
+from diffusion_lm.processes.interpolating import Interpolating
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.tokenwise import Tokenwise
@@ -27,6 +28,9 @@ def kernel(process, t: float) -> np.ndarray:
         masked, even = 0.0, 1 - alpha
     elif isinstance(process, Mixture):
         even = 2 * process.uniform / (1 - process.uniform) * np.sqrt(abs(alpha * (1 - alpha)))
+    elif isinstance(process, Interpolating):
+        with jax.enable_x64(True):
+            alpha, masked, even, *_ = (float(part) for part in process.noise(jnp.float64(t)))
     elif isinstance(process, Tokenwise):
         alpha = 1 - (1 - alpha) ** np.array(process.powers)[:, None]
         return alpha * np.eye(VOCAB, VOCAB + 1) + (1 - alpha) * mask
@@ -43,7 +47,7 @@ def noised(process, t: float) -> np.ndarray:
 def true_denoiser(process, t: float) -> np.ndarray:
     """log p(x_i = v | the canvas), [256, 4, 3]: what the network's optimum is. Scores, and processes that only ask at
     masks, leave out what the position itself says."""
-    by_all = isinstance(process, (Uniform, Mixture, Tokenwise)) and not isinstance(process, UniformScore)
+    by_all = isinstance(process, (Interpolating, Tokenwise)) and not isinstance(process, UniformScore)
     q = kernel(process, t)[TEXTS[:, None], CANVASES[None]]  # [81, 256, 4]
     said = np.zeros((len(CANVASES), LENGTH, VOCAB))
     for i in range(LENGTH):

@@ -132,6 +132,6 @@ def test_the_readmes_sampler_writes():
         passes=jnp.zeros((), jnp.int32),
     )
     sampler = names["LeftToRight"](passes=2, eot=8)
-    half = sampler.step(lambda tokens, t: jnp.zeros((1, 4, 7)), canvas)
+    half = sampler.step(lambda tokens, t: jnp.zeros((1, 4, 7)), sampler.begin(canvas))
     assert (half.tokens != 9).tolist() == [[True, True, False, False]]
     assert sampler.done(sampler.step(lambda tokens, t: jnp.zeros((1, 4, 7)), half)).all()

@@ -1,6 +1,8 @@
 """Every process's bound and way back, against all canvases of a small world (`chain`)."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import chain
 import jax
@@ -11,13 +13,14 @@ from oracle import LENGTH, MASK, NEVER, VOCAB, entropy, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.flow import MaskFlow
+from diffusion_lm.processes.interpolating import Interpolating, Noise
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.tokenwise import Tokenwise
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.base import Canvas, run
-from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial
+from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial, Schedule
 from diffusion_lm.types import Logits
 
 TOKENWISE = Tokenwise(powers=(0.5, 1.0, 2.0), mask=MASK)
@@ -171,6 +174,23 @@ def test_even_exponents_are_the_masked_process():
 def test_exponents_that_fit_no_vocabulary_are_refused(powers):
     with pytest.raises(ValueError, match=r"process\.powers"):
         Tokenwise(powers=powers, mask=MASK)
+
+
+def readmes_process():
+    """The class that the README shows how to add."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(@dataclasses[^`]*class Blend[^`]*)```", text)
+    known = {"dataclasses": dataclasses, "jnp": jnp, "Interpolating": Interpolating, "Noise": Noise}
+    exec(code, known | {"Schedule": Schedule, "Linear": Linear}, made := {})
+    return made["Blend"]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_the_readmes_process_passes_the_same(schedule):
+    process = readmes_process()(schedule=schedule, mask=MASK)
+    assert abs(chain.bound(process) - entropy()) < 1e-4
+    coarse, fine = (np.abs(chain.written(process, n) - truth()).sum() / 2 for n in (2, 32))
+    assert coarse > 3 * fine
 
 
 class WrongWeight(Uniform):

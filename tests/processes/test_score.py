@@ -29,8 +29,10 @@ def test_scores_of_no_noise_cost_more(kind, schedule):
 
 @pytest.mark.parametrize(("kind", "pure"), [(AbsorbingScore, Absorbing), (UniformScore, Uniform)])
 def test_scores_of_an_x0_prediction_cost_what_it_costs(kind, pure):
-    """Noise by noise: with a sum of 1, score entropy and the Kullback-Leibler divergence are one bound. (Uniform is also
-    told what the position itself says: q(z | v) of each v.)"""
+    """Noise by noise: with a sum of 1, score entropy and the Kullback-Leibler divergence are one bound.
+
+    Uniform is also told what the position itself says: q(z | v) of each v.
+    """
     rng = np.random.default_rng(0)
     x0, xt = (jnp.asarray(rng.integers(VOCAB + more, size=(6, LENGTH))) for more in (0, kind is AbsorbingScore))
     t, weights = jnp.asarray(rng.uniform(0.01, 0.99, (6, 1)), jnp.float32), jnp.asarray(rng.uniform(size=(6, LENGTH)))
