@@ -5,7 +5,9 @@ seconds a pass by context length. Quality is told by a judge, another network's 
 network's own, which flatters its causal text).
 """
 
+import dataclasses
 import functools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,18 @@ from diffusion_lm.evaluation.samples import judged, quality
 from diffusion_lm.evaluation.speed import Row
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.pace import EntropyBound, Threshold
+from diffusion_lm.samplers.remasking import Cap
 from diffusion_lm.types import Bidirectional
 from diffusion_lm.visualize.plots import curve
 
-TEXTS, GIVEN = 64, 16  # texts judged, and how many held-out tokens each begins with
+log = logging.getLogger("diffusion_lm.tradeoffs")
+TEXTS, GIVEN = 16, 16  # texts judged, and how many held-out tokens each begins with
 PASSES = (1, 2, 4, 8, 16)
 DIALS = {
     **{f"threshold {p}": Threshold(least=p) for p in (0.5, 0.9)},
     **{f"entropy bound {nats}": EntropyBound(bound=nats) for nats in (0.1, 1.0)},
 }
+WRITTEN_IN = 12  # passes a canvas, where lengths are compared
 LENGTHS = (1, 4, 16, 64, 256, 1024, 2048)  # as far as the context goes
 REPEATS = 3
 
@@ -44,7 +49,7 @@ def tradeoffs(workdir: str, judge: str | None, out: Path) -> list[Row]:
     if not judging.config.objective.causal:
         raise ValueError(f"--judge={judge} reads no text causally: train an ar or joint objective")
     out.mkdir(parents=True, exist_ok=True)
-    return [*_by_passes(model, judging, out), *_by_length(model, out), *_by_context(model, out)]
+    return [*_by_passes(model, judging, out), *_by_length(model, out), *_speculation(model), *_by_context(model, out)]
 
 
 def _draw(model: Model) -> Draw:
@@ -60,15 +65,15 @@ def _by_passes(model: Model, judge: Model, out: Path) -> list[Row]:
     prompts = [model.tokenizer.decode(row[1:]) for row in texts]
     with_draw = {"draw": _draw(model), "canvas": 0}
     ways = {"autoregressive": lambda passes: generate.autoregressive(model, draw=_draw(model))}
-    for name in ("ancestral", "confidence"):
-        ways[name] = functools.partial(_in_passes, getattr(generate, name), model, with_draw)
+    for name, more in {"ancestral": {}, "confidence": {}, "remasking": {"remask": Cap()}}.items():
+        ways[name] = functools.partial(_in_passes, getattr(generate, name), model, with_draw | more)
     rows, lines = [], {}
     for name, way in ways.items():
         for passes in PASSES if name != "autoregressive" else (1,):
             rows.append(_judged_row(f"{name}, {passes} passes", model, judge, way(passes), texts, prompts, length))
             lines.setdefault(name, []).append(rows[-1].value)
     for name, pace in DIALS.items():
-        writer = generate.confidence(model, pace=pace, **with_draw)
+        writer = generate.confidence(model, pace=pace, passes=PASSES[-1], **with_draw)
         rows.append(_judged_row(name, model, judge, writer, texts, prompts, length))
     lines["autoregressive"] *= len(PASSES)
     labels = {"x_label": "log2 of the passes a canvas", "y_label": "nats a token, by the judge"}
@@ -91,6 +96,7 @@ def _judged_row(name: str, model: Model, judge: Model, writer: Any, texts, promp
     found = quality(_ASK(judge.bound, written), written, GIVEN)
     a_pass = length / int(generation.nfe)
     note = f"entropy {found.entropy:.2f}, repeated 4-grams {found.repeated:.3f}, {a_pass:.2f} tokens a pass"
+    log.info("%s: %.3f nats/token, %s", name, found.nats_per_token, note)
     return Row(name=name, value=found.nats_per_token, unit="nats/token", note=note)
 
 
@@ -116,7 +122,7 @@ def _by_length(model: Model, out: Path) -> list[Row]:
     longest = min(LENGTHS[-1], model.config.data.length - 1)
     lengths = [n for n in LENGTHS if n < longest] + [longest]
     draw = _draw(model)
-    passes = max(1, model.config.objective.canvas // 4)
+    passes = min(WRITTEN_IN, model.config.objective.canvas)
     writers = {
         "autoregressive": generate.autoregressive(model, draw=draw),
         f"diffusion, {passes} passes": generate.ancestral(model, draw=draw, canvas=0, passes=passes),
@@ -128,6 +134,7 @@ def _by_length(model: Model, out: Path) -> list[Row]:
         legs = {name: functools.partial(_written, model, writer, length) for name, writer in writers.items()}
         timings = speed.alternate(legs, repeats=REPEATS)
         first = timings["autoregressive"]
+        log.info("%d tokens: %s", length, ", ".join(f"{name} {1e3 * t.wall:.1f} ms" for name, t in timings.items()))
         for name, timing in timings.items():
             lines[name].append(timing.wall)
             ratio = speed.times_faster(timing, first)
@@ -138,6 +145,26 @@ def _by_length(model: Model, out: Path) -> list[Row]:
     labels = {"x_label": "log2 of the tokens written", "y_label": "log10 of seconds"}
     logs = {name: np.log10(seconds) for name, seconds in lines.items()}
     curve(np.log2(lengths), logs, out / "length.svg", title="Seconds by output length, batch 1", **labels)
+    return rows
+
+
+def _speculation(model: Model) -> list[Row]:
+    """Speculative writing against autoregression, as far as the context goes, at both temperatures."""
+    length, rows = min(LENGTHS[-1], model.config.data.length - 1), []
+    for temperature in (0.0, 1.0):
+        draw = dataclasses.replace(_draw(model), temperature=temperature)
+        plain, speculative = generate.autoregressive(model, draw=draw), generate.speculative(model, draw=draw)
+        legs = {way: functools.partial(_written, model, way, length) for way in (plain, speculative)}
+        timings = speed.alternate(legs, repeats=5 * REPEATS)
+        one, other = (generate.write(model, way, [""], length=length, seed=0).generation for way in legs)
+        same = float(np.mean(np.asarray(one.tokens) == np.asarray(other.tokens)))
+        note = f"{length / int(other.nfe):.2f} tokens a pass, {same:.0%} of tokens the same"
+        row = Row(name=f"speculative, temperature {temperature:g}, {length} tokens", unit="tokens/s", note=note)
+        row = dataclasses.replace(
+            row, value=length / timings[speculative].wall, target="ratio >= 1.4, never below 0.97"
+        )
+        ratio = speed.times_faster(timings[speculative], timings[plain])
+        rows.append(dataclasses.replace(row, reference=length / timings[plain].wall, ratio=ratio))
     return rows
 
 

@@ -83,7 +83,7 @@ def curve(
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if series:
-        axes.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside right center")
     image = io.BytesIO()
     figure.savefig(image, format=Path(path).suffix.removeprefix("."))
     write_whole(path, image.getvalue())

@@ -140,10 +140,11 @@ def test_tradeoffs_measures_all_three_and_draws_them(trained, tmp_path, monkeypa
     assert {path.name for path in (tmp_path / "charts").iterdir()} == {"quality.svg", "length.svg", "context.svg"}
     found = {row.name: row for row in rows}
     assert found["ancestral, 2 passes"].unit == "nats/token" and found["ancestral, 2 passes"].value > 0
-    assert {f"{way}, 20 tokens" for way in ("autoregressive", "diffusion, 4 passes", "speculative", "auto")} <= set(
+    assert {f"{way}, 20 tokens" for way in ("autoregressive", "diffusion, 12 passes", "speculative", "auto")} <= set(
         found
     )
     assert all(row.value > 0 for row in rows)
+    assert "100% of tokens the same" in found["speculative, temperature 0, 20 tokens"].note
 
 
 def test_flops_are_two_a_weight_and_four_a_key(model):
