@@ -4,7 +4,16 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.8", "hypothesis>=6", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.8",
+    "hypothesis>=6",
+    "safetensors>=0.4",
+    "nbclient>=0.10",
+    "nbformat>=5",
+    "ipykernel>=6",
+]
 VIZ = ["matplotlib>=3.8", "tensorboardX>=2.6"]
 
 setup(

@@ -15,7 +15,8 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Auto:
-    """Chooses by measured cost: as many canvases as beat writing the same tokens one by one, and the rest by `tail`.
+    """Chooses by measured cost: whole canvases if they beat writing the same tokens one by one, and for what is left a
+    narrower canvas or `tail`.
 
     canvases  with align 1: a network that also reads causally, over the same cache
     step_s    seconds of one causal pass over one token
@@ -42,6 +43,10 @@ class Auto:
         canvas_s = (self.canvases.sampler.passes + 1) * self.canvas_s  # and the pass that reads it into the cache
         return length // self.canvas if canvas_s < self.canvas * self.step_s else 0
 
+    def _last_too(self, rest: int) -> bool:
+        """Whether a last, narrower canvas, which costs no more than a whole one, beats writing `rest` one by one."""
+        return not rest or self.canvases.sampler.passes * self.canvas_s < rest * self.step_s
+
     def slots(self, prompt: int, length: int) -> int:
         """Slots that the cache must have."""
         return self.tail.slots(prompt, length)
@@ -51,7 +56,7 @@ class Auto:
         first = self.plan(length)
         if not first:
             return self.tail.generate(model, cache, prompt, keys, length=length)
-        if first * self.canvas == length:
+        if self._last_too(length - first * self.canvas):
             return self.canvases.generate(model, cache, prompt, keys, length=length)
         written, _ = self.canvases.begun(model, cache, prompt, keys, length=length, most=first)
         going = ~written.finished
