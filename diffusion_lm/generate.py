@@ -58,22 +58,27 @@ def speculative(
     last time) are good. break_even: see `Speculative`; None: measured here, which compiles and runs two passes."""
     plain, drafter = autoregressive(model, draw=draw), drafter or Lookup()
     if break_even is None:
-        step, check = (_pass_seconds(model, width) for width in (1, drafter.width + 1))
-        break_even = (check + (drafter.passes and check)) / step
+        break_even = _break_even(model, drafter, _pass_seconds(model, 1))
     return Speculative(drafter=drafter, mask=plain.mask, eot=plain.eot, draw=draw, break_even=break_even)
 
 
 def auto(model: Model, *, draw: Draw, canvas: int, passes: int) -> Auto:
-    """The writer that takes the faster of canvases (in so many passes) and token by token, by costs measured here."""
-    tail, canvases = speculative(model, draw=draw), confidence(model, draw=draw, canvas=canvas, passes=passes)
-    seconds = {"step_s": _pass_seconds(model, 1), "canvas_s": _pass_seconds(model, canvases.canvas)}
-    return Auto(canvases=canvases, tail=tail, **seconds)
+    """The writer that takes the faster of canvases (in so many passes) and token by token, by costs measured here: which
+    it takes, and so its text, depends on the machine."""
+    autoregressive(model, draw=draw)  # raises before anything is timed
+    canvases, step_s = confidence(model, draw=draw, canvas=canvas, passes=passes), _pass_seconds(model, 1)
+    tail = speculative(model, draw=draw, break_even=_break_even(model, Lookup(), step_s))
+    return Auto(canvases=canvases, tail=tail, step_s=step_s, canvas_s=_pass_seconds(model, canvases.canvas))
+
+
+def _break_even(model: Model, drafter: Drafter, step_s: float) -> float:
+    """What a cycle takes, in plain steps: a check, and as long for each pass of the drafter."""
+    return (1 + drafter.passes) * _pass_seconds(model, drafter.width + 1) / step_s
 
 
 def _pass_seconds(model: Model, width: int) -> float:
     """The fastest of a few causal passes over `width` tokens, with a cache as long as the context."""
     bound = model.for_sampling(width)
-
     passes = jax.jit(lambda state: run(_Passes(), bound, state, _TIMED)[0])
     state = bound.empty_cache(1, max(model.config.data.length, width)), jnp.zeros((1, width), jnp.int32)
     seconds = []

@@ -29,6 +29,7 @@ from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.tasks import base
 from diffusion_lm.tasks.base import Example
 from diffusion_lm.training import loop
+from diffusion_lm.visualize.page import write_whole
 from launch import board
 from launch import flags as launch_flags
 
@@ -92,7 +93,7 @@ def _fill(folder: Path, config: Config, passes: list[int]) -> bool:
     trained = loop.run(run.job, config.train, folder / "run", run.checkpoints)
     taken = folder / "seconds.json"  # in all, however often it was cut off
     seconds = trained.seconds + (json.loads(taken.read_text()) if taken.exists() else 0)
-    taken.write_text(json.dumps(seconds))
+    write_whole(taken, json.dumps(seconds).encode())
     if trained.interrupted:
         return False
     model, started = load_for_inference(folder / "run"), time.perf_counter()
@@ -108,7 +109,7 @@ def _fill(folder: Path, config: Config, passes: list[int]) -> bool:
         "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         "date": time.strftime("%Y-%m-%d"),
     }
-    (folder / "cell.json").write_text(json.dumps(cell, indent=1))
+    write_whole(folder / "cell.json", json.dumps(cell, indent=1).encode())
     return True
 
 
@@ -118,7 +119,7 @@ def _timed(folder: Path, config: Config) -> Config:
         return config
     known = folder / "steps.json"
     if not known.exists():
-        known.write_text(json.dumps({"steps": _steps(folder, config, 60 * BUDGET.value)}))
+        write_whole(known, json.dumps({"steps": _steps(folder, config, 60 * BUDGET.value)}).encode())
     calls = max(json.loads(known.read_text())["steps"] // (SAVES * config.train.steps_per_call), 1)
     every = calls * config.train.steps_per_call
     return dataclasses.replace(

@@ -20,9 +20,9 @@ from diffusion_lm.build import Model, load_for_inference, read_text
 from diffusion_lm.evaluation import speed
 from diffusion_lm.evaluation.samples import judged, quality
 from diffusion_lm.evaluation.speed import Row
+from diffusion_lm.samplers.drafts import CanvasDraft, Lookup
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.pace import EntropyBound, Threshold
-from diffusion_lm.samplers.remasking import Cap
 from diffusion_lm.types import Bidirectional
 from diffusion_lm.visualize.plots import curve
 
@@ -63,34 +63,22 @@ def _draw(model: Model) -> Draw:
 def _by_passes(model: Model, judge: Model, out: Path) -> list[Row]:
     texts, length = _begun(model), model.config.data.length // 2 - GIVEN
     prompts = [model.tokenizer.decode(row[1:]) for row in texts]
-    with_draw = {"draw": _draw(model), "canvas": 0}
-    ways = {"autoregressive": lambda passes: generate.autoregressive(model, draw=_draw(model))}
-    for name, more in {"ancestral": {}, "confidence": {}, "remasking": {"remask": Cap()}}.items():
-        ways[name] = functools.partial(_in_passes, getattr(generate, name), model, with_draw | more)
-    rows, lines = [], {}
-    for name, way in ways.items():
-        for passes in PASSES if name != "autoregressive" else (1,):
-            rows.append(_judged_row(f"{name}, {passes} passes", model, judge, way(passes), texts, prompts, length))
-            lines.setdefault(name, []).append(rows[-1].value)
+    ask = functools.partial(_judged_row, model, judge, texts=texts, prompts=prompts, length=length)
+    rows = [ask("autoregressive", generate.autoregressive(model, draw=_draw(model)))]
+    lines = {"autoregressive": [rows[0].value] * len(PASSES)}
+    options = {"draw": _draw(model), "canvas": 0}
+    makers = {"ancestral": generate.ancestral, "confidence": generate.confidence, "remasking": generate.remasking}
+    for name, make in makers.items():
+        found = [ask(f"{name}, {n} pass{'es' * (n > 1)}", make(model, passes=n, **options)) for n in PASSES]
+        lines[name], rows = [row.value for row in found], rows + found
     for name, pace in DIALS.items():
-        writer = generate.confidence(model, pace=pace, passes=PASSES[-1], **with_draw)
-        rows.append(_judged_row(name, model, judge, writer, texts, prompts, length))
-    lines["autoregressive"] *= len(PASSES)
+        rows.append(ask(name, generate.confidence(model, pace=pace, passes=PASSES[-1], **options)))
     labels = {"x_label": "log2 of the passes a canvas", "y_label": "nats a token, by the judge"}
     curve(np.log2(PASSES), lines, out / "quality.svg", title="Quality by passes", **labels)
-    rows[0] = _named(rows[0], "autoregressive")
     return rows
 
 
-def _in_passes(make, model: Model, options: dict, passes: int):
-    return make(model, passes=passes, **options)
-
-
-def _named(row: Row, name: str) -> Row:
-    return Row(name=name, value=row.value, unit=row.unit, note=row.note)
-
-
-def _judged_row(name: str, model: Model, judge: Model, writer: Any, texts, prompts, length: int) -> Row:
+def _judged_row(model: Model, judge: Model, name: str, writer: Any, *, texts, prompts, length: int) -> Row:
     generation = generate.write(model, writer, prompts, length=length, seed=0).generation
     written = np.concatenate([texts, np.asarray(generation.tokens)], axis=1)
     found = quality(_ASK(judge.bound, written), written, GIVEN)
@@ -149,22 +137,30 @@ def _by_length(model: Model, out: Path) -> list[Row]:
 
 
 def _speculation(model: Model) -> list[Row]:
-    """Speculative writing against autoregression, as far as the context goes, at both temperatures."""
+    """Each way of drafting against autoregression, as far as the context goes, at both temperatures."""
     length, rows = min(LENGTHS[-1], model.config.data.length - 1), []
+    drafters = {"lookup": Lookup(), "canvas": CanvasDraft(mask=model.tokenizer.mask)}
     for temperature in (0.0, 1.0):
         draw = dataclasses.replace(_draw(model), temperature=temperature)
-        plain, speculative = generate.autoregressive(model, draw=draw), generate.speculative(model, draw=draw)
-        legs = {way: functools.partial(_written, model, way, length) for way in (plain, speculative)}
-        timings = speed.alternate(legs, repeats=5 * REPEATS)
-        one, other = (generate.write(model, way, [""], length=length, seed=0).generation for way in legs)
-        same = float(np.mean(np.asarray(one.tokens) == np.asarray(other.tokens)))
-        note = f"{length / int(other.nfe):.2f} tokens a pass, {same:.0%} of tokens the same"
-        row = Row(name=f"speculative, temperature {temperature:g}, {length} tokens", unit="tokens/s", note=note)
-        row = dataclasses.replace(
-            row, value=length / timings[speculative].wall, target="ratio >= 1.4, never below 0.97"
-        )
-        ratio = speed.times_faster(timings[speculative], timings[plain])
-        rows.append(dataclasses.replace(row, reference=length / timings[plain].wall, ratio=ratio))
+        plain = generate.autoregressive(model, draw=draw)
+        ways = {name: generate.speculative(model, draw=draw, drafter=drafter) for name, drafter in drafters.items()}
+        legs = {name: functools.partial(_written, model, way, length) for name, way in {"": plain, **ways}.items()}
+        timings, text = speed.alternate(legs, repeats=5 * REPEATS), np.asarray(legs[""]())
+        for name, way in ways.items():
+            found = generate.write(model, way, [""], length=length, seed=0).generation
+            same = float(np.mean(np.asarray(found.tokens) == text))
+            note = f"{length / int(found.nfe):.2f} tokens a pass, {same:.0%} of tokens the same, a cycle costs "
+            rows.append(
+                Row(
+                    name=f"speculative, {name} drafts, temperature {temperature:g}, {length} tokens",
+                    value=length / timings[name].wall,
+                    unit="tokens/s",
+                    reference=length / timings[""].wall,
+                    ratio=speed.times_faster(timings[name], timings[""]),
+                    target="ratio >= 1.4, never below 0.97",
+                    note=f"{note}{way.break_even:.1f} steps",
+                )
+            )
     return rows
 
 
@@ -179,14 +175,14 @@ def _by_context(model: Model, out: Path) -> list[Row]:
     """One canvas behind ever more text: over the cache, and reading all of the text again in each pass."""
     canvas = model.config.objective.canvas
     contexts = [n for n in (0, 64, 256, 1024, 4096) if n + canvas <= model.config.data.length]
-    bound = model.bound.for_sampling(canvas)
+    bound = model.for_sampling(canvas)
     rows, lines = [], {"with the cache": [], "without": []}
     for context in contexts:
         cache = bound.empty_cache(1, max(context, 1))
         cache = cache.replace(length=jnp.full(1, context, jnp.int32))
         legs = {
             "with the cache": functools.partial(_cached, bound, cache, jnp.zeros((1, canvas), jnp.int32)),
-            "without": functools.partial(_whole, model.bound, jnp.zeros((1, context + canvas), jnp.int32)),
+            "without": functools.partial(_whole, bound, jnp.zeros((1, context + canvas), jnp.int32)),
         }
         timings = speed.alternate(legs, repeats=15)
         for name, timing in timings.items():

@@ -87,17 +87,17 @@ class Speculative:
 
     def finished(self, model: Model, state: Writing, *, length: int) -> Generation:
         """Writes until each row has `length` tokens behind its prompt or an end of text."""
-        state, _ = run(_Bounded(self, length), model, state, length)
+        for part in (_Plain, _Bounded):
+            state, _ = run(part(self, length), model, state, length)
         return self._answer(state, length)
 
     def cycle(self, model: Model, state: Writing, length: int) -> Writing:
-        """The plain steps that are due, then one draft and its check."""
-        state, _ = run(_Plain(self, length), model, state, length)
+        """One draft and its check, then the plain steps that are due: what they finish needs no further check."""
         draft = self.drafter(model, state.cache, state.text, state.filled)
         state, stood = self._check(model, state, draft, length)
         accepted = _MEMORY * state.accepted + (1 - _MEMORY) * stood
         pays = accepted + 1 >= self.break_even
-        return state.replace(
+        state = state.replace(
             nfe=state.nfe + self.drafter.passes,
             accepted=accepted,
             pause=jnp.where(pays, 0, state.next_pause),
@@ -105,6 +105,7 @@ class Speculative:
                 jnp.where(pays, state.next_pause // 2, 2 * state.next_pause), self._watch, _LONGEST_PAUSE
             ),
         )
+        return run(_Plain(self, length), model, state, length)[0]
 
     @property
     def _watch(self) -> int:

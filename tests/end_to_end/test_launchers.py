@@ -144,7 +144,7 @@ def test_tradeoffs_measures_all_three_and_draws_them(trained, tmp_path, monkeypa
         found
     )
     assert all(row.value > 0 for row in rows)
-    assert "100% of tokens the same" in found["speculative, temperature 0, 20 tokens"].note
+    assert "100% of tokens the same" in found["speculative, lookup drafts, temperature 0, 20 tokens"].note
 
 
 def test_flops_are_two_a_weight_and_four_a_key(model):
