@@ -178,7 +178,7 @@ def build_job(
     abstract = sharding.placed(train_state.unboxed(boxed), shardings)
     fresh = jax.jit(sharding.on(mesh, lambda key: train_state.unboxed(initial(key))), out_shardings=shardings)
     step = make_steps(make_step(loss, optimizer, optim.rate(train.steps), accumulate=train.accumulate, ema=train.ema))
-    batches = _train_batches(config, text)
+    batches = _train_batches(config, text, mesh)
     jax.eval_shape(loss, abstract.params, train_key, _abstract_batch(config))  # a row of the wrong length shows here
     return Job(
         initial=lambda: fresh(init_key),
@@ -192,20 +192,17 @@ def build_job(
     )
 
 
-def _train_batches(config: Config, text: Text | examples.Source) -> Iterator[Batch]:
-    return text.train_batches(
-        length=config.data.length,
-        batch=config.train.batch // jax.process_count(),
-        seed=config.seed,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
-    )
+def _train_batches(config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
+    """This host's rows of each batch."""
+    rows = config.train.batch
+    mine = sharding.rows_here(mesh, rows)
+    return text.train_batches(length=config.data.length, batch=rows, seed=config.seed, mine=mine)
 
 
-def _valid_batches(config: Config, text: Text | examples.Source) -> list[Batch]:
+def _valid_batches(config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh) -> list[Batch]:
     """This host's rows of the first train.eval_batches of what is held out."""
     rows = config.train.batch // config.train.accumulate
-    mine = slice(*(rows * i // jax.process_count() for i in (jax.process_index(), jax.process_index() + 1)))
+    mine = np.asarray(sharding.rows_here(mesh, rows))
     batches = text.valid_batches(length=config.data.length, batch=rows)
     return [jax.tree.map(lambda x: x[mine], b) for b in itertools.islice(batches, config.train.eval_batches)]
 
@@ -214,7 +211,7 @@ def build_evaluate(
     config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array
 ) -> Callable:
     """parameters -> nats per target of each part on train.eval_batches of held-out text, always with the same noise."""
-    batches = _valid_batches(config, text)
+    batches = _valid_batches(config, text, mesh)
     losses = jax.jit(sharding.on(mesh, loss), out_shardings=sharding.replicated(mesh))
 
     def evaluate(params) -> dict[str, float]:

@@ -128,7 +128,16 @@ def row_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in dict(RULES)["batch"])
 
 
+def rows_here(mesh: Mesh, rows: int) -> tuple[int, ...]:
+    """Which of a batch's rows lie on this host's devices, ascending: what it has to read.
+
+    They need not be a run, and where a mesh cuts no rows between two hosts, both have the same.
+    """
+    parts = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return tuple(sorted({row for (part,) in parts for row in range(*part.indices(rows))}))
+
+
 def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
-    """This host's rows (numpy, at `axis`) as part of the global arrays."""
+    """This host's rows (numpy, `rows_here` at `axis`) as part of the global arrays."""
     sharding = batch_sharding(mesh, axis)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

@@ -1,7 +1,7 @@
 """From a task to batches: each row is a prompt, which is given, and an answer with its end of text, which are targets.
 
 Examples are drawn as training goes and never stored: batch number n is a function of the seed and n. So a run that
-resumes draws what it would have drawn, and hosts that take turns draw together what one would draw alone.
+resumes draws what it would have drawn, and hosts that share its rows out draw together what one would draw alone.
 """
 
 import functools
@@ -130,16 +130,11 @@ class Source:
     tests: tuple[Example, ...]
     fingerprint: str
 
-    def train_batches(self, *, length: int, batch: int, seed: int, host_index: int, host_count: int) -> "Drawn":
-        """Endless NumPy Batches [batch, length] of this host's examples; `Drawn.get_state()` is JSON.
-
-        ValueError if this isn't one of the hosts.
-        """
-        if not 0 <= host_index < host_count:
-            raise ValueError(f"host_index {host_index} is not one of {host_count} hosts")
+    def train_batches(self, *, length: int, batch: int, seed: int, mine: Sequence[int] | None = None) -> "Drawn":
+        """Endless NumPy Batches [batch, length], or of those of their rows that are `mine`: `loader.train_loader`."""
         task, rows = self.data.task, self.rows(length)
         avoid = base.keys(task, self.tests)
-        draw = functools.partial(_draw, task, rows, avoid, seed, batch, host_index, host_count)
+        draw = functools.partial(_draw, task, rows, avoid, seed, batch, range(batch) if mine is None else mine)
         return Drawn(draw, self.data.workers)
 
     def valid_batches(self, *, length: int, batch: int) -> Iterator[Batch]:
@@ -201,11 +196,9 @@ def source(data: Examples, objective: Objective, tokenizer: Tokenizer | None = N
     )
 
 
-def _draw(task: Task, rows: Rows, avoid, seed: int, batch: int, host: int, hosts: int, number: int) -> Batch:
-    """Batch `number` of a host: hosts take turns."""
-    first = number * batch
-    indices = ((first + i) * hosts + host for i in range(batch))
-    return rows([base.example(task, seed, index, avoid=avoid) for index in indices])
+def _draw(task: Task, rows: Rows, avoid, seed: int, batch: int, mine: Sequence[int], number: int) -> Batch:
+    """Rows of batch `number`."""
+    return rows([base.example(task, seed, number * batch + row, avoid=avoid) for row in mine])
 
 
 class Drawn:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -222,15 +222,15 @@ class Rows:
 
 
 def train_loader(
-    tokens: TokenArray, *, length: int, batch: int, seed: int, host_index: int = 0, host_count: int = 1
+    tokens: TokenArray, *, length: int, batch: int, seed: int, mine: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
-    """Endless NumPy Batches [batch, length], `batch` rows for this host.
+    """Endless NumPy Batches [batch, length], or of those of their rows that are `mine` (0 to batch - 1).
 
-    Each epoch takes one random window near every row of the grid, in a new order; hosts take turns, so that together
-    they see each row once an epoch, and `batch * host_count` rows are the same however many hosts share them. The
-    iterator's get_state() is JSON, and set_state() goes on from there to the same batches.
+    Each epoch takes one random window near every row of the grid, in a new order. Which rows make a batch doesn't
+    depend on how hosts share them out. The iterator's get_state() is JSON, the same for any share, and set_state()
+    goes on from there to the same batches.
 
-    ValueError if the tokens don't fill a row, or this host's rows a batch.
+    ValueError if the tokens don't fill a row, or all rows a batch, or a row that is mine isn't one of a batch.
     """
     rows = Rows(tokens=tokens, length=length)
     if len(tokens.flat) < length:
@@ -238,16 +238,20 @@ def train_loader(
             f"{len(tokens.flat)} tokens don't fill a row of {length}: "
             f"set data.length to at most {len(tokens.flat)}, or give more text"
         )
-    if not 0 <= host_index < host_count:
-        raise ValueError(f"host_index {host_index} is not one of {host_count} hosts")
-    if not 1 <= batch <= len(rows) // host_count:
+    if not 1 <= batch <= len(rows):
         raise ValueError(
-            f"a batch of {batch} rows can't be made from {len(rows) // host_count} rows of {length} for each of "
-            f"{host_count} hosts: set the batch, or data.length, lower"
+            f"a batch of {batch} rows can't be made from {len(rows)} rows of {length}: "
+            "set the batch, or data.length, lower"
         )
+    mine = range(batch) if mine is None else mine
+    if not all(0 <= row < batch for row in mine):
+        raise ValueError(f"rows {list(mine)} are not rows of a batch of {batch}")
     endless = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat().random_map(rows.near)
-    # drop_remainder drops none of an endless stream; without it Grain miscounts the length of one in batches of 1
-    batches = endless[host_index::host_count].batch(batch, drop_remainder=True).map(rows.batch)
+
+    def share(number: int) -> Batch:
+        return rows.batch(np.stack([endless[number * batch + row] for row in mine]))
+
+    batches = grain.MapDataset.range(len(endless) // batch).map(share)
     # a thread reads ahead, so that no step waits for a disk
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 

@@ -36,9 +36,8 @@ def source(objective=None, task=TASK, extra=0, **data):
     return examples.source(Examples(task=task, length=width(task, objective) + extra, **data), objective)
 
 
-def drawn(found, number, *, batch=4, seed=0, host_index=0, host_count=1, start=0):
-    where = {"seed": seed, "host_index": host_index, "host_count": host_count}
-    batches = found.train_batches(length=found.data.length, batch=batch, **where)
+def drawn(found, number, *, batch=4, seed=0, mine=None, start=0):
+    batches = found.train_batches(length=found.data.length, batch=batch, seed=seed, mine=mine)
     batches.set_state({"next_batch": start})
     return [next(batches) for _ in range(number)]
 
@@ -107,11 +106,11 @@ def test_the_width_is_the_least_that_fits(objective):
 
 def test_resumes_to_the_same_batches():
     found = source()
-    batches = found.train_batches(length=found.data.length, batch=4, seed=0, host_index=0, host_count=1)
+    batches = found.train_batches(length=found.data.length, batch=4, seed=0)
     before = [next(batches) for _ in range(3)]
     state = json.loads(json.dumps(batches.get_state()))
     after = [next(batches) for _ in range(3)]
-    again = found.train_batches(length=found.data.length, batch=4, seed=0, host_index=0, host_count=1)
+    again = found.train_batches(length=found.data.length, batch=4, seed=0)
     next(again)  # whatever it was about to draw is forgotten
     again.set_state(state)
     assert all((next(again).tokens == batch.tokens).all() for batch in after)
@@ -122,13 +121,11 @@ def test_resumes_to_the_same_batches():
 
 def test_hosts_share_the_examples_out():
     found = source()
-    alone = np.concatenate([batch.tokens for batch in drawn(found, 2, batch=6)])
-    hosts = [np.concatenate([b.tokens for b in drawn(found, 2, batch=2, host_index=h, host_count=3)]) for h in range(3)]
-    together = np.concatenate(hosts)
-    assert sorted(map(bytes, together)) == sorted(map(bytes, alone))
-    assert len(np.unique(together, axis=0)) == 12
-    with pytest.raises(ValueError, match="host_index 3"):
-        drawn(found, 1, host_index=3, host_count=3)
+    shares = [(0, 1), (2, 5), (3, 4)]
+    parts = [drawn(found, 2, batch=6, mine=mine) for mine in shares]
+    for number, whole in enumerate(drawn(found, 2, batch=6)):
+        for mine, part in zip(shares, parts, strict=True):
+            assert np.array_equal(part[number].tokens, whole.tokens[list(mine)])
 
 
 def test_workers_draw_what_a_thread_draws():

@@ -274,23 +274,31 @@ def test_the_seed_decides(distinct):
     assert first == second != third
 
 
-@pytest.mark.parametrize("hosts", [2, 4, 3])
-def test_hosts_share_each_epoch(distinct, hosts):
-    """Rows of the same steps are the same however many hosts share them: so they are disjoint, and complete."""
-    whole = sorted(starts(make(distinct, batch=12), 32))
-    shared = [starts(make(distinct, batch=12 // hosts, host_index=i, host_count=hosts), 32) for i in range(hosts)]
-    assert sorted(itertools.chain(*shared)) == whole
-    first = [start // (LENGTH - 1) for host in shared for start in host[: 64 // hosts]]
-    assert len(set(first)) == len(first)
+@pytest.mark.parametrize("shares", [[range(6), range(6, 12)], [(0, 1, 4, 5), (2, 3), range(6, 12)]])
+def test_hosts_read_their_rows_of_the_same_batches(distinct, shares):
+    """However the rows are shared out."""
+    parts = [make(distinct, batch=12, mine=mine) for mine in shares]
+    for whole in itertools.islice(make(distinct, batch=12), 12):  # past the end of an epoch
+        for mine, part in zip(shares, parts, strict=True):
+            assert np.array_equal(next(part).tokens, whole.tokens[list(mine)])
+
+
+def test_a_position_in_the_data_holds_for_any_share(distinct):
+    two, whole = make(distinct, batch=12, mine=range(6)), make(distinct, batch=12)
+    expected = [next(whole) for _ in range(9)][-1]
+    for _ in range(8):
+        next(two)
+    whole.set_state(two.get_state())
+    assert same(next(whole), expected)
 
 
 def test_a_resumed_loader_goes_on_as_if_never_stopped(tokens):
-    batches = make(tokens, host_index=1, host_count=2)
+    batches = make(tokens, mine=(1, 3))
     for _ in range(40):  # past the end of an epoch
         next(batches)
     state = json.loads(json.dumps(batches.get_state()))
     expected = [next(batches) for _ in range(30)]
-    resumed = make(tokens, host_index=1, host_count=2)
+    resumed = make(tokens, mine=(1, 3))
     next(resumed)
     resumed.set_state(state)
     assert all(same(a, next(resumed)) for a in expected)
@@ -323,13 +331,13 @@ def test_what_train_loader_refuses(tokens):
     with pytest.raises(ValueError, match=r"set data\.length to 2 or more"):
         make(tokens, length=1)
     rows = len(Rows(tokens=tokens, length=LENGTH))
-    make(tokens, batch=rows // 2, host_count=2)
-    with pytest.raises(ValueError, match=rf"a batch of {rows // 2 + 1} rows can't be made from {rows // 2} rows"):
-        make(tokens, batch=rows // 2 + 1, host_count=2)
+    make(tokens, batch=rows)
+    with pytest.raises(ValueError, match=rf"a batch of {rows + 1} rows can't be made from {rows} rows"):
+        make(tokens, batch=rows + 1)
     with pytest.raises(ValueError, match="a batch of 0 rows"):
         make(tokens, batch=0)
-    with pytest.raises(ValueError, match="host_index 2 is not one of 2 hosts"):
-        make(tokens, host_index=2, host_count=2)
+    with pytest.raises(ValueError, match=r"rows \[3, 4\] are not rows of a batch of 4"):
+        make(tokens, mine=(3, 4))
 
 
 def test_progress_is_told(tokenizer, caplog, monkeypatch):
