@@ -150,6 +150,9 @@ class Ending:
         at = cache[:, None] + 1 + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         return Logits(values=self._say(at), alignment=Alignment.NEXT), cache + count
 
+    def rewind(self, cache, count):
+        return cache - count
+
     def read_canvas(self, cache, canvas, t):
         return self._say(cache[:, None] + jnp.arange(canvas.shape[1], dtype=jnp.int32)[None])
 
@@ -276,6 +279,13 @@ def test_an_end_of_text_in_a_prompt_closes_nothing():
     assert after.tokens[0].tolist() == [EOT, 5, 5]
 
 
+def test_what_is_given_behind_an_end_of_text_stays():
+    canvas = a_canvas([[MASK, MASK, 7, MASK]]).replace(given=jnp.array([[False, False, True, False]]))
+    chosen = jnp.array([[True, False, False, False]])
+    after = commit(canvas, chosen, jnp.full((1, 4), EOT), jnp.ones((1, 4)), eot=EOT)
+    assert after.tokens[0].tolist() == [EOT, EOT, 7, EOT] and not after.open.any()
+
+
 def test_history_is_the_canvases_as_they_cleared():
     writer = canvases(passes=3, record=True, eot=NEVER)
     generation = generate(writer, prompts([2, 2, 2]), 8)
@@ -335,6 +345,13 @@ def test_auto_goes_on_token_by_token_as_autoregression_would():
     )
     rest = generate(autoregressive(eot=NEVER, temperature=0.0), longer, 2)
     assert (whole.tokens[:, 8:] == rest.tokens).all()
+
+
+def test_auto_goes_on_where_the_canvases_ended():
+    """Token by token behind two canvases, in the row that has not ended: the last of them is read once."""
+    generation = ending(auto(), [6, 10], length=10)
+    assert generation.length.tolist() == [5, 9]
+    assert generation.cache.tolist() == [1 + 4, 1 + 9]  # canvases that ended, and ends, are not read
 
 
 def test_auto_ends_with_a_narrow_canvas_where_that_is_faster():
