@@ -1,4 +1,4 @@
-"""Cross-entropy without all logits at once is the plain one."""
+"""Cross-entropy, and every process's bound, without all logits at once are the plain ones."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,11 @@ import pytest
 
 from diffusion_lm.nn import readout as readout_module
 from diffusion_lm.nn.readout import Projection
+from diffusion_lm.processes.flow import UniformFlow
+from diffusion_lm.processes.mixture import Mixture
+from diffusion_lm.processes.score import AbsorbingScore, UniformScore
+from diffusion_lm.processes.tokenwise import Tokenwise
+from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.types import Alignment, Logits
 
 
@@ -19,13 +24,20 @@ def arrays(length, batch=2, vocab=19, rows=32, width=8):
     return [jnp.asarray(a, dtype) for a, dtype in ((hidden, "f4"), (table, "f4"), (targets, "i4"), (weights, "f4"))]
 
 
-def chunked(hidden, table, targets, weights, vocab=19, products="float32"):
-    said = Projection(hidden=hidden, table=table, vocab=vocab, alignment=Alignment.SAME, products=products)
-    return said.cross_entropy(targets, weights)
+def projection(hidden, table, vocab=19, products="float32"):
+    return Projection(hidden=hidden, table=table, vocab=vocab, alignment=Alignment.SAME, products=products)
+
+
+def all_logits(hidden, table, vocab=19):
+    return Logits(values=jnp.einsum("ble,ve->blv", hidden, table)[..., :vocab])
+
+
+def chunked(hidden, table, targets, weights, **rest):
+    return projection(hidden, table, **rest).cross_entropy(targets, weights)
 
 
 def plain(hidden, table, targets, weights, vocab=19):
-    return Logits(values=jnp.einsum("ble,ve->blv", hidden, table)[..., :vocab]).cross_entropy(targets, weights)
+    return all_logits(hidden, table, vocab).cross_entropy(targets, weights)
 
 
 def by_hand(hidden, table, targets, weights, vocab=19):
@@ -54,6 +66,37 @@ def test_value_and_gradients_are_the_plain_ones(monkeypatch, length, rows):
     np.testing.assert_allclose(chunked(*args), expected, rtol=2e-6)  # without gradients another path
     for g, e in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(g, e, atol=2e-5)
+
+
+IN_STEPS = [Uniform(mask=19), Mixture(uniform=0.2, mask=19), UniformFlow(mask=19),
+            Tokenwise(powers=tuple(np.linspace(0.5, 2.0, 19).tolist()), mask=19)]  # fmt: skip
+SCORES = [AbsorbingScore(mask=19), UniformScore(mask=19)]
+
+
+@pytest.mark.parametrize(
+    ("process", "steps"),
+    [(p, n) for p in (*IN_STEPS, *SCORES) for n in ((0, 3) if p in IN_STEPS else (0,))],
+    ids=lambda value: value if isinstance(value, int) else type(value).__name__,
+)
+def test_every_processes_bound_and_its_gradients_are_the_plain_ones(monkeypatch, process, steps):
+    """Of two rows of 13 positions in chunks of 5, over a table with rows that are no piece; the last step, too."""
+    chunks_of(monkeypatch, 10)
+    hidden, table, x0, weights = arrays(13)
+    t = jnp.array([[1 / 3], [1.0]]) if steps else jnp.array([[0.3], [0.8]])
+    xt = process.corrupt(jax.random.key(0), x0, t)
+
+    def bound(said):
+        return jax.value_and_grad(lambda *a: process.nelbo(said(*a), x0, xt, t, weights, steps), argnums=(0, 1))
+
+    (value, gradients), (expected, expected_gradients) = (
+        bound(said)(hidden, table) for said in (projection, all_logits)
+    )
+    assert jnp.isfinite(expected) and expected != 0
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(process.nelbo(projection(hidden, table), x0, xt, t, weights, steps), value, rtol=1e-5)
+    for g, e in zip(gradients, expected_gradients, strict=True):
+        assert jnp.isfinite(e).all() and (e != 0).any()
+        np.testing.assert_allclose(g, e, atol=1e-5 * float(jnp.abs(e).max()))
 
 
 def test_a_factor_on_the_loss_scales_gradients():
@@ -92,7 +135,7 @@ def test_bfloat16_is_near():
 @pytest.mark.parametrize("kind", ["projection", "logits"])
 def test_pick_takes_one_position_a_row(kind):
     hidden, table, *_ = arrays(5)
-    said = Projection(hidden=hidden, table=table, vocab=19, alignment=Alignment.NEXT, products="float32")
+    said = projection(hidden, table).replace(alignment=Alignment.NEXT)
     if kind == "logits":
         said = Logits(values=said.logits(), alignment=Alignment.NEXT)
     picked = said.pick(jnp.array([4, 1]))
