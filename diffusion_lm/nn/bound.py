@@ -58,10 +58,28 @@ class Bound:
         """Forgets the last count[b] positions that were read."""
         return kv_cache.rewind(cache, count)
 
+    def refit(self, cache: KVCache, rows: Array, slots: int) -> KVCache:
+        """The cache of the chosen rows, int32 [n], with `slots` slots, at least as many as it has."""
+        return kv_cache.refit(cache, rows, slots)
+
     def read_canvas(self, cache: KVCache, canvas: Array, t: Array) -> Array:
         """Logits [B, K, V] of a noisy canvas [B, K] at times t [B] that stands after the cache; writes nothing."""
         readout, _ = self._read(cache, canvas, t[:, None], Bidirectional())
         return readout.logits()
+
+    def reread(self, cache: KVCache, tokens: Array, at: Array, t: Array) -> tuple[Array, KVCache]:
+        """Reads tokens [B, W] at times t [B] as the positions `at` int32 [B, W] of rows that are read both ways.
+
+        They see one another, and every other position as the cache holds it from when it was last read: an
+        approximation, unless nothing has changed. The cache has a slot for each of the row's L positions, which must
+        all have been read once. Returns logits [B, W, V], and the cache with what was read. A row's entries of `at`
+        differ, except that L stands for no position: nobody sees it, its logits mean nothing. With W = L, the i-th
+        is i or L.
+        """
+        readout, layers = self.module.apply(
+            {"params": self.params}, tokens, t[:, None], reading=Bidirectional(), positions=at, cache=cache, again=True
+        )
+        return readout.logits(), cache.replace(layers=layers)
 
     def _read(self, cache: KVCache, tokens: Array, t: Array, reading: Reading):
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]

@@ -1,8 +1,12 @@
-"""The key-value cache. `append` is the only function that writes one, `rewind` the only one that forgets."""
+"""The key-value cache. `append` and `rewrite` write one, `rewind` forgets, `refit` changes its size: nobody else does."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from diffusion_lm.nn.dot import dot
 
 Array = jax.Array
 
@@ -38,6 +42,15 @@ class KVCache:
         return self.layers[0].slots
 
 
+class Past(NamedTuple):
+    """What one layer finds in a cache: kv, of which length[b] slots are filled; and, where a pass reads positions
+    again, their slots int32 [B, L]: then all slots are seen, these as the pass reads them."""
+
+    kv: LayerKV
+    length: Array
+    slots: Array | None
+
+
 def empty(*, layers: int, batch: int, slots: int, kv_heads: int, head_width: int, dtype) -> KVCache:
     """A cache in which nothing has been read."""
 
@@ -67,6 +80,41 @@ def append(cache: KVCache, new: tuple[LayerKV, ...], count: Array) -> KVCache:
     return KVCache(layers=layers, length=cache.length + count)
 
 
+def rewrite(old: LayerKV, new: LayerKV, slots: Array) -> LayerKV:
+    """One layer with new keys and values of W positions in slots int32 [B, W] of S; an index of S goes nowhere.
+
+    A row's slots differ. With W = S, its i-th is i or S: what is new stands in its place.
+    """
+    if slots.shape[1] == old.slots:
+        k, v, here = new.k, new.v, slots < old.slots
+    else:
+        # A product with ones and zeros moves them exactly; a scatter takes several times as long.
+        index = jnp.arange(old.slots, dtype=jnp.int32)[None, None]
+        there = slots[..., None] == index
+        here = jnp.any(there, axis=1)
+        k = dot("bgdw,bws->bgds", new.k, there, old.k.dtype.name)
+        v = dot("bws,bgwd->bgsd", there, new.v, old.v.dtype.name)
+    return LayerKV(
+        k=jnp.where(here[:, None, None], k.astype(old.k.dtype), old.k),
+        v=jnp.where(here[:, None, :, None], v.astype(old.v.dtype), old.v),
+    )
+
+
 def rewind(cache: KVCache, count: Array) -> KVCache:
     """Forgets the last count[b] positions of row b, at most all."""
     return cache.replace(length=cache.length - count)
+
+
+def refit(cache: KVCache, rows: Array, slots: int) -> KVCache:
+    """The chosen rows, int32 [n], with `slots` slots. ValueError for fewer slots than there are."""
+    more = slots - cache.slots
+    if more < 0:
+        raise ValueError(f"a cache of {cache.slots} slots can't be refitted to {slots}: what it has read would be lost")
+
+    def one(layer: LayerKV) -> LayerKV:
+        k, v = jnp.take(layer.k, rows, axis=0), jnp.take(layer.v, rows, axis=0)
+        return LayerKV(
+            k=jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, more))), v=jnp.pad(v, ((0, 0), (0, 0), (0, more), (0, 0)))
+        )
+
+    return KVCache(layers=tuple(one(layer) for layer in cache.layers), length=jnp.take(cache.length, rows))

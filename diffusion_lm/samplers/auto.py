@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.samplers.base import Generation, Model, Prompt
+from diffusion_lm.samplers import canvases, speculative
+from diffusion_lm.samplers.base import Generation, Model, Phase, Prompt, Writer
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.speculative import Speculative
 
@@ -14,7 +15,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Auto:
+class Auto(Writer):
     """Chooses by measured cost: whole canvases if they beat writing the same tokens one by one, and for what is left a
     narrower canvas or `tail`.
 
@@ -51,16 +52,27 @@ class Auto:
         """Slots that the cache must have."""
         return self.tail.slots(prompt, length)
 
-    def generate(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Generation:
-        """Writes at most `length` tokens behind each prompt."""
+    def begin(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Any:
+        first = self.canvases if self.plan(length) else self.tail
+        return first.begin(model, cache, prompt, keys, length=length)
+
+    def phases(self, length: int) -> tuple[Phase, ...]:
         first = self.plan(length)
+        if first and self._last_too(length - first * self.canvas):
+            return self.canvases.phases(length)
+        plain, drafts = self.tail.phases(length)
         if not first:
-            return self.tail.generate(model, cache, prompt, keys, length=length)
-        if self._last_too(length - first * self.canvas):
-            return self.canvases.generate(model, cache, prompt, keys, length=length)
-        written, _ = self.canvases.begun(model, cache, prompt, keys, length=length, most=first)
+            return plain, drafts
+        whole, _ = self.canvases.phases(length)
+        return whole, dataclasses.replace(plain, enter=self._token_by_token), drafts
+
+    def answer(self, state: Any, *, length: int) -> Generation:
+        way = self.canvases if isinstance(state, canvases.Writing) else self.tail
+        return way.answer(state, length=length)
+
+    def _token_by_token(self, model: Model, written: canvases.Writing) -> speculative.Writing:
         going = ~written.finished
-        state = self.tail.from_text(
+        return self.tail.from_text(
             text=written.text,
             filled=written.filled,
             prompt=written.prompt,
@@ -69,4 +81,3 @@ class Auto:
             nfe=written.nfe,
             cache=model.rewind(written.cache, going.astype(jnp.int32)),  # the last token is read by the next step
         )
-        return self.tail.finished(model, state, length=length)

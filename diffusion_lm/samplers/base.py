@@ -5,6 +5,7 @@ Two kinds of sampler, one driver. A canvas sampler (ancestral, confidence) clear
 on a canvas sampler for each piece.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ class Model(Protocol):
     def rewind(self, cache: Any, count: Array) -> Any:
         """The cache without the last count[b] positions that row b read."""
 
+    def refit(self, cache: Any, rows: Array, slots: int) -> Any:
+        """The cache of the chosen rows, int32 [n], with at least as many slots as before."""
+
     def read_canvas(self, cache: Any, canvas: Array, t: Array) -> Array:
         """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] behind the cache; writes nothing."""
 
@@ -40,12 +44,57 @@ class Sampler(Protocol):
         """bool [B]."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of writing: `sampler` steps until every row is done, at most `steps` times.
+
+    reads  the most positions that a step adds to the cache: a cache may be short and grow between steps. None: the
+           phase needs every slot from the start
+    enter  (model, state) -> the carry that `sampler` steps; None: what the phase before left
+    """
+
+    sampler: Sampler
+    steps: int
+    reads: int | None = None
+    enter: Callable[[Any, Any], Any] | None = None
+
+
+class Writer(Protocol):
+    """A frozen dataclass that answers prompts in phases. Arrays of its carry have rows first, apart from counts, which
+    are []; it has the `cache`, `finished` bool [B], and `nfe` int32 []."""
+
+    def slots(self, prompt: int, length: int) -> int:
+        """Slots that the cache must have for a prompt so wide."""
+
+    def begin(self, model: "Model", cache: Any, prompt: "Prompt", keys: Array, *, length: int) -> Any:
+        """The carry once the prompts are read."""
+
+    def phases(self, length: int) -> tuple[Phase, ...]:
+        """What follows, in order."""
+
+    def answer(self, state: Any, *, length: int) -> "Generation":
+        """At most `length` tokens behind each prompt."""
+
+    def generate(self, model: "Model", cache: Any, prompt: "Prompt", keys: Array, *, length: int) -> "Generation":
+        """Writes at most `length` tokens behind each prompt; prompts of different lengths go together."""
+        state = self.begin(model, cache, prompt, keys, length=length)
+        for phase in self.phases(length):
+            state = phase.enter(model, state) if phase.enter else state
+            state, _ = run(phase.sampler, model, state, phase.steps)
+        return self.answer(state, length=length)
+
+
 @struct.dataclass
 class Prompt:
-    """tokens int32 [B, P], filled up on the right; length int32 [B], at least 1 (begin of text)."""
+    """tokens int32 [B, P], filled up on the right; length int32 [B], at least 1 (begin of text).
+
+    behind  int32 [B, N] or None: what stands behind each prompt, the mask id where something is to be filled in. For
+            canvases only: no writer from left to right can look ahead
+    """
 
     tokens: Array
     length: Array
+    behind: Array | None = None
 
 
 @struct.dataclass

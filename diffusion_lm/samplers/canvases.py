@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_lm.samplers.base import Canvas, Generation, History, Model, Prompt, Sampler, row_keys, run
+from diffusion_lm.samplers.base import (
+    Canvas,
+    Generation,
+    History,
+    Model,
+    Phase,
+    Prompt,
+    Sampler,
+    Writer,
+    row_keys,
+    run,
+)
 from diffusion_lm.types import BlockCausal, Causal
 
 Array = jax.Array
@@ -17,32 +28,34 @@ Array = jax.Array
 class Writing:
     """The carry of `Canvases`.
 
-    text      int32 [B, S]  prompts and what was written behind them, in the cache's slots
+    text      int32 [B, S]  prompts and what was written or is given behind them, in the cache's slots
     filled    int32 [B]     slots of text that are final: where the next canvas begins
     prompt    int32 [B]     length of the prompt
     goal      int32 [B]     slots at which the row has all that was asked for
+    inside    int32 [B]     the slot of the last token that is given: no text ends before it. None: only prompts are
     finished  bool [B]      reached its goal or an end of text
     begun     int32 []      canvases
     nfe       int32 []      forward passes
     keys      [B]           a random key a row
     cache     what has been read of each row
-    last      History of the last canvas, if recorded
+    history   History of all canvases, if recorded
     """
 
     text: Array
     filled: Array
     prompt: Array
     goal: Array
+    inside: Array | None
     finished: Array
     begun: Array
     nfe: Array
     keys: Array
     cache: Any
-    last: History | None = None
+    history: History | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Canvases:
+class Canvases(Writer):
     """Clears canvases of `canvas` positions with `sampler`, one after the other; with align 1 the last one is only as
     wide as what is left to write.
 
@@ -78,61 +91,46 @@ class Canvases:
             return prompt + length
         return prompt + self.canvases(length) * self.canvas if self.align else 0
 
-    def generate(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Generation:
-        """Writes at most `length` tokens behind each prompt; prompts of different lengths go together."""
-        width = prompt.tokens.shape[1]
-        if not self.align and self.canvas < width + length:
-            raise ValueError(f"a canvas of {self.canvas} doesn't hold a prompt of {width} and {length} new tokens")
-        state, history = self.begun(model, cache, prompt, keys, length=length)
-        tokens, count = self._answer(state, length)
-        return Generation(tokens=tokens, length=count, nfe=state.nfe, cache=state.cache, history=history)
+    def phases(self, length: int) -> tuple[Phase, ...]:
+        """Whole canvases, and a narrower one for what is left."""
+        whole = Phase(sampler=self, steps=self._whole(length), reads=None if self.record else self.canvas)
+        rest = length % self.canvas if self.align == 1 else 0
+        last = Phase(sampler=dataclasses.replace(self, canvas=rest), steps=1) if rest else None
+        return tuple(phase for phase in (whole if whole.steps else None, last) if phase)
 
-    def begun(
-        self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int, most: int | None = None
-    ) -> tuple[Writing, History | None]:
-        """The carry after all canvases that `length` takes, or after `most` of them."""
-        whole, rest = (
-            divmod(length, self.canvas) if self.align == 1 else (self.canvases(length) if self.align else 1, 0)
+    def answer(self, state: Writing, *, length: int) -> Generation:
+        at = state.prompt[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+        tokens = jnp.take_along_axis(state.text, at, axis=1)
+        ended = jnp.cumsum((tokens == self.eot) | (tokens == self.mask), axis=1) > 0
+        return Generation(
+            tokens=jnp.where(ended, self.mask, tokens),
+            length=jnp.sum(~ended, axis=1, dtype=jnp.int32),
+            nfe=state.nfe,
+            cache=state.cache,
+            history=state.history,
         )
-        if most is not None:
-            whole, rest = min(whole, most), 0 if most <= whole else rest
-        state = self._begin(model, cache, prompt, keys, length, prompt.tokens.shape[1] + self._room(length))
-        record = (lambda s: s.last) if self.record else None
-        state, history = run(self, model, state, whole, record=record) if whole else (state, None)
-        if not rest:
-            return state, history
-        state = dataclasses.replace(self, canvas=rest).step(model, state)
-        return state, self._with_last(history, state.last) if self.record else None
+
+    def _whole(self, length: int) -> int:
+        if self.align == 1:
+            return length // self.canvas
+        return self.canvases(length) if self.align else 1
 
     def _room(self, length: int) -> int:
         if not self.align:
             return self.canvas
         return length if self.align == 1 else self.canvases(length) * self.canvas
 
-    def _with_last(self, history: History | None, last: History) -> History:
-        """All canvases' history with that of a narrow last one, filled up with masks."""
-        beyond = [(0, 0), (0, 0), (0, self.canvas - last.tokens.shape[2])]
-        last = last.replace(
-            tokens=jnp.pad(last.tokens, beyond, constant_values=self.mask),
-            probability=jnp.pad(last.probability, beyond),
-        )
-        last = jax.tree.map(lambda a: a[None], last)
-        return last if history is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b]), history, last)
-
     def step(self, model: Model, state: Writing) -> Writing:
         """One canvas: clear it, write it down, and read it into the cache unless nobody goes on."""
         canvas, trace = run(
             self.sampler,
-            lambda tokens, t: model.read_canvas(state.cache, tokens, t),
+            self._denoise(model, state),
             self.sampler.begin(self._blank(state)),
             self.sampler.passes,
             record=_picture if self.record else None,
         )
         ended = jnp.any((canvas.tokens == self.eot) & ~canvas.given, axis=1)
         finished = state.finished | ended | (state.filled + self.canvas >= state.goal)
-        last = None
-        if self.record:
-            last = History(tokens=trace[0], probability=trace[1], start=state.filled, made=canvas.passes)
         cache, committed = self._commit(model, state.cache, canvas.tokens, finished)
         return state.replace(
             text=_write(state.text, canvas.tokens, state.filled, ~state.finished),
@@ -141,48 +139,86 @@ class Canvases:
             begun=state.begun + 1,
             nfe=state.nfe + canvas.passes + committed,
             cache=cache,
-            last=last,
+            history=self._recorded(state, canvas, trace),
         )
 
     def done(self, state: Writing) -> Array:
-        return state.finished
+        narrow = (self.align == 1) & (state.goal - state.filled < self.canvas)  # the next phase's
+        return state.finished | narrow
 
-    def _begin(self, model: Model, cache: Any, prompt: Prompt, keys: Array, length: int, slots: int) -> Writing:
+    def begin(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Writing:
         """Reads each prompt's whole multiples of `align` into the cache."""
         rows, width = prompt.tokens.shape
+        if not self.align and self.canvas < width + length:
+            raise ValueError(f"a canvas of {self.canvas} doesn't hold a prompt of {width} and {length} new tokens")
         cached = prompt.length // self.align * self.align if self.align else jnp.zeros_like(prompt.length)
         read = 1 if self.align and width >= self.align else 0
         if read:
             _, cache = model.extend(cache, prompt.tokens, cached, self.clean)
-        state = Writing(
-            text=jnp.pad(prompt.tokens, ((0, 0), (0, slots - width)), constant_values=self.mask),
+        tokens = jnp.where(jnp.arange(width, dtype=jnp.int32)[None] < prompt.length[:, None], prompt.tokens, self.mask)
+        text, inside = jnp.pad(tokens, ((0, 0), (0, self._room(length))), constant_values=self.mask), None
+        if prompt.behind is not None:
+            text = _write(text, prompt.behind, prompt.length, jnp.ones(rows, bool))
+            at = jnp.arange(text.shape[1], dtype=jnp.int32)[None]
+            inside = jnp.max(jnp.where(text != self.mask, at, 0), axis=1)
+        return Writing(
+            text=text,
             filled=cached,
             prompt=prompt.length,
             goal=prompt.length + length,
+            inside=inside,
             finished=jnp.zeros(rows, bool),
             begun=jnp.zeros((), jnp.int32),
             nfe=jnp.full((), read, jnp.int32),
             keys=keys,
             cache=cache,
+            history=self._no_history(rows, length) if self.record else None,
         )
-        if not self.record:
-            return state
-        shape = (self.sampler.passes, rows, self.canvas)
-        nothing = History(
-            tokens=jnp.zeros(shape, jnp.int32),
+
+    def _no_history(self, rows: int, length: int) -> History:
+        canvases = self._whole(length) + (self.align == 1 and length % self.canvas > 0)
+        shape = (canvases, self.sampler.passes, rows, self.canvas)
+        return History(
+            tokens=jnp.full(shape, self.mask, jnp.int32),
             probability=jnp.zeros(shape),
-            start=cached,
-            made=jnp.zeros((), jnp.int32),
+            start=jnp.zeros((canvases, rows), jnp.int32),
+            made=jnp.zeros(canvases, jnp.int32),
         )
-        return state.replace(last=nothing)
+
+    def _recorded(self, state: Writing, canvas: Canvas, trace: tuple[Array, Array] | None) -> History | None:
+        """The history with this canvas; a narrow one leaves the rest of its width masked."""
+        if not self.record:
+            return None
+        now, history = state.begun, state.history
+        tokens, probability = trace
+        here = (slice(None), slice(None), slice(self.canvas))
+        return History(
+            tokens=history.tokens.at[now, *here].set(tokens),
+            probability=history.probability.at[now, *here].set(probability),
+            start=history.start.at[now].set(state.filled),
+            made=history.made.at[now].set(canvas.passes),
+        )
+
+    def _denoise(self, model: Model, state: Writing):
+        """What the canvas's sampler asks: the network behind the cache; no end of text where given text follows."""
+        if state.inside is None:
+            return lambda tokens, t: model.read_canvas(state.cache, tokens, t)
+        slot = state.filled[:, None] + jnp.arange(self.canvas, dtype=jnp.int32)[None]
+
+        def said(tokens, t):
+            logits = model.read_canvas(state.cache, tokens, t)
+            end = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None] == self.eot
+            return jnp.where((slot < state.inside[:, None])[..., None] & end, -jnp.inf, logits)
+
+        return said
 
     def _blank(self, state: Writing) -> Canvas:
-        """Masks at each row's next slots, what lies there of its prompt given; a finished row has none open."""
+        """Masks at each row's next slots, but what is given there; a finished row has none open."""
         slot = state.filled[:, None] + jnp.arange(self.canvas, dtype=jnp.int32)[None]
-        given = slot < state.prompt[:, None]
-        prompt = jnp.take_along_axis(state.text, jnp.minimum(slot, state.text.shape[1] - 1), axis=1)
+        there = jnp.take_along_axis(state.text, jnp.minimum(slot, state.text.shape[1] - 1), axis=1)
+        given = (there != self.mask) & (slot < state.text.shape[1])
         return Canvas(
-            tokens=jnp.where(given, prompt, self.mask),
+            tokens=jnp.where(given, there, self.mask),
             open=~given & ~state.finished[:, None],
             given=given,
             probability=given.astype(jnp.float32),
@@ -201,13 +237,6 @@ class Canvases:
 
         some = ~jnp.all(finished)
         return jax.lax.cond(some, read, lambda cache: cache, cache), some.astype(jnp.int32)
-
-    def _answer(self, state: Writing, length: int) -> tuple[Array, Array]:
-        """The `length` tokens behind each prompt, the mask from the end of text on, and how many come before it."""
-        at = state.prompt[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-        tokens = jnp.take_along_axis(state.text, at, axis=1)
-        ended = jnp.cumsum((tokens == self.eot) | (tokens == self.mask), axis=1) > 0
-        return jnp.where(ended, self.mask, tokens), jnp.sum(~ended, axis=1, dtype=jnp.int32)
 
 
 def _picture(canvas: Canvas) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_lm.samplers.base import Generation, Model, Prompt, run
+from diffusion_lm.samplers.base import Generation, Model, Phase, Prompt, Writer, run
 from diffusion_lm.samplers.drafts import Drafter
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.types import Causal
@@ -41,7 +41,7 @@ class Writing:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Speculative:
+class Speculative(Writer):
     """Writes what `Autoregressive` would, several tokens a pass where `drafter` guesses well.
 
     break_even  tokens that a cycle (draft and check) must bring to be worth its time, in plain steps. Where drafts
@@ -58,8 +58,8 @@ class Speculative:
         """Slots that the cache must have: a check reads up to `drafter.width` tokens too many."""
         return prompt + length + self.drafter.width
 
-    def generate(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Generation:
-        """Writes at most `length` tokens behind each prompt. One pass reads the prompts."""
+    def begin(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Writing:
+        """One pass reads the prompts and says their next tokens."""
         rows = prompt.tokens.shape[0]
         readout, cache = model.extend(cache, prompt.tokens, prompt.length, Causal())
         state = self.from_text(
@@ -72,8 +72,7 @@ class Speculative:
             cache=cache,
         )
         no_draft = jnp.zeros((rows, 0), jnp.int32)
-        state, _ = self._keep(state, no_draft, readout.pick(prompt.length - 1).logits(), length)
-        return self.finished(model, state, length=length)
+        return self._keep(state, no_draft, readout.pick(prompt.length - 1).logits(), length)[0]
 
     def from_text(self, *, text: Array, **rest) -> Writing:
         """The carry for a text of which the cache has read all but the last token (see `Writing`)."""
@@ -85,11 +84,9 @@ class Speculative:
             **rest,
         )
 
-    def finished(self, model: Model, state: Writing, *, length: int) -> Generation:
-        """Writes until each row has `length` tokens behind its prompt or an end of text."""
-        for part in (_Plain, _Bounded):
-            state, _ = run(part(self, length), model, state, length)
-        return self._answer(state, length)
+    def phases(self, length: int) -> tuple[Phase, ...]:
+        """Plain steps, until drafts seem to pay; then cycles."""
+        return tuple(Phase(sampler=part(self, length), steps=length) for part in (_Plain, _Cycles))
 
     def cycle(self, model: Model, state: Writing, length: int) -> Writing:
         """One draft and its check, then the plain steps that are due: what they finish needs no further check."""
@@ -175,7 +172,7 @@ class Speculative:
         text = _written(state.text, jnp.where(stands, drawn, self.mask), state.filled)
         return state.replace(text=text, filled=filled, finished=finished), stood
 
-    def _answer(self, state: Writing, length: int) -> Generation:
+    def answer(self, state: Writing, *, length: int) -> Generation:
         at = state.prompt[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         tokens = jnp.take_along_axis(state.text, at, axis=1)
         ended = jnp.cumsum((at >= state.filled[:, None]) | (tokens == self.eot), axis=1) > 0
@@ -197,7 +194,7 @@ def _written(text: Array, piece: Array, at: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Bounded:
+class _Cycles:
     """The writer with a length, as `run` steps it."""
 
     writer: Speculative
@@ -211,7 +208,7 @@ class _Bounded:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plain(_Bounded):
+class _Plain(_Cycles):
     """Autoregressive steps, while drafts pause. (A loop of its own: a conditional would copy the cache.)"""
 
     def step(self, model: Model, state: Writing) -> Writing:
