@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from diffusion_lm.samplers.base import Canvas
 from diffusion_lm.types import Alignment, Batch, Bidirectional, BlockCausal, Causal, Logits, NoisyClean
 
 VOCAB, LENGTH, MASK = 3, 4, 3
@@ -117,6 +118,19 @@ def batch_of(tokens, given: int = 0) -> Batch:
     at = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     ones = jnp.ones_like(tokens)
     return Batch(tokens=tokens, segments=ones, positions=at, given=at < given, target=at >= given)
+
+
+def blank(rows: int, width: int = LENGTH, mask: int = MASK, *, given=False, prompt=0, seed=3) -> Canvas:
+    """Masks, but for the tokens `prompt` where `given`; both broadcast to [rows, width]."""
+    given = jnp.broadcast_to(jnp.asarray(given), (rows, width))
+    return Canvas(
+        tokens=jnp.where(given, prompt, mask),
+        open=~given,
+        given=given,
+        probability=given.astype(jnp.float32),
+        keys=jax.random.split(jax.random.key(seed), rows),
+        passes=jnp.zeros((), jnp.int32),
+    )
 
 
 @struct.dataclass

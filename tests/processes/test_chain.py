@@ -9,23 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LENGTH, MASK, NEVER, VOCAB, entropy, p_value, truth
+from oracle import LENGTH, MASK, NEVER, VOCAB, blank, entropy, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.processes.flow import MaskFlow
+from diffusion_lm.processes.flow import MaskFlow, UniformFlow
 from diffusion_lm.processes.interpolating import Interpolating, Noise
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.tokenwise import Tokenwise
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import Canvas, run
+from diffusion_lm.samplers.base import run
 from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial, Schedule
 from diffusion_lm.types import Logits
 
 TOKENWISE = Tokenwise(powers=(0.5, 1.0, 2.0), mask=MASK)
 IN_STEPS = [Absorbing(mask=MASK), Uniform(mask=MASK), Mixture(uniform=0.2, mask=MASK), MaskFlow(mask=MASK), TOKENWISE]
-KINDS = [*IN_STEPS, AbsorbingScore(mask=MASK), UniformScore(mask=MASK)]
+SCORES = [AbsorbingScore(mask=MASK), UniformScore(mask=MASK)]
+KINDS = [*IN_STEPS, *SCORES]
 SCHEDULES = [Linear(), Cosine(), Polynomial(power=2.0), Geometric()]
 
 
@@ -109,25 +110,16 @@ def test_ancestral_sampling_writes_the_data(process):
     assert p_value(texts, chain.written(process, passes)) > 1e-3
 
 
-def blank(rows) -> Canvas:
-    shape = (rows, LENGTH)
-    return Canvas(
-        tokens=jnp.full(shape, MASK, jnp.int32),
-        open=jnp.ones(shape, bool),
-        given=jnp.zeros(shape, bool),
-        probability=jnp.zeros(shape),
-        keys=jax.random.split(jax.random.key(5), rows),
-        passes=jnp.zeros((), jnp.int32),
-    )
+GRADIENTS = [*KINDS, UniformFlow(mask=MASK)]
 
 
 @pytest.mark.parametrize(
     ("process", "steps"),
-    [(dataclasses.replace(k, schedule=Cosine()), n) for k in KINDS for n in ((0, 5) if k in IN_STEPS else (0,))],
+    [(dataclasses.replace(k, schedule=Cosine()), n) for k in GRADIENTS for n in ((0,) if k in SCORES else (0, 5))],
     ids=str,
 )
 def test_gradients_agree_with_finite_differences(process, steps):
-    """In float64, along random directions."""
+    """In float64, along random directions, the last step included."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x0, xt = (
@@ -136,7 +128,7 @@ def test_gradients_agree_with_finite_differences(process, steps):
         )
         if isinstance(process, Absorbing):
             xt = np.where(xt == MASK, MASK, x0)
-        t = jnp.asarray(rng.integers(1, 6, size=(6, 1)) / 5 if steps else rng.uniform(0.05, 0.95, size=(6, 1)))
+        t = jnp.asarray(np.arange(1, 7)[:, None].clip(max=5) / 5 - (0 if steps else 0.01))
         logits, way = rng.normal(size=(2, 6, LENGTH, VOCAB))
 
         def cost(step):

@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LENGTH, MASK, NEVER, VOCAB, p_value, truth
+from oracle import LENGTH, MASK, NEVER, VOCAB, blank, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import Canvas, run
+from diffusion_lm.samplers.base import run
 from diffusion_lm.schedules import Cosine
 
 PROCESSES = [Uniform(mask=MASK), Uniform(schedule=Cosine(), mask=MASK), Mixture(uniform=0.2, mask=MASK)]
@@ -93,22 +93,8 @@ def test_the_sampler_follows_the_law_of_its_passes(process):
     assert p_value(state.tokens, law(process, steps, 0)) < 1e-6
 
 
-def blank(rows) -> Canvas:
-    opened = jnp.ones((rows, LENGTH), bool)
-    return Canvas(
-        tokens=jnp.where(opened, MASK, 0),
-        open=opened,
-        given=~opened,
-        probability=jnp.zeros((rows, LENGTH)),
-        keys=jax.random.split(jax.random.key(5), rows),
-        passes=jnp.zeros((), jnp.int32),
-    )
-
-
 def test_given_positions_are_not_noised_again():
-    canvas = blank(64)
-    fixed = jnp.zeros((64, LENGTH), bool).at[:, 1:3].set(True)
-    canvas = canvas.replace(tokens=jnp.where(fixed, 2, canvas.tokens), open=~fixed, given=fixed)
+    canvas = blank(64, given=np.array([[False, True, True, False]]), prompt=2)
     sampler = Ancestral(process=PROCESSES[0], passes=6, eot=NEVER, correct=5)
     said = jax.nn.one_hot(jnp.zeros((64, LENGTH), jnp.int32), VOCAB)
     state = jax.jit(lambda c: run(sampler, lambda tokens, t: said, sampler.begin(c), 6)[0])(canvas)

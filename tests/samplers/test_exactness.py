@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LENGTH, MASK, NEVER, TEXTS, OracleModel, conditionals, p_value, truth
+from oracle import LENGTH, MASK, NEVER, TEXTS, OracleModel, blank, conditionals, p_value, truth
 from scipy import stats
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.autoregressive import Autoregressive
-from diffusion_lm.samplers.base import Canvas, Prompt, run
+from diffusion_lm.samplers.base import Prompt, run
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.draw import Draw
@@ -20,20 +20,8 @@ ROWS = 4_096
 SURE = 1e-3
 
 
-def blank(rows, width=LENGTH, seed=0) -> Canvas:
-    shape = (rows, width)
-    return Canvas(
-        tokens=jnp.full(shape, MASK, jnp.int32),
-        open=jnp.ones(shape, bool),
-        given=jnp.zeros(shape, bool),
-        probability=jnp.zeros(shape),
-        keys=jax.random.split(jax.random.key(seed), rows),
-        passes=jnp.zeros((), jnp.int32),
-    )
-
-
 def cleared(sampler, denoise=lambda tokens, t: conditionals(tokens)):
-    return jax.jit(lambda canvas: run(sampler, denoise, canvas, sampler.passes)[0])(blank(ROWS)).tokens
+    return jax.jit(lambda canvas: run(sampler, denoise, canvas, sampler.passes)[0])(blank(ROWS, seed=0)).tokens
 
 
 def written(sampler, model_class=OracleModel):
@@ -109,11 +97,8 @@ def test_another_temperature_is_noticed():
 
 def test_given_positions_are_conditioned_on():
     """The first position given: the others follow their distribution given it."""
-    sampler = ancestral(120)
-    canvas = blank(ROWS)
-    first = jnp.zeros_like(canvas.open).at[:, 0].set(True)
-    canvas = canvas.replace(tokens=jnp.where(first, 2, canvas.tokens), open=~first, given=first)
-    done = jax.jit(lambda c: run(sampler, lambda tokens, t: conditionals(tokens), c, 120)[0])(canvas)
+    canvas = blank(ROWS, given=np.arange(LENGTH)[None] == 0, prompt=2)
+    done = jax.jit(lambda c: run(ancestral(120), lambda tokens, t: conditionals(tokens), c, 120)[0])(canvas)
     code = np.asarray(done.tokens) @ np.array([27, 9, 3, 1])
     assert (np.asarray(done.tokens)[:, 0] == 2).all()
     p = truth()[TEXTS[:, 0] == 2]

@@ -2,14 +2,14 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import blank
 
-from diffusion_lm.samplers.base import Canvas, run
+from diffusion_lm.samplers.base import run
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.pace import EntropyBound, Even, Factor, Threshold
@@ -60,19 +60,16 @@ def said(tokens, t):
     return mixed * (1 + filled[:, None, None]) + table[0][None]
 
 
-def blank(rows=3, width=6):
-    shape = (rows, width)
-    start = {"probability": jnp.zeros(shape), "keys": jax.random.split(jax.random.key(2), rows)}
-    opened = jnp.ones(shape, bool).at[1, :2].set(False)  # a row with given positions
-    tokens = jnp.where(opened, MASK, 1)
-    return Canvas(tokens=tokens, open=opened, given=~opened, passes=jnp.zeros((), jnp.int32), **start)
+def ragged():
+    """Three rows, one with given positions."""
+    return blank(3, 6, MASK, given=jnp.zeros((3, 6), bool).at[1, :2].set(True), prompt=1)
 
 
 @pytest.mark.parametrize("pace", PACES, ids=str)
 @pytest.mark.parametrize("passes", [1, 2, 4, 50])
 def test_all_is_written_in_time_and_at_least_one_a_pass(pace, passes):
     sampler = Confidence(passes=passes, eot=-1, pace=pace, draw=Draw())
-    state, opened = run(sampler, said, blank(), passes, record=lambda s: jnp.sum(s.open, axis=1))
+    state, opened = run(sampler, said, ragged(), passes, record=lambda s: jnp.sum(s.open, axis=1))
     assert not state.open.any() and (state.tokens < VOCAB).all() and (state.tokens[1, :2] == 1).all()
     assert state.passes <= min(passes, 6)
     left = np.concatenate([[[6, 4, 6]], np.asarray(opened)[: int(state.passes)]])
@@ -88,7 +85,8 @@ DIALS = [
 
 @pytest.mark.parametrize(("loose", "strict"), DIALS, ids=str)
 def test_the_dial_turns(loose, strict):
-    passes = [int(run(Confidence(passes=6, eot=-1, pace=pace), said, blank(), 6)[0].passes) for pace in (loose, strict)]
+    samplers = [Confidence(passes=6, eot=-1, pace=pace) for pace in (loose, strict)]
+    passes = [int(run(sampler, said, ragged(), 6)[0].passes) for sampler in samplers]
     assert passes[0] < passes[1] and passes[0] <= 2
 
 
@@ -99,7 +97,7 @@ def test_the_surest_by_each_measure_goes_first(measure):
     first = {"probability": 0, "margin": 2, "entropy": 0}[measure]
     sampler = Confidence(passes=3, eot=-1, pace=Even(measure=measure), draw=Draw(temperature=0.0))
     logits = jnp.log(jnp.asarray(p, jnp.float32))[None]
-    state = sampler.step(lambda tokens, t: logits, blank(1, 3))
+    state = sampler.step(lambda tokens, t: logits, blank(1, 3, MASK))
     assert np.flatnonzero(~np.asarray(state.open)[0]).tolist() == [first]
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import LENGTH, MASK, NEVER, VOCAB, conditionals, p_value, truth
+from oracle import LENGTH, MASK, NEVER, VOCAB, blank, conditionals, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import Canvas, run
+from diffusion_lm.samplers.base import run
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Remasking, Rescale
 from diffusion_lm.schedules import Cosine, Linear
@@ -26,18 +26,6 @@ MIXED = [Cap(eta=0.1), Loop(eta=0.5), ConfidenceBased()]
 
 def remasking(remask, passes, *, schedule=Linear(), eot=NEVER, **rest):  # noqa: B008  (frozen)
     return Remasking(process=Absorbing(schedule=schedule, mask=MASK), passes=passes, eot=eot, remask=remask, **rest)
-
-
-def blank(rows, width=LENGTH, mask=MASK) -> Canvas:
-    opened = jnp.ones((rows, width), bool)
-    return Canvas(
-        tokens=jnp.where(opened, mask, 0),
-        open=opened,
-        given=~opened,
-        probability=jnp.zeros((rows, width)),
-        keys=jax.random.split(jax.random.key(3), rows),
-        passes=jnp.zeros((), jnp.int32),
-    )
 
 
 def pass_by_pass(sampler) -> np.ndarray:
@@ -163,8 +151,7 @@ def test_no_mask_is_left_and_what_was_given_stays(remask, size, seed):
     (width, passes), rng = size, np.random.default_rng(seed)
     fixed = rng.random((2, width)) < rng.random()
     prompt = np.where(fixed, rng.integers(PIECES, size=fixed.shape), PIECES).astype(np.int32)
-    canvas = blank(2, width, PIECES).replace(tokens=prompt, open=~fixed, given=fixed)
-    state, history = recorded(remask, passes)(canvas)
+    state, history = recorded(remask, passes)(blank(2, width, PIECES, given=fixed, prompt=prompt))
     made, final = int(state.passes), np.asarray(state.tokens)
     assert made == (passes if (~fixed).any() else 0)  # nothing is closed before the last pass
     assert (final < PIECES).all() and not ((final == 0) & ~fixed).any() and not np.asarray(state.open).any()

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from oracle import MASK, NEVER, conditionals, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import Canvas, run
+from diffusion_lm.samplers.base import run
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.pace import Threshold
@@ -21,18 +22,7 @@ from diffusion_lm.samplers.revision import Revision
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 BLANK, END = 5, 4
-
-
-def blank(rows, width, mask=BLANK, fixed=None, prompt=0) -> Canvas:
-    fixed = jnp.zeros((rows, width), bool) if fixed is None else jnp.asarray(fixed)
-    return Canvas(
-        tokens=jnp.where(fixed, prompt, mask),
-        open=~fixed,
-        given=fixed,
-        probability=fixed.astype(jnp.float32),
-        keys=jax.random.split(jax.random.key(3), rows),
-        passes=jnp.zeros((), jnp.int32),
-    )
+blank = functools.partial(oracle.blank, mask=BLANK)
 
 
 def said(tokens, t):
@@ -159,7 +149,7 @@ def test_no_mask_is_left_and_what_was_given_stays(kind, size, seed):
     (width, passes), rng = size, np.random.default_rng(seed)
     fixed = rng.random((2, width)) < rng.random()
     prompt = np.where(fixed, rng.integers(END, size=fixed.shape), BLANK).astype(np.int32)
-    state, _ = driver(revision(inner(passes, kind=kind, eot=-1)))(blank(2, width, fixed=fixed, prompt=prompt))
+    state, _ = driver(revision(inner(passes, kind=kind, eot=-1)))(blank(2, width, given=fixed, prompt=prompt))
     final = np.asarray(state.tokens)
     assert (final < BLANK).all() and (final == prompt)[fixed].all() and not ((final == 0) & ~fixed).any()
     assert not np.asarray(state.open).any() and (np.asarray(state.probability) > 0).all()
