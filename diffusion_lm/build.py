@@ -187,7 +187,7 @@ def build_job(
         batches=batches,
         put=lambda batch: sharding.put_batch(mesh, batch, axis=1),
         evaluate=build_evaluate(config, text, mesh, loss, eval_key),
-        key=jax.device_put(train_key, whole),
+        key=jax.jit(lambda key: key, out_shardings=whole)(train_key),
         meta=Meta(config=to_json(config), tokenizer=text.tokenizer.proto, corpus=text.fingerprint),
     )
 

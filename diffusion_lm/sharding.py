@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -60,10 +61,31 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape, devices: list | None = None) -> Mesh:
-    """The mesh over all devices of all hosts (or over those given)."""
+    """The mesh over all devices of all hosts (or over those given); slices of TPUs lie side by side along `data`.
+
+    Raises ValueError where the shape doesn't use the devices exactly, or the slices don't divide mesh.data.
+    """
     devices = jax.devices() if devices is None else devices
-    # Explicit axes, make_mesh's default, break Linen's partitioned parameters.
-    return jax.make_mesh(shape.sizes(len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    sizes, slices = shape.sizes(len(devices)), len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
+        raise ValueError(f"{slices} slices of TPUs don't divide mesh.data={sizes[0]}; choose a multiple of {slices}")
+    within, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+    if slices > 1:
+        laid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    else:
+        laid = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    # Explicit axes break Linen's partitioned parameters.
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: what the program being traced will run on. The mesh in force says; without one, JAX's default.
+
+    Whatever differs by platform asks here, so that a program compiled for other devices is the one they'd run.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    found = jax.default_backend() if device is None else device.platform
+    return "gpu" if found in ("cuda", "rocm") else found
 
 
 @contextlib.contextmanager

@@ -4,16 +4,16 @@ import ctypes
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 
-import jax
 from absl import app, flags
 
 from diffusion_lm.config import Config, load, override
 from diffusion_lm.training.checkpoint import CheckpointError
+from diffusion_lm.training.hosts import LostHostError
 from diffusion_lm.training.loop import NonFiniteError
-
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes: call jax.distributed.initialize().")
+from launch import hosts
 
 # Numbers from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -33,11 +33,21 @@ def define_workdir() -> flags.FlagHolder[str]:
 
 
 def run(main: Callable[[], dict]) -> None:
-    """Parses flags, runs main and prints what it returns as the last line of standard output.
+    """Parses flags, runs main and prints what it returns as the last line of the first process's standard output.
 
     Exit status 2 and one line on standard error for bad input, 1 for a run that failed; --verbosity=1 shows where.
     """
-    app.run(lambda argv: sys.exit(_guarded(main, argv)))
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            status = _guarded(main, argv)
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        hosts.leave(status)
+        sys.exit(status)
+
+    app.run(guarded)
 
 
 def _guarded(main: Callable[[], dict], argv: list[str]) -> int:
@@ -46,11 +56,12 @@ def _guarded(main: Callable[[], dict], argv: list[str]) -> int:
     try:
         if argv[1:]:
             raise ValueError(f"unexpected argument {argv[1]!r}; every option starts with --")
-        if DISTRIBUTED.value:
-            jax.distributed.initialize()
-        print(json.dumps(main()), flush=True)
+        hosts.join()
+        result = main()
+        if hosts.is_first():
+            print(json.dumps(result), flush=True)
         return 0
-    except (CheckpointError, NonFiniteError, ValueError, OSError) as error:
+    except (CheckpointError, LostHostError, NonFiniteError, ValueError, OSError) as error:
         logging.getLogger("diffusion_lm").debug("where it happened", exc_info=True)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, RuntimeError) else 2

@@ -12,6 +12,7 @@ from diffusion_lm.nn.blocks import Block, RMSNorm, matrix
 from diffusion_lm.nn.cache import KVCache
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.readout import Projection
+from diffusion_lm.sharding import platform
 from diffusion_lm.types import Alignment, Causal, NoisyClean, Reading
 
 Array = jax.Array
@@ -122,7 +123,7 @@ class Denoiser(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast,) * 5,
                 length=self.architecture.layers,
-                unroll=self.architecture.layers if jax.default_backend() == "cpu" else 1,
+                unroll=self.architecture.layers if platform() == "cpu" else 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             return layers(self.architecture.resolved, name="layers")(x, None, time, angles, reading, sights)

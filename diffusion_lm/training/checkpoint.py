@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from diffusion_lm.training import hosts
 from diffusion_lm.training.state import TrainState
 from diffusion_lm.types import Array
 
@@ -67,10 +68,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that were saved whole, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        with self._reader() as reader:
-            return sorted(reader.all_steps())
+        found = []
+        if self.folder.is_dir():
+            with self._reader() as reader:
+                found = sorted(reader.all_steps())
+        hosts.check_same(f"checkpoints in {self.folder}", found)
+        return found
 
     def path(self, step: int) -> Path:
         """Where a step's checkpoint is."""
@@ -78,7 +81,7 @@ class Checkpoints:
 
     def meta(self, step: int | None = None) -> tuple[int, Meta] | None:
         """The newest step whose description can be read (or that step's), and the description; None without any."""
-        return self._newest(lambda reader, step: (step, _meta(reader, step)), step)
+        return self._newest(_meta, step, lambda step, meta: (step, meta))
 
     def restore(self, abstract: TrainState) -> Restored | None:
         """The newest state that is whole, or None where nothing was saved yet.
@@ -88,25 +91,32 @@ class Checkpoints:
         """
 
         def read(reader, step):
-            trees = _read_trees(reader, step, _trees(abstract))
+            return _read_trees(reader, step, _trees(abstract)), _json(reader, step, "data")
+
+        def finish(step, found):
+            trees, data = _verified(found[0]), found[1]
             state = TrainState(
                 step=trees["optimizer"]["step"],
                 params=trees["params"],
                 ema_params=trees.get("ema"),
                 opt_state=trees["optimizer"]["state"],
             )
-            return Restored(step, state, _json(reader, step, "data"))
+            return Restored(step, state, data)
 
-        return self._newest(read, None, move=True)
+        return self._newest(read, None, finish, move=True)
 
     def restore_params(self, abstract: Any, *, step: int | None = None, ema: bool = True) -> tuple[int, Any]:
         """Parameters alone, with their step: the averaged ones where the run kept them and `ema` asks for them."""
 
         def read(reader, step):
             item = "ema" if ema and "ema" in _json(reader, step, "meta")["checksums"] else "params"
-            return step, _read_trees(reader, step, {item: abstract})[item]
+            return _read_trees(reader, step, {item: abstract})
 
-        found = self._newest(read, step)
+        def finish(step, found):
+            (params,) = _verified(found).values()
+            return step, params
+
+        found = self._newest(read, step, finish)
         if found is None:
             raise CheckpointError(f"{self.folder} holds no checkpoint; train one with launch.train")
         return found
@@ -144,25 +154,34 @@ class Checkpoints:
                 writer.close()
 
     def _reader(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
+        """Reads as if this process were alone: one that finds damage must not keep the others waiting."""
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader{me}"
+        )
+        options = ocp.CheckpointManagerOptions(
+            create=False,
+            enable_async_checkpointing=False,
+            multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
+        )
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _open_writer(self) -> ocp.CheckpointManager:
         keep = ocp.checkpoint_managers.LatestN(self.options.keep)
-        return ocp.CheckpointManager(
+        return _Writer(
             self.folder,
             options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True),
         )
 
-    def _newest(self, read, step: int | None, move: bool = False) -> Any:
-        """read(reader, step) of the newest step for which it works, or of that step alone; None without any."""
+    def _newest(self, read, step: int | None, finish, move: bool = False) -> Any:
+        """finish(step, read(reader, step)) of the newest step for which it works, or of that step alone; None without
+        any. read: by each process for itself; finish: by all together, once all of them have read."""
         broken, steps = [], self.steps()
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.folder} holds no step {step}, only {steps}")
         for candidate in reversed(steps) if step is None else [step]:
             try:
-                with self._reader() as reader:
-                    return read(reader, candidate)
+                return finish(candidate, self._read_everywhere(read, candidate))
             except Exception as error:  # Orbax and tensorstore raise whatever they like on damaged files
                 broken.append(candidate)
                 log.warning("checkpoint %s can't be used: %s", self.path(candidate), _line(error))
@@ -173,9 +192,21 @@ class Checkpoints:
             raise CheckpointError(f"no usable checkpoint in {self.folder} (tried {broken}); move it away to start anew")
         return None
 
+    def _read_everywhere(self, read, step: int) -> Any:
+        """read(reader, step); raises on all processes where it raises on one."""
+        found, error = None, None
+        try:
+            with self._reader() as reader:
+                found = read(reader, step)
+        except Exception as raised:
+            error = raised
+        if hosts.anywhere(error is not None):
+            raise error or CheckpointError("another host can't read it")
+        return found
+
     def _set_aside(self, step: int) -> None:
         """Makes room for the same step, saved anew, without destroying what may be of use to somebody."""
-        if jax.process_index() == 0:
+        if hosts.is_first():
             grave = self.folder.with_name(FOLDER + ".broken")
             grave.mkdir(exist_ok=True)
             free = next(n for n in range(1_000_000) if not (grave / f"{step}.{n}").exists())
@@ -184,6 +215,13 @@ class Checkpoints:
 
     def _writing(self, step: int | None):
         return _OneLine(f"can't save checkpoint {self.folder if step is None else self.path(step)}")
+
+
+class _Writer(ocp.CheckpointManager):
+    """Leaves it to the loop to ask whether the run is to stop: JAX wants to be asked in order, from one place."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class _OneLine:
@@ -219,12 +257,16 @@ def _meta(reader: ocp.CheckpointManager, step: int) -> Meta:
     return Meta(config=meta["config"], tokenizer=base64.b64decode(meta["tokenizer"]), corpus=meta["corpus"])
 
 
-def _read_trees(reader: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-    """The items asked for. Raises ValueError where their bits aren't those that were saved."""
+def _read_trees(reader: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> tuple[dict, dict[str, int]]:
+    """The items asked for, and the checksums that they had."""
     args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     restored = reader.restore(step, args=ocp.args.Composite(**args))
-    trees = {name: restored[name] for name in abstract}
-    saved = _json(reader, step, "meta")["checksums"]
+    return {name: restored[name] for name in abstract}, _json(reader, step, "meta")["checksums"]
+
+
+def _verified(found: tuple[dict[str, Any], dict[str, int]]) -> dict[str, Any]:
+    """The items. Raises ValueError where their bits aren't those that were saved."""
+    trees, saved = found
     for name, total in _checksums(trees).items():
         if int(total) != saved[name]:
             raise ValueError(f"the checksum of its {name} is wrong")

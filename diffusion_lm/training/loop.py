@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffusion_lm.training import hosts
 from diffusion_lm.training.checkpoint import CheckpointError, Checkpoints, Meta
 from diffusion_lm.training.metrics import Meter, Metrics
 from diffusion_lm.training.state import TrainState
@@ -106,21 +107,23 @@ class Result(NamedTuple):
 def run(job: Job, train: Train, workdir: Path | str, checkpoints: Checkpoints) -> Result:
     """Trains up to train.steps from wherever the workdir's newest whole checkpoint left off.
 
-    SIGTERM and SIGINT let the update finish, save, and return with interrupted=True. Raises NonFiniteError, and
-    CheckpointError where nothing can be saved.
+    SIGTERM and SIGINT let the update finish, save, and return with interrupted=True; a SIGTERM to one of several
+    processes does so on all, at the same update. Raises NonFiniteError, CheckpointError where nothing can be saved,
+    LostHostError where another process is gone, and ValueError where processes aren't of one mind.
     """
     started = time.monotonic()
+    hosts.check_same("config, tokenizer or text", job.meta)
     # 1. Restore, or begin; the loader stands where the state stands.
     step, state = _restore(job, checkpoints, train.steps)
     saved = step or None
     with (
         _Interrupt() as interrupt,
-        contextlib.closing(checkpoints),
+        _closing(checkpoints),
         contextlib.closing(Metrics(workdir, step)) as metrics,
         contextlib.closing(Meter(step, train.steps)) as meter,
     ):
         pending = _Pending(train, metrics, meter, checkpoints)
-        while step < train.steps and not interrupt.requested(step):
+        while step < train.steps and not interrupt.requested():
             # 2. The next batches, and where they stand in the data.
             position = job.batches.get_state()
             batches = [next(job.batches) for _ in range(train.steps_per_call)]
@@ -147,6 +150,23 @@ def run(job: Job, train: Train, workdir: Path | str, checkpoints: Checkpoints) -
     return Result(step, step < train.steps, metrics.last, meter.tokens_per_s, seconds, checkpoints.path(step))
 
 
+@contextlib.contextmanager
+def _closing(checkpoints: Checkpoints) -> Iterator[None]:
+    """Lets the last save finish; but not where another process, without which it can't, is gone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            said = " ".join(str(error).split())[:200]
+            raise hosts.LostHostError(f"another host is lost, or a device failed: its log says why ({said})") from error
+        checkpoints.close()
+        raise
+    except BaseException:
+        checkpoints.close()
+        raise
+    checkpoints.close()
+
+
 def _restore(job: Job, checkpoints: Checkpoints, steps: int) -> tuple[int, TrainState]:
     restored = checkpoints.restore(job.abstract)
     if restored is None:
@@ -162,6 +182,8 @@ def _restore(job: Job, checkpoints: Checkpoints, steps: int) -> tuple[int, Train
 def _evaluate(job: Job, state: TrainState, step: int, metrics: Metrics) -> None:
     params = state.params if state.ema_params is None else state.ema_params
     values = job.evaluate(params)
+    if not values:  # nothing is held out
+        return
     metrics.write(step, values)
     log.info("step %d  %s", step, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
@@ -215,7 +237,7 @@ class _Interrupt:
     """Remembers a SIGTERM or SIGINT; a second one of them acts at once."""
 
     def __enter__(self) -> "_Interrupt":
-        self._seen = False
+        self._seen, self._asked = False, 0
         # With several processes jax.distributed takes SIGTERM, and all agree on a step; threads can't set handlers.
         ours = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)} if ours else {}
@@ -224,10 +246,11 @@ class _Interrupt:
     def __exit__(self, *_) -> None:
         self._restore()
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop before the update after `step`; the same answer on every host."""
+    def requested(self) -> bool:
+        """Whether to stop before the next update; the n-th answer is the same on every host."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            self._asked += 1  # JAX waits for one certain number, so none may be left out
+            return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._seen
 
     def _note(self, *_) -> None:

@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from diffusion_lm.training.hosts import is_first
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ class Metrics:
 
     def __init__(self, workdir: Path | str, step: int, tensorboard: bool = True):
         self.path = Path(workdir) / FILE
-        first = jax.process_index() == 0  # the other hosts have the same numbers to say
+        first = is_first()  # the other processes have the same numbers to say
         rows = _rows_until(self.path, step)
         self.last = {name: value for row in rows for name, value in row.items()}
         if first:
@@ -88,7 +89,7 @@ class Meter:
         self._tokens = 0.0
         self._pause = seconds_between_lines
         self._said = -float("inf")
-        self._bar = _bar() if sys.stderr.isatty() else None
+        self._bar = _bar() if sys.stderr.isatty() and is_first() else None
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task("", total=steps, completed=step)
