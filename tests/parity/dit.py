@@ -1,27 +1,17 @@
-"""The published transformer of MDLM and BD3-LM, forward only, in numpy: to rebuild logits that were not stored."""
+"""The published transformer of MDLM, BD3-LM and ReMDM, forward only, in numpy: rebuilds logits that were not stored."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 HEADS = 4
 
 
 def weights(path: Path) -> dict[str, np.ndarray]:
-    """The float32 arrays of a .safetensors file: a JSON header behind its length, then the bytes."""
-    raw = path.read_bytes()
-    start = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:start])
-    assert all(entry["dtype"] == "F32" for name, entry in header.items() if name != "__metadata__")
-    return {
-        name.removeprefix("backbone."): np.frombuffer(
-            raw[slice(*(start + at for at in entry["data_offsets"]))], np.float32
-        ).reshape(entry["shape"])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    """The arrays of a .safetensors file."""
+    return {name.removeprefix("backbone."): array for name, array in load_file(path).items()}
 
 
 def logits(w: dict[str, np.ndarray], tokens: np.ndarray, sigma: np.ndarray, mask=True, positions=None) -> np.ndarray:

@@ -12,34 +12,25 @@ MASK, LENGTH = 60, 32
 BLOCKS = pytest.mark.parametrize("block", [4, 8, 16])
 
 
-@pytest.fixture(scope="module")
-def stored(shared):
-    folder = shared / "parity/bd3lm"
-    if not folder.is_dir():
-        pytest.skip(f"no stored numbers of bd3lm: {folder} is absent")
-    with np.load(folder / "io.npz") as arrays:
-        return dict(arrays) | {"weights": dit.weights(folder / "model.safetensors")}
-
-
-def said(stored, block, xt):
+def said(stored, weights, block, xt):
     """What the network says of the noisy half of [noisy ; clean]."""
     both = np.concatenate([xt, stored["x0"]], axis=1)
     mask, at = stored[f"mask/bs{block}"], np.tile(np.arange(LENGTH), 2)
-    return dit.logits(stored["weights"], both, np.zeros(2), mask, at)[:, :LENGTH]
+    return dit.logits(weights, both, np.zeros(2), mask, at)[:, :LENGTH]
 
 
 @BLOCKS
-def test_the_network_is_rebuilt(stored, block):
+def test_the_network_is_rebuilt(stored, weights, block):
     expected = stored[f"forward/bs{block}/train_backbone_logits"]
-    np.testing.assert_allclose(said(stored, block, stored["forward/xt"]), expected, atol=2e-5)
+    np.testing.assert_allclose(said(stored, weights, block, stored["forward/xt"]), expected, atol=2e-5)
 
 
 @BLOCKS
 @pytest.mark.parametrize("clip", ["", "_clip0.3_0.8_resample"])
-def test_losses_at_stored_noise(stored, block, clip):
+def test_losses_at_stored_noise(stored, weights, block, clip):
     """Also where times come from a part of the interval: what a time weighs stays 1 / t."""
     t, xt, nlls = (stored[f"loss/bs{block}{clip}/{name}"] for name in ("t", "xt", "nlls"))
-    logits = said(stored, block, xt)[..., :MASK]
+    logits = said(stored, weights, block, xt)[..., :MASK]
     for row in range(2):
         one = slice(row, row + 1)
         loss = Absorbing(mask=MASK).nelbo(

@@ -32,15 +32,6 @@ class Squeezed:
 SCHEDULES = {"cosine": Cosine(), "linear": Linear(), "poly2": Polynomial(power=2.0)}
 
 
-@pytest.fixture(scope="module")
-def stored(shared):
-    path = shared / "parity/md4/io.npz"
-    if not path.is_file():
-        pytest.skip(f"no stored numbers of md4: {path} is absent")
-    with np.load(path) as arrays:
-        return dict(arrays)
-
-
 @pytest.fixture(params=SCHEDULES)
 def named(request):
     return request.param, Absorbing(schedule=Squeezed(schedule=SCHEDULES[request.param]), mask=MASK)

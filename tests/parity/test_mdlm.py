@@ -44,29 +44,20 @@ NOISES = {  # the peer's name -> noise, steps, tolerance
 }
 
 
-@pytest.fixture(scope="module")
-def stored(shared):
-    folder = shared / "parity/mdlm"
-    if not folder.is_dir():
-        pytest.skip(f"no stored numbers of mdlm: {folder} is absent")
-    with np.load(folder / "io.npz") as arrays:
-        return dict(arrays) | {"weights": dit.weights(folder / "model.safetensors")}
-
-
-def test_the_network_is_rebuilt(stored):
+def test_the_network_is_rebuilt(stored, weights):
     """Without time, as it is trained, and with."""
     for name, sigma in (("model", np.zeros(2)), ("true", stored["forward/sigma"])):
-        ours = dit.logits(stored["weights"], stored["forward/xt"], sigma)
+        ours = dit.logits(weights, stored["forward/xt"], sigma)
         np.testing.assert_allclose(ours, stored[f"forward/backbone_logits_{name}_sigma"], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", NOISES)
-def test_losses_at_stored_noise(stored, name):
+def test_losses_at_stored_noise(stored, weights, name):
     schedule, steps, near = NOISES[name]
     xt, t, x0 = stored[f"loss/{name}/xt"], stored[f"loss/{name}/t"], stored["x0"]
     t = np.floor(t * steps) / steps + 1 / steps if steps else t  # the peer stores its draw, and then rounds it
     process = Absorbing(schedule=schedule, mask=MASK)
-    logits = dit.logits(stored["weights"], xt, np.zeros(2))[..., :MASK]
+    logits = dit.logits(weights, xt, np.zeros(2))[..., :MASK]
     for row in range(2):
         one = slice(row, row + 1)
         said = Logits(values=jnp.asarray(logits[one], jnp.float32))

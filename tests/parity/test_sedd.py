@@ -27,15 +27,6 @@ class LogLinear:
 
 
 @pytest.fixture(scope="module")
-def stored(shared):
-    path = shared / "parity/sedd/io.npz"
-    if not path.is_file():
-        pytest.skip(f"no stored numbers of sedd: {path} is absent")
-    with np.load(path) as arrays:
-        return dict(arrays)
-
-
-@pytest.fixture(scope="module")
 def process():
     return AbsorbingScore(schedule=LogLinear(), mask=MASK)
 

@@ -22,19 +22,10 @@ from diffusion_lm.training import metrics
 from diffusion_lm.training.checkpoint import CheckpointError, Checkpointing
 from diffusion_lm.training.loop import Train, run
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 ROOT = Path(__file__).parents[2]
 TEXT = "\n".join(f"{i} bottles of {word}" for i in range(60) for word in ("beer", "milk", "ink", "tea"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The same programs are built again and again here."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
 @pytest.fixture(scope="module")

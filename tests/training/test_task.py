@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,7 +16,7 @@ from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train, run
 from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
 TASK, OBJECTIVE = Countdown(numbers=2), Joint(block=8)
 
@@ -39,17 +38,6 @@ def trained(workdir, *parts):
         built = build(part, workdir)
         result = run(built.job, part.train, workdir, built.checkpoints)
     return built, result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The same programs are built again and again here."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before[0])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
 def test_a_stop_changes_nothing_and_another_task_or_test_is_refused(tmp_path):
