@@ -31,32 +31,30 @@ class Remask(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cap:
-    """The same share `eta` every pass, as far as it may (section 4.1, equation 10)."""
+class _Share:
+    """Takes back by a share `eta` of the tokens, between the schedule's own times."""
 
     eta: float = 0.02
 
     def __post_init__(self):
-        _check_share("eta", self.eta)
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is a share of the tokens, in [0, 1]; got {self.eta}")
 
     def times(self, t: Array, s: Array) -> tuple[Array, Array]:
         return t, s
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cap(_Share):
+    """The same share `eta` every pass, as far as it may (section 4.1, equation 10)."""
 
     def sigma(self, t: Array, most: Array, standing: Array, probability: Array) -> Array:
         return jnp.minimum(self.eta, most)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rescale:
+class Rescale(_Share):
     """The share `eta` of the most there may be (section 4.1)."""
-
-    eta: float = 0.02
-
-    def __post_init__(self):
-        _check_share("eta", self.eta)
-
-    def times(self, t: Array, s: Array) -> tuple[Array, Array]:
-        return t, s
 
     def sigma(self, t: Array, most: Array, standing: Array, probability: Array) -> Array:
         return self.eta * most
@@ -78,18 +76,17 @@ class ConfidenceBased:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loop:
+class Loop(_Share):
     """Ancestral until the time t_on, then with the share alpha_on standing takes back `eta` a pass until t_off, then
     ancestral to the end (section 4.2). Under another schedule than the linear one, it's the process's time that is
     held, at 1 - alpha_on. A pass belongs to the stage in which it begins."""
 
-    eta: float = 0.02
     t_on: float = 0.55
     t_off: float = 0.05
     alpha_on: float = 0.9
 
     def __post_init__(self):
-        _check_share("eta", self.eta)
+        super().__post_init__()
         if not 0 < self.t_off < self.t_on < 1 or not 0 < self.alpha_on < 1:
             raise ValueError(
                 f"a loop needs 0 < t_off < t_on < 1 and 0 < alpha_on < 1, not t_off={self.t_off}, t_on={self.t_on}, "
@@ -196,8 +193,3 @@ def _beyond(state: Canvas, eot: int) -> Array:
     """bool [B, K]: behind an end of text that is not the prompt's, and not given."""
     ends = (state.tokens == eot) & ~state.given
     return ((jnp.cumsum(ends, axis=1) - ends) > 0) & ~state.given
-
-
-def _check_share(name: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name} is a share of the tokens, in [0, 1]; got {share}")
