@@ -24,6 +24,7 @@ from diffusion_lm.config import Config, load, override
 from diffusion_lm.data import loader
 from diffusion_lm.evaluation.likelihood import held_out
 from diffusion_lm.evaluation.samples import judged, quality
+from diffusion_lm.evaluation.speed import updates
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.training import loop
 from diffusion_lm.visualize.page import write_whole
@@ -42,7 +43,6 @@ TEXTS = flags.DEFINE_integer("texts", 128, "Texts written at each number of pass
 PASSES = flags.DEFINE_list("passes", "1,2,4,8,16,64", "Passes a canvas at which the families write.")
 SETTINGS = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every family, as in model.width=256.")
 GIVEN, WRITTEN = 16, 64  # a row, which blocks of 16 divide: begin of text and 15 held-out characters, then samples
-TIMED = 20  # updates by which a family's speed is told
 
 
 def main() -> dict:
@@ -85,7 +85,7 @@ def passes_asked() -> list[int]:
     return [int(n) for n in PASSES.value]
 
 
-def _config(family: str, steps: int = TIMED) -> Config:
+def _config(family: str, steps: int = 20) -> Config:
     """The family's kind on rows of one length."""
     fixed = [
         f"data.path={DATA.value}",
@@ -126,15 +126,7 @@ def _plan(home: Path, families: list[str]) -> dict:
 
 def _seconds_an_update(config: Config) -> float:
     with tempfile.TemporaryDirectory() as nowhere:
-        job = build(config, nowhere).job
-    state, batch = job.initial(), jax.tree.map(lambda a: a[None], next(job.batches))
-    for i in range(TIMED + 2):
-        if i == 2:  # compiled, and once more
-            jax.block_until_ready(state)
-            start = time.perf_counter()
-        state, _ = job.step(state, job.key, job.put(batch))
-    jax.block_until_ready(state)
-    return (time.perf_counter() - start) / TIMED
+        return updates(build(config, nowhere).job)[1]
 
 
 def _train(family: str, home: Path, steps: int, record: Record) -> bool:

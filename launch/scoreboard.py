@@ -25,6 +25,7 @@ from diffusion_lm import generate
 from diffusion_lm.build import Model, Run, build, load_for_inference
 from diffusion_lm.config import Config, load, override
 from diffusion_lm.evaluation.accuracy import Prediction, write_predictions
+from diffusion_lm.evaluation.speed import updates
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.tasks import base
 from diffusion_lm.tasks.base import Example
@@ -48,7 +49,6 @@ WORKDIR = launch_flags.define_workdir()
 TEST_SEED = 1
 BATCH = 250  # prompts at a time
 SAVES = 4  # checkpoints of a cell that is trained for a time
-WARM_SECONDS = 4.0  # of updates to take their time from
 
 log = logging.getLogger("diffusion_lm.scoreboard")
 
@@ -134,22 +134,11 @@ def _steps(folder: Path, config: Config, seconds: float) -> int:
     once = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_call=1))
     begun = time.perf_counter()
     job = build(once, folder / "timing").job  # an empty folder: nothing is written
-    state, made = job.initial(), 0
-
-    def update(state):
-        batch = jax.tree.map(lambda x: x[None], next(job.batches))
-        return jax.block_until_ready(job.step(state, job.key, job.put(batch)))[0]
-
-    state = update(state)
-    compiled = time.perf_counter()
-    while time.perf_counter() - compiled < WARM_SECONDS:
-        state, made = update(state), made + 1
-    step = (time.perf_counter() - compiled) / made
-    steps = math.floor((seconds - (compiled - begun)) / step)
+    built = time.perf_counter() - begun
+    first, step = updates(job)
+    steps = math.floor((seconds - built - first) / step)
     if steps < 1:
-        raise ValueError(
-            f"--budget={seconds / 60:g} minutes don't hold one update ({compiled - begun:.0f} s to compile)"
-        )
+        raise ValueError(f"--budget={seconds / 60:g} minutes don't hold one update ({built + first:.0f} s to compile)")
     log.info("%.0f ms an update: %d updates in %.0f s", 1000 * step, steps, seconds)
     return steps
 

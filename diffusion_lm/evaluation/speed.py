@@ -88,6 +88,22 @@ def times_faster(ours: Timing, theirs: Timing) -> float:
     return statistics.median(theirs / ours for ours, theirs in zip(ours.walls, theirs.walls, strict=True))
 
 
+def updates(job: Any, seconds: float = 4.0) -> tuple[float, float]:
+    """Seconds that a `training.loop.Job`'s first update takes, compilation included, and that one takes after it, in
+    the mean over those that `seconds` hold. Each draws its batch."""
+
+    def update(state):
+        batch = jax.tree.map(lambda a: a[None], next(job.batches))
+        return jax.block_until_ready(job.step(state, job.key, job.put(batch)))[0]
+
+    begun, made = time.perf_counter(), 0
+    state = update(job.initial())
+    compiled = time.perf_counter()
+    while not made or time.perf_counter() - compiled < seconds:
+        state, made = update(state), made + 1
+    return compiled - begun, (time.perf_counter() - compiled) / made
+
+
 def table(rows: list[Row]) -> str:
     """The rows for a person: one line each, columns aligned."""
     cells = [("", "value", "unit", "reference", "ratio", "best ratio", "target", "cpu s", "theirs", "")]

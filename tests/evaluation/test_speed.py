@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -39,6 +40,21 @@ def test_legs_take_turns_after_one_unmeasured_run_each():
 def test_nothing_to_repeat_is_an_error():
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         speed.alternate({"A": lambda: None}, repeats=0)
+
+
+def test_updates_are_made_one_behind_the_other_on_batches_of_their_own():
+    made = []
+
+    def step(state, key, batch):
+        made.append((int(state), np.asarray(batch).tolist()))
+        return state + 1, {}
+
+    batches = (np.array([n]) for n in range(10**9))
+    job = SimpleNamespace(initial=lambda: np.int32(0), key=None, batches=batches, put=lambda batch: batch, step=step)
+    first, each = speed.updates(job, seconds=0.0)
+    assert made == [(0, [[0]]), (1, [[1]])] and first > 0 < each
+    speed.updates(job, seconds=0.01)
+    assert len(made) > 4
 
 
 def test_a_ratio_is_taken_within_a_round():
