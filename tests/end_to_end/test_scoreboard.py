@@ -48,6 +48,15 @@ def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_
         found = counted["verified"]
         assert [found["count"] / found["total"], found["low"], found["high"]] == rows[int(passes)]["solved"]
 
+    prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+    code, out, err = launch("rescore", "--task=sudoku4", f"--predictions={path}", "--by=0")
+    assert code == 0, err
+    apart = {int(blanks): counted for blanks, counted in json.loads(out[-1]).items()}
+    assert list(apart) == sorted({prompt.count("0") for prompt in prompts}) and len(apart) > 1
+    for blanks, counted in apart.items():
+        assert set(counted) == {"0", "3"}
+        assert sum(c["exact"]["total"] for c in counted.values()) == sum(p.count("0") == blanks for p in prompts)
+
     cell = tmp_path / "sudoku4-joint-0/cell.json"
     before = cell.stat().st_mtime_ns
     code, out, _ = board(tmp_path, "--tasks=sudoku4", "--models=joint")
