@@ -1,21 +1,19 @@
-"""Prompts in, texts out: the writer that fits a trained network, and its generation compiled whole."""
+"""The writer that fits a trained network, one function a way of writing; and `write`, which hands it prompts."""
 
 import dataclasses
-import functools
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from diffusion_lm.answers import Answer, fill, story, write
 from diffusion_lm.build import Model
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.auto import Auto
 from diffusion_lm.samplers.autoregressive import Autoregressive
-from diffusion_lm.samplers.base import Generation, Prompt, run
+from diffusion_lm.samplers.base import run
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.drafts import Drafter, Lookup
@@ -25,20 +23,15 @@ from diffusion_lm.samplers.remasking import Cap, Remask, Remasking
 from diffusion_lm.samplers.revision import Revision
 from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.types import Causal
-from diffusion_lm.visualize.frames import Story, story_from_history
 
+__all__ = [
+    "Answer", "ancestral", "auto", "autoregressive", "confidence", "fill", "remasking", "revised", "speculative",
+    "story", "write",
+]  # fmt: skip
 MOST_PASSES = 100_000
 EVEN = Even()
 CAP = Cap()
 _TIMED = 8  # passes a timing
-
-
-class Answer(NamedTuple):
-    """texts, one a prompt; the generation they came from; the prompts' ids, begin of text included."""
-
-    texts: list[str]
-    generation: Generation
-    prompts: list[np.ndarray]
 
 
 def autoregressive(model: Model, *, draw: Draw) -> Autoregressive:
@@ -63,8 +56,8 @@ def speculative(
 
 
 def auto(model: Model, *, draw: Draw, canvas: int, passes: int) -> Auto:
-    """The writer that takes the faster of canvases (in so many passes) and token by token, by costs measured here: which
-    it takes, and so its text, depends on the machine."""
+    """The writer that takes the faster of canvases (in so many passes) and token by token, by costs measured here:
+    which it takes, and so its text, depends on the machine."""
     autoregressive(model, draw=draw)  # raises before anything is timed
     canvases, step_s = confidence(model, draw=draw, canvas=canvas, passes=passes), _pass_seconds(model, 1)
     tail = speculative(model, draw=draw, break_even=_break_even(model, Lookup(), step_s))
@@ -172,67 +165,4 @@ def _canvases(model: Model, sampler: Any, canvas: int, record: bool) -> Canvases
         clean=objective.prefix or Causal(),
         align=align,
         record=record,
-    )
-
-
-def write(model: Model, writer: Any, prompts: Sequence[str], *, length: int, seed: int) -> Answer:
-    """Writes at most `length` tokens behind each prompt. Row i draws from key i of `seed`, whatever the batch.
-
-    Raises ValueError for a length below 1 or more than the model's context holds beside the longest prompt.
-    """
-    tokenizer, context = model.tokenizer, model.config.data.length
-    ids = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]).astype(np.int32) for text in prompts]
-    widest = max(len(row) for row in ids)
-    if widest >= context:
-        raise ValueError(f"the prompt has {widest} tokens, the model's context {context}: shorten the prompt")
-    if not 1 <= length <= context - widest:
-        raise ValueError(f"length must be 1 to {context - widest} (context {context} less the prompt), not {length}")
-    prompt = Prompt(
-        tokens=jnp.asarray([np.pad(row, (0, widest - len(row))) for row in ids]),
-        length=jnp.asarray([len(row) for row in ids], jnp.int32),
-    )
-    row_key = functools.partial(jax.random.fold_in, jax.random.key(seed))
-    keys = jax.vmap(row_key)(jnp.arange(len(ids)))
-    bound = model.for_sampling(len(ids) * getattr(writer, "canvas", 1))
-    cache = bound.empty_cache(len(ids), writer.slots(widest, length))
-    generation = jax.block_until_ready(_generate(bound, cache, prompt, keys, writer=writer, length=length))
-    tokens, count = np.asarray(generation.tokens), np.asarray(generation.length)
-    return Answer([tokenizer.decode(row[:n]) for row, n in zip(tokens, count, strict=True)], generation, ids)
-
-
-@functools.partial(jax.jit, static_argnames=("writer", "length"), donate_argnames=("cache",))
-def _generate(bound, cache, prompt, keys, *, writer, length) -> Generation:
-    """One program for the whole generation; the cache is written in place."""
-    return writer.generate(bound, cache, prompt, keys, length=length)
-
-
-def story(model: Model, answer: Answer, row: int, *, length: int, title: str, subtitle: str = "") -> Story:
-    """One row's generation, pass by pass, for `visualize`. Raises ValueError if it wasn't recorded."""
-    history, prompt, mask = answer.generation.history, answer.prompts[row], model.tokenizer.mask
-    if history is None:
-        raise ValueError("only canvases that were recorded can be shown: use --sampler=confidence or ancestral")
-    made, start = np.asarray(history.made), np.asarray(history.start)[:, row]
-    canvas = np.repeat(np.arange(len(made)), made)
-    width = history.tokens.shape[-1]
-    text = np.full(max(int(start[made > 0].max()) + width, len(prompt) + length), mask, np.int32)
-    text[: len(prompt)] = prompt
-    probability = np.full(len(text), np.nan, np.float32)
-    tokens, probabilities = [], []
-    for c in range(len(made)):
-        for p in range(made[c]):
-            here = slice(int(start[c]), int(start[c]) + width)
-            text[here], probability[here] = history.tokens[c, p, row], history.probability[c, p, row]
-            tokens.append(text.copy())
-            probabilities.append(probability.copy())
-    return story_from_history(
-        np.stack(tokens),
-        np.stack(probabilities),
-        prompt_length=len(prompt),
-        length=len(prompt) + length,
-        mask=mask,
-        eot=model.tokenizer.eot,
-        pieces=model.tokenizer.pieces,
-        title=title,
-        subtitle=subtitle,
-        canvas=canvas,
     )

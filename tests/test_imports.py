@@ -23,7 +23,8 @@ FLOORS = {
     "visualize": 4,
     "config": 5,
     "build": 6,  # assembles what a config says
-    "generate": 6.5,  # and writes with it
+    "answers": 6.3,  # writes with it
+    "generate": 6.5,
     "configs": 6,
     "launch": 7,  # launchers may name a config, never the other way round
 }

@@ -19,7 +19,7 @@ Array = jax.Array
 
 
 class Model(Protocol):
-    """All that a writer sees of a network (`nn.bound.Bound` is one)."""
+    """All that a writer sees of a network (`nn.bound.Bound` is one). Caches have a `length`, int32 [B]."""
 
     def extend(self, cache: Any, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, Any]:
         """Reads the next count[b] of clean tokens [B, T]: what it says of all T, and the longer cache."""
@@ -140,8 +140,15 @@ class Generation:
     history: History | None = None
 
 
-def run(sampler: Sampler, model: Any, state: Any, max_steps: int, record: Callable[[Any], Any] | None = None):
-    """Steps `state` until every row is done, at most max_steps times: the one decoding loop.
+def run(
+    sampler: Sampler,
+    model: Any,
+    state: Any,
+    max_steps: int | Array,
+    record: Callable[[Any], Any] | None = None,
+    enough: int | Array = 0,
+):
+    """Steps `state` until at most `enough` rows aren't done, at most max_steps times: the one decoding loop.
 
     Returns (state, trace): trace stacks record(state) after each step on a leading axis of max_steps, or is None.
     """
@@ -151,7 +158,7 @@ def run(sampler: Sampler, model: Any, state: Any, max_steps: int, record: Callab
 
     def going(carry):
         state, _, made = carry
-        return (made < max_steps) & ~jnp.all(sampler.done(state))
+        return (made < max_steps) & (jnp.sum(~sampler.done(state)) > enough)
 
     def body(carry):
         state, trace, made = carry

@@ -1,0 +1,189 @@
+"""What may be written next, as the user says: a rule on the network's logits, given the text as far as it stands.
+
+`Constrained` puts a rule between a network and any writer, so that every sampler keeps to it.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from diffusion_lm.types import Alignment, Reading, Readout
+
+Array = jax.Array
+_FORBIDDEN = 1e4  # nats: never drawn, unless everything is forbidden
+
+
+class Constraint(Protocol):
+    """A frozen dataclass, or a function: it must be hashable, since programs are compiled for it."""
+
+    def __call__(self, logits: Array, text: Array, at: Array) -> Array:
+        """float32 [V]: what logits [V] for column `at` (int32 []) of text int32 [S] become.
+
+        Where nothing stands, the text has the id V: everywhere from `at` on when the network reads causally, and at
+        the masks of a canvas. (Noise that isn't masks looks like text.) At least one token must stay possible.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """All of these, in order."""
+
+    constraints: tuple[Constraint, ...]
+
+    def __call__(self, logits: Array, text: Array, at: Array) -> Array:
+        for constraint in self.constraints:
+            logits = constraint(logits, text, at)
+        return logits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Banned:
+    """Tokens that are never written."""
+
+    tokens: tuple[int, ...]
+
+    def __call__(self, logits: Array, text: Array, at: Array) -> Array:
+        del text, at
+        return logits.at[jnp.array(self.tokens, jnp.int32)].set(-jnp.inf) if self.tokens else logits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Repetition:
+    """Takes `nats` from a token's logit for each time it stands within `window` columns (0: anywhere) of its own.
+
+    (A share of the logit, as in arXiv 1909.05858, section 4.1, would depend on what all logits have in common.) What
+    one pass writes side by side doesn't see itself.
+    """
+
+    nats: float
+    window: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.nats <= 100:
+            raise ValueError(f"a repetition costs more than 0 and at most 100 nats, not {self.nats}")
+        if self.window < 0:
+            raise ValueError(f"window must be at least 1 column (or 0: all), not {self.window}")
+
+    def __call__(self, logits: Array, text: Array, at: Array) -> Array:
+        near = jnp.ones(text.shape, jnp.float32)
+        if self.window:
+            far = jnp.abs(jnp.arange(text.shape[0], dtype=jnp.int32) - at)
+            near = ((far > 0) & (far <= self.window)).astype(jnp.float32)
+        count = jnp.zeros(logits.shape[0] + 1).at[text].add(near)
+        return logits - self.nats * count[:-1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoRepeat:
+    """No run of `size` tokens twice, where anything else can be written. One pass's own tokens don't see each other."""
+
+    size: int
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"a run has at least 1 token, not {self.size}")
+
+    def __call__(self, logits: Array, text: Array, at: Array) -> Array:
+        vocab, there = logits.shape[0], jnp.arange(text.shape[0], dtype=jnp.int32)
+        forbidden = jnp.zeros(vocab + 1, bool)
+        for before in range(self.size):  # `at` is the run's token number `before`
+            others = [i - before for i in range(self.size) if i != before]
+            same = there != at
+            for i in others:
+                here = _token(text, at + i, vocab)
+                same &= (here != vocab) & (_token(text, there + i, vocab) == here)
+            forbidden = forbidden.at[text].max(same)
+        return logits - _FORBIDDEN * forbidden[:-1]
+
+
+def _token(text: Array, column: Array, vocab: int) -> Array:
+    """What stands there, `vocab` outside."""
+    inside = (column >= 0) & (column < text.shape[0])
+    return jnp.where(inside, text[jnp.clip(column, 0, text.shape[0] - 1)], vocab)
+
+
+@struct.dataclass
+class Known:
+    """A cache and the text that it holds: int32 [B, S], its first length[b] columns."""
+
+    inner: Any
+    text: Array
+    length: Array
+
+
+@struct.dataclass
+class Constrained:
+    """A `samplers.base.Model` whose logits keep to a constraint.
+
+    mask  the id V
+    """
+
+    model: Any
+    constraint: Constraint = struct.field(pytree_node=False)
+    mask: int = struct.field(pytree_node=False)
+
+    def empty_cache(self, rows: int, slots: int) -> Known:
+        """The network's own and no text."""
+        text = jnp.full((rows, slots), self.mask, jnp.int32)
+        return Known(inner=self.model.empty_cache(rows, slots), text=text, length=jnp.zeros(rows, jnp.int32))
+
+    def extend(self, cache: Known, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, Known]:
+        readout, inner = self.model.extend(cache.inner, tokens, count, reading)
+        text, at = self._with(cache, tokens)
+        said = _Readout(inner=readout, text=text, at=at + 1, constraint=self.constraint, mask=self.mask)
+        return said, Known(inner=inner, text=text, length=cache.length + count)
+
+    def rewind(self, cache: Known, count: Array) -> Known:
+        return cache.replace(inner=self.model.rewind(cache.inner, count), length=cache.length - count)
+
+    def refit(self, cache: Known, rows: Array, slots: int) -> Known:
+        text = jnp.take(cache.text, rows, axis=0)
+        more = ((0, 0), (0, slots - text.shape[1]))
+        return Known(
+            inner=self.model.refit(cache.inner, rows, slots),
+            text=jnp.pad(text, more, constant_values=self.mask),
+            length=jnp.take(cache.length, rows),
+        )
+
+    def read_canvas(self, cache: Known, canvas: Array, t: Array) -> Array:
+        logits = self.model.read_canvas(cache.inner, canvas, t)
+        text, at = self._with(cache, canvas)
+        return jax.vmap(jax.vmap(self.constraint, (0, None, 0)))(logits, text, at)
+
+    def _with(self, cache: Known, tokens: Array) -> tuple[Array, Array]:
+        """The text with [B, T] more tokens behind it, [B, S], and their columns [B, T]. (A model that reads no text
+        into its cache has S = 0: there the canvas is all of the text.)"""
+        at = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        columns = jnp.arange(cache.text.shape[1] or tokens.shape[1], dtype=jnp.int32)[None]
+        if not cache.text.shape[1]:
+            return tokens, jnp.broadcast_to(columns, tokens.shape)
+        text = jnp.where(columns < cache.length[:, None], cache.text, self.mask)
+        return jax.vmap(lambda row, i, new: row.at[i].set(new, mode="drop"))(text, at, tokens), at
+
+
+@struct.dataclass
+class _Readout:
+    """What the network says of columns `at` [B, T], constrained; from `at` on it doesn't see the text."""
+
+    inner: Any
+    text: Array
+    at: Array
+    constraint: Constraint = struct.field(pytree_node=False)
+    mask: int = struct.field(pytree_node=False)
+
+    @property
+    def alignment(self) -> Alignment:
+        return self.inner.alignment
+
+    def pick(self, index: Array) -> "_Readout":
+        return self.replace(inner=self.inner.pick(index), at=jnp.take_along_axis(self.at, index[:, None], axis=1))
+
+    def logits(self) -> Array:
+        return jax.vmap(jax.vmap(self._one, (0, None, 0)))(self.inner.logits(), self.text, self.at)
+
+    def _one(self, logits: Array, text: Array, at: Array) -> Array:
+        seen = jnp.where(jnp.arange(text.shape[0], dtype=jnp.int32) < at, text, self.mask)
+        return self.constraint(logits, seen, at)

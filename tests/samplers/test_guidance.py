@@ -1,0 +1,90 @@
+"""Guided text follows p(x | prompt)^(1 + w) / p(x)^w, position by position."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_writing import WRITERS, prompts
+from tiny import MASK, model
+
+from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.guidance import Guided
+from diffusion_lm.types import Causal
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def guided(prompt, scale):
+    return Guided(model=model(), scale=jnp.asarray(scale, jnp.float32), prompt=prompt.length, mask=MASK)
+
+
+def written(network, writer, prompt, length=10):
+    keys = jax.random.split(jax.random.key(0), len(prompt.length))
+
+    @jax.jit
+    def generate(network, keys):
+        cache = network.empty_cache(len(prompt.length), writer.slots(prompt.tokens.shape[1], length))
+        return writer.generate(network, cache, prompt, keys, length=length)
+
+    return generate(network, keys)
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "confidence", "ancestral", "auto", "both ways"])
+def test_no_guidance_is_the_network_itself(name):
+    prompt, writer = prompts([6, 1, 3]), WRITERS[name]()
+    one, plain = (written(network, writer, prompt) for network in (guided(prompt, 0.0), model()))
+    assert (one.tokens == plain.tokens).all()
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "confidence", "both ways"])
+def test_guidance_moves_the_text(name):
+    prompt, writer = prompts([6, 5, 3]), WRITERS[name]()
+    one, plain = (written(network, writer, prompt) for network in (guided(prompt, 2.0), model()))
+    assert (one.tokens != plain.tokens).any()
+
+
+def test_what_is_said_is_the_formula_s_behind_the_prompt_and_behind_what_was_written():
+    """Read by hand: the text with its prompt, and the text behind the first token alone."""
+    network, first, more = model(), jnp.array([[1, 5, 3, 7], [1, 4, 0, 0]]), jnp.array([[6, 2], [8, 3]])
+    count, scale = jnp.array([4, 2]), 1.5
+    prompt = Prompt(tokens=first, length=count)
+    steered = guided(prompt, scale)
+    readout, cache = steered.extend(steered.empty_cache(2, 8), first, count, Causal())
+    behind, _ = steered.extend(cache, more, jnp.array([2, 2]), Causal())
+    canvas = jnp.array([[MASK, 9, MASK], [2, MASK, MASK]])
+    seen = steered.read_canvas(cache, canvas, jnp.array([0.5, 0.7]))
+
+    def by_hand(row):
+        logs = []
+        for start in (first[row : row + 1, : count[row]], first[row : row + 1, :1]):
+            said, own = network.extend(network.empty_cache(1, 12), start, jnp.array([start.shape[1]]), Causal())
+            after, _ = network.extend(own, more[row : row + 1], jnp.array([2]), Causal())
+            noisy = network.read_canvas(own, canvas[row : row + 1], jnp.array([[0.5, 0.7][row]]))
+            logs.append([jax.nn.log_softmax(x[0]) for x in (said.logits()[:, -1:], after.logits(), noisy)])
+        return [(1 + scale) * given - scale * without for given, without in zip(*logs, strict=True)]
+
+    for row in range(2):
+        last, after, noisy = by_hand(row)
+        assert np.allclose(readout.pick(count - 1).logits()[row], last, atol=2e-4)
+        assert np.allclose(behind.logits()[row], after, atol=2e-4)
+        assert np.allclose(seen[row], noisy, atol=2e-4)
+
+
+def test_a_canvas_that_holds_its_prompt_is_compared_with_one_whose_prompt_is_masked():
+    network, canvas = model(), jnp.array([[1, 5, 3, MASK, 7, MASK]])
+    prompt = Prompt(tokens=canvas[:, :3], length=jnp.array([3]))
+    steered, t = guided(prompt, 2.0), jnp.array([0.5])
+    said = steered.read_canvas(steered.empty_cache(1, 0), canvas, t)
+    without = jnp.array([[1, MASK, MASK, MASK, 7, MASK]])
+    one, other = (jax.nn.log_softmax(network.read_canvas(network.empty_cache(1, 0), c, t)) for c in (canvas, without))
+    assert np.allclose(said, 3 * one - 2 * other, atol=2e-4)
+
+
+def test_a_row_alone_is_the_row_in_a_batch():
+    prompt, writer = prompts([6, 1, 3]), WRITERS["confidence"]()
+    batch = written(guided(prompt, 1.5), writer, prompt)
+    alone = Prompt(tokens=prompt.tokens[2:, :3], length=prompt.length[2:])
+    network, keys = guided(alone, 1.5), jax.random.split(jax.random.key(0), 3)[2:]
+    cache = network.empty_cache(1, writer.slots(3, 10))
+    one = jax.jit(lambda keys: writer.generate(network, cache, alone, keys, length=10))(keys)
+    assert (one.tokens[0] == batch.tokens[2]).all()
