@@ -5,7 +5,7 @@ import pytest
 from oracle import TEXTS, Oracle, truth
 
 from diffusion_lm.evaluation import samples
-from diffusion_lm.types import Alignment, Logits
+from diffusion_lm.types import Alignment, Causal, Logits
 
 
 def test_the_judge_reads_from_left_to_right():
@@ -29,9 +29,24 @@ def even(tokens, t, *, reading, positions, segments, alignment=Alignment.NEXT):
 
 def test_quality_is_of_what_was_written():
     """A judge that knows nothing: log 10 for everything. What was given is counted nowhere."""
-    rows = np.array([[0, 0, 0, 0, 1, 2, 3, 4], [0, 0, 0, 0, 1, 2, 3, 4]])
+    rows = np.array([[1, 1, 1, 1, 1, 2, 3, 4], [1, 1, 1, 1, 1, 2, 3, 4]])
     found = samples.quality(samples.judged(even, rows), rows, 4)
     assert found == pytest.approx((np.log(10), 0, np.log(4), 0), abs=1e-6)
+
+
+def test_the_standard_error_is_that_of_a_mean_over_texts():
+    """Texts at 1 and 3 nats a token: sqrt(2) apart from their mean, in the sample's sense, over sqrt(2)."""
+    found = samples.quality(np.array([[9.0, 1, 1, 1, 1], [9.0, 3, 3, 3, 3]]), np.zeros((2, 5), int), 1)
+    assert found[:2] == pytest.approx((2.0, 1.0))
+
+
+def test_the_judge_is_asked_as_of_clean_text_in_one_document():
+    def judge(tokens, t, *, reading, positions, segments):
+        assert reading == Causal() and (t == 0).all() and (segments == 1).all()
+        assert (positions == np.arange(9)[None]).all()
+        return even(tokens, t, reading=reading, positions=positions, segments=segments)
+
+    assert samples.judged(judge, np.zeros((4, 9), int)).shape == (4, 9)
 
 
 @pytest.mark.parametrize(("shape", "given"), [((1, 9), 2), ((4, 5), 2), ((4, 9), 0)])
