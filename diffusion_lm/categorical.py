@@ -15,11 +15,16 @@ def categorical(key: Array, logits: Array) -> Array:
     below 1e-7 x (V / 128 + 128). The Gumbel trick needs V uniforms a draw, and in float32 it cuts off whatever is
     rarer than about 1e-7. An entry at -inf is never drawn.
     """
+    return from_uniforms(jax.random.uniform(key, (2, *logits.shape[:-1])), logits)
+
+
+def from_uniforms(uniforms: Array, logits: Array) -> Array:
+    """The draw that `categorical` makes of its two uniforms: float32 [2, ...] and logits [..., V] -> int32 [...]."""
     shape, vocab = logits.shape[:-1], logits.shape[-1]
     weights = jnp.exp(logits.astype(jnp.float32) - jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.pad(weights, [(0, 0)] * len(shape) + [(0, -vocab % _BLOCK)])
     weights = weights.reshape(*shape, -1, _BLOCK)
-    first, second = jax.random.uniform(key, (2, *shape))
+    first, second = uniforms
     block = _invert(first, weights.sum(axis=-1))
     inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]
     return block * _BLOCK + _invert(second, inside)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.nn.attention import Sight, attend, chunk_size, sight_of_cache
-from diffusion_lm.nn.cache import LayerKV
+from diffusion_lm.nn.cache import LayerKV, Past, rewrite
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.types import NoisyClean
 
@@ -47,7 +47,9 @@ class Attention(nn.Module):
     architecture: "Architecture"  # noqa: F821  (the denoiser's file is above this one)
 
     @nn.compact
-    def __call__(self, x: Array, angles: Array, reading, sights: tuple[Sight, ...], past) -> tuple[Array, LayerKV]:
+    def __call__(
+        self, x: Array, angles: Array, reading, sights: tuple[Sight, ...], past: Past | None
+    ) -> tuple[Array, LayerKV]:
         a = self.architecture
         wq = matrix(self, "query", (a.width, a.heads, a.head_width), ("embed", "heads", "head_dim"), a.width)
         shape = (a.width, 2, a.kv_heads, a.head_width)
@@ -60,6 +62,8 @@ class Attention(nn.Module):
         # The barrier: XLA would fold the turn into the product of k's gradient, in a form that its CPU can't run.
         k = jax.lax.optimization_barrier(jnp.swapaxes(rotate(k, angles), 2, 3))
         q, new = rotate(q, angles), LayerKV(k=k, v=v)
+        if past is not None and past.slots is not None:
+            new = rewrite(past.kv, new, past.slots)
         mixed = jnp.swapaxes(self._mix(q, new, reading, sights, past), 1, 2)
         # Flat, so that no compiler thinks of turning the weights over instead of a few activations.
         mixed, wo = mixed.reshape(*x.shape[:2], -1), wo.reshape(-1, a.width)
@@ -74,9 +78,8 @@ class Attention(nn.Module):
             upper = attend(q[:, :, :half], ((noisy, itself), (clean, before)), **options)
             return jnp.concatenate([upper, attend(q[:, :, half:], ((clean, of_clean),), **options)], axis=2)
         sources = ((new, sights[0]),)
-        if past is not None:
-            kv, length = past
-            sources = ((kv, sight_of_cache(length, kv.slots, q.shape[2])), *sources)
+        if past is not None and past.slots is None:
+            sources = ((past.kv, sight_of_cache(past.length, past.kv.slots, q.shape[2])), *sources)
         return attend(q, sources, **options)
 
 

@@ -1,4 +1,4 @@
-"""The key-value cache. `append` and `rewrite` write one, `rewind` forgets, `refit` changes its size: nobody else does."""
+"""The key-value cache. `append` and `rewrite` write one, `rewind` forgets, `refit` resizes: nobody else touches it."""
 
 from typing import NamedTuple
 
@@ -105,9 +105,9 @@ def rewind(cache: KVCache, count: Array) -> KVCache:
     return cache.replace(length=cache.length - count)
 
 
-def refit(cache: KVCache, rows: Array, slots: int) -> KVCache:
-    """The chosen rows, int32 [n], with `slots` slots. ValueError for fewer slots than there are."""
-    more = slots - cache.slots
+def refit(cache: KVCache, rows: Array, slots: int | None = None) -> KVCache:
+    """The chosen rows, int32 [n], with `slots` slots (None: as many). ValueError for fewer than there are."""
+    more = 0 if slots is None else slots - cache.slots
     if more < 0:
         raise ValueError(f"a cache of {cache.slots} slots can't be refitted to {slots}: what it has read would be lost")
 

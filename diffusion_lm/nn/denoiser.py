@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.nn.attention import sight_of_itself, sights_of_noisy
+from diffusion_lm.nn.attention import sight_of_cache, sight_of_itself, sights_of_noisy
 from diffusion_lm.nn.blocks import Block, RMSNorm, matrix
-from diffusion_lm.nn.cache import KVCache
+from diffusion_lm.nn.cache import KVCache, Past
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.readout import Projection
-from diffusion_lm.sharding import platform
+from diffusion_lm.sharding import platform, ways_in_force
 from diffusion_lm.types import Alignment, Causal, NoisyClean, Reading
 
 Array = jax.Array
@@ -88,8 +88,12 @@ class Denoiser(nn.Module):
         positions: Array,
         segments: Array | None = None,
         cache: KVCache | None = None,
+        again: bool = False,
     ):
         """Reads tokens int32 [B, L] at times t float32 [B, n], after what `cache` holds of each row.
+
+        again: in place of what it holds of these positions, beside all else that it holds (Bidirectional; positions
+        are slots as `cache.rewrite` takes them); `new` is then all that the cache holds thereafter.
 
         For NoisyClean, tokens, t, and the results are [noisy ; clean], 2 L wide; positions and segments are [B, L].
         Returns (Readout, new), or ((noisy, clean), new): new is the tuple of this row's LayerKV for `cache.append`
@@ -101,15 +105,17 @@ class Denoiser(nn.Module):
         x = RMSNorm(name="embedding_norm")(jnp.take(table, tokens, axis=0).astype(jnp.float32))
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         time = self._embed_time(t) if a.time_conditioning else None
-        x, new = self._layers(
-            x, cache, time, _angles(a, reading, positions), reading, _sights(reading, positions, segments)
-        )
+        sights = _sights(reading, positions, segments)
+        if again:
+            sights = (sight_of_cache(jnp.full_like(cache.length, cache.slots), cache.slots, tokens.shape[1]),)
+        slots = positions if again else None
+        x, new = self._layers(x, cache, slots, time, _angles(a, reading, positions), reading, sights)
         x = RMSNorm(name="final_norm")(x)
         if not a.tied:
             table = matrix(self, "unembedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
         return self._readouts(x, table, reading), new
 
-    def _layers(self, x, cache, time, angles, reading, sights):
+    def _layers(self, x, cache, slots, time, angles, reading, sights):
         block = Block
         if self.architecture.remat != "none":
             policy = jax.checkpoint_policies.dots_saveable if self.architecture.remat == "dots" else None
@@ -129,7 +135,7 @@ class Denoiser(nn.Module):
             return layers(self.architecture.resolved, name="layers")(x, None, time, angles, reading, sights)
         new = []
         for i in range(self.architecture.layers):
-            past = None if cache is None else (cache.layers[i], cache.length)
+            past = None if cache is None else Past(kv=cache.layers[i], length=cache.length, slots=slots)
             x, kv = block(self.architecture.resolved, name=f"layer_{i}")(x, past, time, angles, reading, sights)
             new.append(kv)
         return x, (None if cache is None else tuple(new))
@@ -148,7 +154,12 @@ class Denoiser(nn.Module):
     def _readouts(self, x: Array, table: Array, reading: Reading):
         def project(hidden, alignment):
             return Projection(
-                hidden=hidden, table=table, vocab=self.vocab, alignment=alignment, products=self.architecture.products
+                hidden=hidden,
+                table=table,
+                vocab=self.vocab,
+                alignment=alignment,
+                products=self.architecture.products,
+                shards=ways_in_force(),
             )
 
         if isinstance(reading, NoisyClean):
