@@ -41,6 +41,7 @@ setup(
         "test": TEST + VIZ,
         "viz": VIZ,
         "tpu": ["jax[tpu]>=0.10.0"],
+        "aot": ["jax[tpu]>=0.10.0"],  # the libtpu that goes with this JAX: enough to compile for TPUs
         "cuda": ["jax[cuda13]>=0.10.0"],
         "bench": ["torch>=2.6", "transformers>=4.50"],
     },

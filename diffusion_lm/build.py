@@ -69,6 +69,19 @@ class Model(NamedTuple):
         return self.ready[products]
 
 
+class Update(NamedTuple):
+    """What a run repeats, laid out on a mesh; nothing of it has run yet.
+
+    initial   key -> the state before the first step, jitted
+    abstract  its shapes and shardings
+    step      (state, key, batches [S, B, L]) -> state, metrics [S], jitted; donates the state
+    """
+
+    initial: Callable
+    abstract: train_state.TrainState
+    step: Callable
+
+
 class Run(NamedTuple):
     """All that `training.loop.run` takes, and what else a launcher may want to look at."""
 
@@ -88,7 +101,7 @@ def build(config: Config, workdir: Path | str) -> Run:
     """
     check_workdir(workdir)
     mesh = sharding.make_mesh(config.mesh)
-    _check_rows(config, mesh)
+    check_rows(config, mesh)
     checkpoints = Checkpoints(workdir, config.checkpoint)
     stored = checkpoints.meta()
     if stored is not None:
@@ -166,29 +179,38 @@ def build_job(
     config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh, loss: LossFn, init: Callable
 ) -> Job:
     """Everything jitted and laid out on the mesh."""
-    train, optim = config.train, config.optim
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-    optimizer = optim.build(train.steps, jax.eval_shape(init, init_key))
-
-    def initial(key):
-        return train_state.initial(init, optimizer, train.ema > 0, key)
-
-    boxed = jax.eval_shape(initial, init_key)
-    shardings, whole = sharding.state_shardings(mesh, boxed), sharding.replicated(mesh)
-    abstract = sharding.placed(train_state.unboxed(boxed), shardings)
-    fresh = jax.jit(sharding.on(mesh, lambda key: train_state.unboxed(initial(key))), out_shardings=shardings)
-    step = make_steps(make_step(loss, optimizer, optim.rate(train.steps), accumulate=train.accumulate, ema=train.ema))
+    update, whole = build_update(config, mesh, loss, init), sharding.replicated(mesh)
     batches = _train_batches(config, text, mesh)
-    jax.eval_shape(loss, abstract.params, train_key, _abstract_batch(config))  # a row of the wrong length shows here
+    # a row of the wrong length shows here
+    jax.eval_shape(loss, update.abstract.params, train_key, abstract_batch(config))
     return Job(
-        initial=lambda: fresh(init_key),
-        abstract=abstract,
-        step=jax.jit(sharding.on(mesh, step), donate_argnums=0, out_shardings=(shardings, whole)),
+        initial=lambda: update.initial(init_key),
+        abstract=update.abstract,
+        step=update.step,
         batches=batches,
         put=lambda batch: sharding.put_batch(mesh, batch, axis=1),
         evaluate=build_evaluate(config, text, mesh, loss, eval_key),
         key=jax.jit(lambda key: key, out_shardings=whole)(train_key),
         meta=Meta(config=to_json(config), tokenizer=text.tokenizer.proto, corpus=text.fingerprint),
+    )
+
+
+def build_update(config: Config, mesh: jax.sharding.Mesh, loss: LossFn, init: Callable) -> Update:
+    """The jitted update and its state's layout; runs nothing, so the mesh's devices need not be there."""
+    train, optim = config.train, config.optim
+    optimizer = optim.build(train.steps, jax.eval_shape(init, jax.random.key(0)))
+
+    def initial(key):
+        return train_state.initial(init, optimizer, train.ema > 0, key)
+
+    boxed = jax.eval_shape(initial, jax.random.key(0))
+    shardings, whole = sharding.state_shardings(mesh, boxed), sharding.replicated(mesh)
+    step = make_steps(make_step(loss, optimizer, optim.rate(train.steps), accumulate=train.accumulate, ema=train.ema))
+    return Update(
+        initial=jax.jit(sharding.on(mesh, lambda key: train_state.unboxed(initial(key))), out_shardings=shardings),
+        abstract=sharding.placed(train_state.unboxed(boxed), shardings),
+        step=jax.jit(sharding.on(mesh, step), donate_argnums=0, out_shardings=(shardings, whole)),
     )
 
 
@@ -270,7 +292,8 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}".lstrip(".")).items()}
 
 
-def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
+def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError unless every device that holds rows of its own gets as many."""
     ways, train = sharding.row_ways(mesh), config.train
     if (train.batch // train.accumulate) % ways:
         raise ValueError(
@@ -279,7 +302,8 @@ def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _abstract_batch(config: Config) -> Batch:
+def abstract_batch(config: Config) -> Batch:
+    """The shapes of one part of a batch."""
     shape = (config.train.batch // config.train.accumulate, config.data.length)
     number, truth = jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, np.bool_)
     return Batch(tokens=number, segments=number, positions=number, given=truth, target=truth)

@@ -145,6 +145,15 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, dict(RULES)["batch"]))
 
 
+def cache_shardings(mesh: Mesh, cache: Any) -> Any:
+    """Shardings of a key-value cache: arrays [B, kv_heads, ...], or [B]. The table is the parameters'."""
+    axes = {1: ("batch",), 4: ("batch", "kv_heads", None, None)}
+    specs = jax.tree.map(lambda a: nn.logical_to_mesh_axes(axes[a.ndim], RULES), cache)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    jax.tree_util.tree_map_with_path(_check_divides, cache, shardings)
+    return shardings
+
+
 def row_ways(mesh: Mesh) -> int:
     """Into how many parts a batch's rows are cut."""
     return math.prod(mesh.shape[name] for name in dict(RULES)["batch"])
@@ -157,6 +166,12 @@ def rows_here(mesh: Mesh, rows: int) -> tuple[int, ...]:
     """
     parts = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return tuple(sorted({row for (part,) in parts for row in range(*part.indices(rows))}))
+
+
+def ways_in_force() -> int:
+    """row_ways of the mesh under which a function is being traced; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else row_ways(mesh)
 
 
 def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:

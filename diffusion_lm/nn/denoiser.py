@@ -12,7 +12,7 @@ from diffusion_lm.nn.blocks import Block, RMSNorm, matrix
 from diffusion_lm.nn.cache import KVCache, Past
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.readout import Projection
-from diffusion_lm.sharding import platform
+from diffusion_lm.sharding import platform, ways_in_force
 from diffusion_lm.types import Alignment, Causal, NoisyClean, Reading
 
 Array = jax.Array
@@ -154,7 +154,12 @@ class Denoiser(nn.Module):
     def _readouts(self, x: Array, table: Array, reading: Reading):
         def project(hidden, alignment):
             return Projection(
-                hidden=hidden, table=table, vocab=self.vocab, alignment=alignment, products=self.architecture.products
+                hidden=hidden,
+                table=table,
+                vocab=self.vocab,
+                alignment=alignment,
+                products=self.architecture.products,
+                shards=ways_in_force(),
             )
 
         if isinstance(reading, NoisyClean):

@@ -21,7 +21,9 @@ STATED = {
     "tinyshakespeare": (0.9e6, 65 + 259),
     "text8": (85e6, 27 + 259),
     "owt": (162e6, 50_257),
+    "base_125m": (126e6, 32_768),
     "base_1b": (1.02e9, 32_768),
+    "base_8b": (8.05e9, 131_072),
 }
 KINDS = {
     "tinyshakespeare": ("ar", "masked", "uniform", "mixture", "score", "flow", "block", "joint"),

@@ -1,0 +1,36 @@
+"""An 8B joint model that writes both ways: what a large slice of TPUs is for. See docs/compile.md for where it fits.
+
+    python -m launch.compile --config=configs/base_8b.py --topology=v6e:16x16
+    python -m launch.train --distributed --config=configs/base_8b.py --workdir=runs/8b --set=data.path='text/*.jsonl'
+
+8.05B parameters: 32 layers, width 4,096, 32 heads of which 8 key-value, hidden 14,336, untied; 131,072 pieces; rows of
+4,096 tokens, blocks of 32; batch 1,024 (4 million tokens) in 4 parts, 40,000 updates: 168B tokens, some twenty a
+parameter (arXiv 2203.15556). Any text will do; its tokens are kept in data.cache.
+Hardware: 256 chips with 32 GB each, or 128 with 95, by the compiler's account. Time: not yet run.
+Number to expect: not yet run. Learning rate and schedule are untuned.
+"""
+
+from diffusion_lm.config import Config, Data
+from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.sharding import MeshShape
+from diffusion_lm.training.checkpoint import Checkpointing
+from diffusion_lm.training.loop import Train
+from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
+
+
+def get_config() -> Config:
+    """The one setting there is; change it with --set."""
+    return Config(
+        data=Data(path="text/*.jsonl", length=4096, holdout=0.001, vocab=131_072, cache="runs/base_8b-tokens"),
+        model=Architecture(
+            width=4096, layers=32, heads=32, kv_heads=8, mlp=14_336, tied=False, rope_base=500_000.0, remat="full"
+        ),
+        process=Absorbing(),
+        objective=Joint(block=32),
+        optim=AdamW(lr=2e-4, schedule=WarmupStableDecay(warmup=2000, decay=8000)),
+        train=Train(steps=40_000, batch=1024, accumulate=4, log_every=10, eval_every=1000, eval_batches=8),
+        checkpoint=Checkpointing(every=1000),
+        mesh=MeshShape(data=1, fsdp=-1),
+    )

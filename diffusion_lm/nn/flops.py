@@ -1,0 +1,62 @@
+"""The operations that a network's products need, by formula: useful ones, whatever a compiler makes of them.
+
+Two for each multiplication and addition. Counted are the products with weights and those of attention, for pairs of
+positions that see each other; not the lookup of embeddings, norms, softmax, time conditioning, or what a backward pass
+computes anew. Documents that end inside a row would make attention cheaper: each row counts as one document.
+(Appendix B of PaLM, arXiv 2204.02311, counts alike, but for a full square of attention.)
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.denoiser import Denoiser, init_params
+from diffusion_lm.types import Batch, Bidirectional, BlockCausal, NoisyClean, Reading
+
+BACKWARD = 3  # a step's operations for each of its forward pass: the pass, and two products for each of its products
+
+
+def of_pass(module: Denoiser, *, rows: int, length: int, reading: Reading, past: int = 0, readouts: int = 0) -> int:
+    """One forward pass over [rows, length] positions that also see `past` positions of a cache.
+
+    readouts: of how many positions a row logits are formed, 0 for all. For NoisyClean, length is that of one half.
+    """
+    a = module.architecture.resolved
+    positions = 2 * length if isinstance(reading, NoisyClean) else length
+    heads, mlp = a.head_width * (2 * a.heads + 2 * a.kv_heads), 3 * a.mlp
+    weights = positions * a.layers * a.width * (heads + mlp) + (readouts or positions) * a.width * module.vocab
+    pairs = _pairs(reading, length) + length * past
+    return 2 * rows * (weights + 2 * pairs * a.layers * a.heads * a.head_width)
+
+
+def of_update(module: Denoiser, objective: Callable, batch: Batch) -> int:
+    """One update's operations on a Batch (abstract will do): what `objective` asks of the network, and its gradient.
+
+    objective: (denoise, key, batch) -> Losses.
+    """
+    asked = []
+
+    def traced(params, key, batch):
+        def denoise(tokens, t, *, reading, positions, segments):
+            asked.append((*positions.shape, reading))
+            bound = Bound(module=module, params=params)
+            return bound.denoise(tokens, t, reading=reading, positions=positions, segments=segments)
+
+        return objective(denoise, key, batch)
+
+    params = nn.meta.unbox(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
+    jax.eval_shape(traced, params, jax.random.key(0), batch)
+    passes = (of_pass(module, rows=rows, length=length, reading=reading) for rows, length, reading in asked)
+    return BACKWARD * sum(passes)
+
+
+def _pairs(reading: Reading, length: int) -> int:
+    """Pairs of positions of which the first sees the second."""
+    if isinstance(reading, NoisyClean):  # a noisy position sees its block, and the clean blocks before it
+        return _pairs(BlockCausal(reading.block), length) + _pairs(reading.clean, length)
+    if isinstance(reading, Bidirectional):
+        return length * length
+    block = reading.block if isinstance(reading, BlockCausal) else 1
+    return sum(min(at // block * block + block, length) for at in range(length))

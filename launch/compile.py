@@ -1,0 +1,294 @@
+"""Says whether a config fits devices that needn't be there: compiled for them, run on none.
+
+    python -m launch.compile --config=configs/base_1b.py --topology=v5e:16x16
+    python -m launch.compile --config=configs/base_8b.py --topology=v5e:2x4 --what=sample --batch=8 \\
+        --set=mesh.fsdp=1 --set=mesh.tensor=-1
+
+TPUs need the extra [aot]. Compiling takes seconds to minutes; --bisect, which looks for the largest batch that fits,
+does so a few times over. What it can't know is time: no run, no seconds. The last line on standard output is a JSON
+object: bytes are a chip's, collectives a step's (of a sampler: each of its loops runs once).
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from absl import flags as absl_flags
+
+from diffusion_lm import generate, sharding
+from diffusion_lm.build import Model, abstract_batch, build_loss, build_model, build_update, check_rows
+from diffusion_lm.config import Config, Data
+from diffusion_lm.data.examples import char_tokenizer
+from diffusion_lm.data.tokenizer import Tokenizer
+from diffusion_lm.evaluation import hlo
+from diffusion_lm.nn import flops
+from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.denoiser import Denoiser, init_params
+from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.types import Bidirectional, Causal
+from launch import flags, topologies
+
+log = logging.getLogger("diffusion_lm.compile")
+
+CONFIG = flags.define_config()
+TOPOLOGY = absl_flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x8, ... or cpu:8.", required=True)
+SLICES = absl_flags.DEFINE_integer("num_slices", 1, "TPU slices of that topology.", 1)
+WHAT = absl_flags.DEFINE_enum("what", "train", ["train", "sample"], "The update, or a whole generation.")
+BATCH = absl_flags.DEFINE_integer("batch", None, "Rows: of an update (none: train.batch), or prompts (none: 1).", 1)
+PASSES = absl_flags.DEFINE_integer("passes", 16, "sample: passes a canvas.", 1)
+BISECT = absl_flags.DEFINE_bool("bisect", False, "Look for the largest batch that fits: a few more compilations.")
+MEMORY = absl_flags.DEFINE_float("chip_gib", None, "Memory of a chip, where it isn't the topology's.", 0)
+OUT = absl_flags.DEFINE_string("out", None, "A file for the same JSON object.")
+TRIES = 8  # compilations at most, when looking for the largest batch
+
+
+class Program(NamedTuple):
+    """What is to be compiled: its arguments by kind, abstract and laid out; and its useful operations."""
+
+    jitted: Callable
+    arguments: dict[str, Any]
+    flops: int
+
+
+class Pieces(NamedTuple):
+    """All that a program takes of a tokenizer: how many pieces, and the two that matter."""
+
+    vocab: int
+    eot: int = 1
+
+    @property
+    def mask(self) -> int:
+        return self.vocab
+
+
+def main() -> dict:
+    if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--out={OUT.value}: there is no such folder")
+    config, topology = CONFIG(), topologies.of(TOPOLOGY.value, SLICES.value)
+    memory = topology.memory if MEMORY.value is None else int(MEMORY.value * topologies.GIB)
+    if BISECT.value and not memory:
+        raise ValueError(f"--bisect: nobody knows the memory of {TOPOLOGY.value}; give it as --chip_gib")
+    mesh = sharding.make_mesh(config.mesh, topology.devices)
+    make = {"train": train_program, "sample": sample_program}[WHAT.value]
+    batch = BATCH.value or (config.train.batch if WHAT.value == "train" else 1)
+    found = examine(make(config, mesh, batch), memory)
+    result = {
+        "what": WHAT.value,
+        "config": absl_flags.FLAGS.config,
+        "topology": TOPOLOGY.value,
+        "chips": len(topology.devices),
+        "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
+        "batch": batch,
+        **found,
+        "largest_batch": None,
+        "jax": jax.__version__,
+        "unknown": "time: nothing was run; documents inside rows, and what a loop does a second time, aren't counted",
+    }
+    if BISECT.value:
+        unit = sharding.row_ways(mesh) * (config.train.accumulate if WHAT.value == "train" else 1)
+        known = {batch // unit: _size(found)} if batch % unit == 0 else {}
+        result["largest_batch"] = unit * largest(
+            lambda n: _size(examine(make(config, mesh, n * unit), memory)), memory, known
+        )
+    if OUT.value:
+        Path(OUT.value).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+# ---- programs ----
+
+
+def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Program:
+    """One update of `batch` rows."""
+    train = dataclasses.replace(config.train, batch=batch, steps_per_call=1)
+    config = dataclasses.replace(config, train=train)
+    check_rows(config, mesh)
+    module, process = build_model(config, pieces(config))
+    loss = build_loss(config, module, process)
+    update = build_update(config, mesh, loss, lambda key: init_params(module, key))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    part = abstract_batch(config)
+    whole = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, batch, *a.shape[1:]), a.dtype), part)
+    rows = jax.tree.map(lambda a: sharding.batch_sharding(mesh, axis=1), whole)
+    needed = flops.of_update(module, lambda denoise, key, rows: config.objective(denoise, process, key, rows), part)
+    state = update.abstract
+    arguments = {
+        "state": state,
+        "key": sharding.placed(key, sharding.replicated(mesh)),
+        "batch": sharding.placed(whole, rows),
+    }
+    return Program(update.step, arguments, needed * train.accumulate)
+
+
+def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Program:
+    """Prompts of half the context, the other half written: canvas by canvas, or token by token if that is all."""
+    module, process = build_model(config, pieces(config))
+    model = Model(config, pieces(config), process, bound=None, step=0, meta=None, ready={})
+    length = config.data.length // 2
+    prompt = config.data.length - length
+    if config.objective.canvas == 1:
+        writer, width = generate.autoregressive(model, draw=Draw()), 1
+    else:
+        writer = generate.confidence(model, draw=Draw(), canvas=0, passes=PASSES.value)
+        width = writer.canvas
+    with sharding.using(mesh):
+        bound = jax.eval_shape(
+            lambda key: Bound(module=module, params=nn.meta.unbox(init_params(module, key))).for_sampling(
+                batch * width
+            ),
+            jax.random.key(0),
+        )
+        cache = jax.eval_shape(lambda: bound.empty_cache(batch, writer.slots(prompt, length)))
+    boxed = jax.eval_shape(lambda key: init_params(bound.module, key), jax.random.key(0))
+    params = sharding.placed(bound.params, sharding.state_shardings(mesh, boxed))
+    if batch % sharding.row_ways(mesh):
+        raise ValueError(
+            f"--batch={batch}: rows are cut {sharding.row_ways(mesh)} ways; set mesh.tensor=-1, mesh.data=1"
+        )
+
+    def rows(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh))
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    arguments = {
+        "parameters": bound.replace(params=params),
+        "cache": sharding.placed(cache, sharding.cache_shardings(mesh, cache)),
+        "prompt": Prompt(tokens=rows((batch, prompt), jnp.int32), length=rows((batch,), jnp.int32)),
+        "keys": rows(keys.shape, keys.dtype),
+    }
+
+    def sample(bound, cache, prompt, keys):
+        return writer.generate(bound, cache, prompt, keys, length=length)
+
+    needed = _generation_flops(bound.module, batch, width, prompt, length)
+    return Program(jax.jit(sharding.on(mesh, sample), donate_argnums=1), arguments, needed)
+
+
+def _generation_flops(module: Denoiser, rows: int, width: int, prompt: int, length: int) -> int:
+    """The prompt, then for each canvas (of 1: token) its passes and, for a canvas, one more that reads it in."""
+    passes = PASSES.value if width > 1 else 1
+    total = flops.of_pass(module, rows=rows, length=prompt, reading=Causal(), readouts=1)
+    for past in range(prompt, prompt + length, width):
+        total += passes * flops.of_pass(module, rows=rows, length=width, reading=Bidirectional(), past=past)
+        total += flops.of_pass(module, rows=rows, length=width, reading=Causal(), past=past) if width > 1 else 0
+    return total
+
+
+def pieces(config: Config) -> Pieces:
+    """How many pieces the config's tokenizer has, or will have at most."""
+    data = config.data
+    if not isinstance(data, Data):
+        return Pieces(char_tokenizer(data.task.alphabet).vocab)
+    return Pieces(data.vocab if data.tokenizer is None else Tokenizer.load(data.tokenizer).vocab)
+
+
+# ---- what the compiler says ----
+
+
+def examine(program: Program, memory: int) -> dict:
+    """Compiles; says whether it fits, bytes a chip, operations and collectives."""
+    started = time.monotonic()
+    lowered = program.jitted.lower(*program.arguments.values())
+    result = {"fits": None, "bytes": _argument_bytes(program.arguments), "flops": program.flops}
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        result |= {"fits": False, "bytes": result["bytes"] | {"total": _needed(str(error))}}
+        result |= {"largest_temporaries": _named(str(error)), "collectives": None}
+        log.info("doesn't fit: %s of %s bytes a chip", f"{result['bytes']['total']:,}", f"{memory:,}")
+        return result
+    stats, text = compiled.memory_analysis(), hlo.read(compiled.as_text())
+    total = (
+        stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+    )  # fmt: skip
+    result["fits"] = total <= memory if memory else None
+    result["bytes"] |= {
+        "temporaries": stats.temp_size_in_bytes,
+        "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        "program": stats.generated_code_size_in_bytes,
+        "total": total,
+    }
+    result |= {"largest_temporaries": text.largest(8), "collectives": text.collectives()}
+    log.info("%s bytes a chip, compiled in %.0f s", f"{total:,}", time.monotonic() - started)
+    return result
+
+
+def _argument_bytes(arguments: dict[str, Any]) -> dict[str, int]:
+    """Bytes of each argument on a chip, a training state's parts apart; as numbers, without a layout's padding."""
+    parts = dict(arguments)
+    if "state" in parts:
+        state = parts.pop("state")
+        parts = {"parameters": state.params, "average": state.ema_params, "optimizer": state.opt_state, **parts}
+    return {name: sum(map(_on_a_chip, jax.tree.leaves(part))) for name, part in parts.items()}
+
+
+def _on_a_chip(array: jax.ShapeDtypeStruct) -> int:
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+
+
+def _needed(error: str) -> int:
+    """Bytes, from 'Used 34.80G of 15.75G hbm'; a program far too large may not say."""
+    found = re.search(r"Used ([\d.]+)([KMGT])", error)
+    return int(float(found.group(1)) * 2 ** (10 * " KMGT".index(found.group(2)))) if found else 0
+
+
+def _named(error: str) -> list[dict]:
+    """The largest arrays that the compiler names when a program doesn't fit."""
+    found = re.findall(r"Size: ([\d.]+)([KMGT])[\s\S]*?(?:Operator: op_name=\"([^\"]*)\"|Shape: (\S+))", error)
+    return [
+        {"name": op or shape, "bytes": int(float(size) * 2 ** (10 * " KMGT".index(unit)))}
+        for size, unit, op, shape in found
+    ][:8]
+
+
+def _size(found: dict) -> float:
+    """Bytes a chip; infinite where it doesn't fit and nobody says by how much."""
+    total = found["bytes"]["total"]
+    return total if found["fits"] or total else math.inf
+
+
+def largest(size: Callable[[int], float], memory: int, known: dict[int, float]) -> int:
+    """The largest n for which size(n), which grows about linearly, is at most `memory`; 0 if not even 1.
+
+    known: sizes found before. At most TRIES more are asked for; then the largest that was seen to fit is given.
+    """
+    known = dict(known)
+    for _ in range(TRIES):
+        fit = max((n for n, total in known.items() if total <= memory), default=0)
+        miss = min((n for n, total in known.items() if total > memory), default=None)
+        if miss is not None and miss <= fit + 1:
+            return fit
+        n = _guess(known, memory, fit, miss)
+        log.info("trying %d", n)
+        known[n] = size(n)
+    return max((n for n, total in known.items() if total <= memory), default=0)
+
+
+def _guess(known: dict[int, float], memory: int, fit: int, miss: int | None) -> int:
+    """Where a line through the two sizes nearest to memory crosses it, strictly between fit and miss."""
+    finite = sorted((abs(total - memory), n, total) for n, total in known.items() if math.isfinite(total))[:2]
+    n = 2 * fit or 1 if miss is None else (fit + miss) // 2
+    if len(finite) == 2:
+        (_, a, size_a), (_, b, size_b) = finite
+        if size_a != size_b:
+            crossing = int(a + (memory - size_a) * (b - a) / (size_b - size_a))
+            n = crossing if crossing > fit else fit + 1
+    n = max(fit + 1, n)
+    return n if miss is None else min(n, miss - 1)
+
+
+if __name__ == "__main__":
+    flags.run(main)
