@@ -1,6 +1,7 @@
 """From a config to what runs, and from a workdir to a network that can be asked: the only assembler."""
 
 import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -16,6 +17,7 @@ from diffusion_lm import sharding
 from diffusion_lm.config import Config, Data, from_json, to_json
 from diffusion_lm.data import corpora, examples, loader
 from diffusion_lm.data.tokenizer import Tokenizer, train_tokenizer
+from diffusion_lm.nn import flops
 from diffusion_lm.nn.bound import Bound
 from diffusion_lm.nn.denoiser import Denoiser, init_params
 from diffusion_lm.processes.base import Process
@@ -109,6 +111,7 @@ def build(config: Config, workdir: Path | str) -> Run:
     text = read_data(config, stored and stored[1])
     module, process = build_model(config, text.tokenizer)
     job = build_job(config, text, mesh, build_loss(config, module, process), lambda key: init_params(module, key))
+    job = dataclasses.replace(job, flops=functools.cache(lambda: update_flops(config, module, process)))
     return Run(config, job, checkpoints, text, module, process)
 
 
@@ -173,6 +176,15 @@ def build_loss(config: Config, module: Denoiser, process: Process) -> LossFn:
         return config.objective(Bound(module=module, params=params).denoise, process, key, batch)
 
     return loss
+
+
+def update_flops(config: Config, module: Denoiser, process: Process) -> int:
+    """An update's useful operations, by the formula of `nn.flops`."""
+
+    def objective(denoise, key, batch):
+        return config.objective(denoise, process, key, batch)
+
+    return config.train.accumulate * flops.of_update(module, objective, abstract_batch(config))
 
 
 def build_job(

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from absl import flags as absl_flags
 
 from diffusion_lm import generate, sharding
-from diffusion_lm.build import Model, abstract_batch, build_loss, build_model, build_update, check_rows
+from diffusion_lm.build import Model, abstract_batch, build_loss, build_model, build_update, check_rows, update_flops
 from diffusion_lm.config import Config, Data
 from diffusion_lm.data.examples import char_tokenizer
 from diffusion_lm.data.tokenizer import Tokenizer
@@ -120,14 +120,13 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
     part = abstract_batch(config)
     whole = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, batch, *a.shape[1:]), a.dtype), part)
     rows = jax.tree.map(lambda a: sharding.batch_sharding(mesh, axis=1), whole)
-    needed = flops.of_update(module, lambda denoise, key, rows: config.objective(denoise, process, key, rows), part)
     state = update.abstract
     arguments = {
         "state": state,
         "key": sharding.placed(key, sharding.replicated(mesh)),
         "batch": sharding.placed(whole, rows),
     }
-    return Program(update.step, arguments, needed * train.accumulate)
+    return Program(update.step, arguments, update_flops(config, module, process))
 
 
 def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Program:

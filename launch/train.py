@@ -23,6 +23,9 @@ def main() -> dict:
         **{name: value for name, value in result.values.items() if name != "step"},
         "tokens_per_s": result.tokens_per_s,
         "seconds": result.seconds,
+        "spent": result.spent,
+        "goodput": result.goodput,
+        "mfu": result.mfu,
         "checkpoint": str(result.checkpoint),
     }
 

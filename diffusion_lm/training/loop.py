@@ -5,7 +5,6 @@ import json
 import logging
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from diffusion_lm.training import hosts
 from diffusion_lm.training.checkpoint import CheckpointError, Checkpoints, Meta
+from diffusion_lm.training.clock import Clock
 from diffusion_lm.training.metrics import Meter, Metrics
 from diffusion_lm.training.state import TrainState
 from diffusion_lm.types import Array, Batch
@@ -81,6 +81,7 @@ class Job:
     evaluate  parameters -> held-out numbers, nats per target
     key       the run's; step number i uses fold_in(key, i)
     meta      what every checkpoint is to say of itself
+    flops     () -> useful operations of an update, all devices together; 0 where nobody counts
     """
 
     initial: Callable[[], TrainState]
@@ -91,10 +92,11 @@ class Job:
     evaluate: Callable[[Any], dict[str, float]]
     key: Array
     meta: Meta
+    flops: Callable[[], int] = lambda: 0
 
 
 class Result(NamedTuple):
-    """What a run came to."""
+    """What a run came to. seconds: in all; spent: by kind, see `clock`; mfu: None where the peak is unknown."""
 
     steps: int
     interrupted: bool
@@ -102,6 +104,9 @@ class Result(NamedTuple):
     tokens_per_s: float | None
     seconds: float
     checkpoint: Path
+    spent: dict[str, float]
+    goodput: float
+    mfu: float | None
 
 
 def run(job: Job, train: Train, workdir: Path | str, checkpoints: Checkpoints) -> Result:
@@ -111,43 +116,65 @@ def run(job: Job, train: Train, workdir: Path | str, checkpoints: Checkpoints) -
     processes does so on all, at the same update. Raises NonFiniteError, CheckpointError where nothing can be saved,
     LostHostError where another process is gone, and ValueError where processes aren't of one mind.
     """
-    started = time.monotonic()
+    clock = Clock()
     hosts.check_same("config, tokenizer or text", job.meta)
     # 1. Restore, or begin; the loader stands where the state stands.
-    step, state = _restore(job, checkpoints, train.steps)
-    saved = step or None
+    with clock.spend("start"):
+        step, state = _restore(job, checkpoints, train.steps)
+    first, saved = step, step or None
     with (
         _Interrupt() as interrupt,
         _closing(checkpoints),
         contextlib.closing(Metrics(workdir, step)) as metrics,
-        contextlib.closing(Meter(step, train.steps)) as meter,
+        contextlib.closing(Meter(step, train.steps, lambda step: _cost(job, clock, step - first))) as meter,
     ):
         pending = _Pending(train, metrics, meter, checkpoints)
         while step < train.steps and not interrupt.requested():
             # 2. The next batches, and where they stand in the data.
-            position = job.batches.get_state()
-            batches = [next(job.batches) for _ in range(train.steps_per_call)]
+            with clock.spend("data"):
+                position = job.batches.get_state()
+                batches = [next(job.batches) for _ in range(train.steps_per_call)]
             # 3. The updates; the device works while this thread goes on.
-            state, values = job.step(state, job.key, job.put(_stacked(batches)))
+            with clock.spend("compile") if step == first else contextlib.nullcontext():
+                state, values = job.step(state, job.key, job.put(_stacked(batches)))
             step += train.steps_per_call
             # 4. The numbers of the call before last: checked, written, shown.
             pending.add(step, values, position)
             # 5. Held-out text.
             if step == train.steps or (train.eval_every and step % train.eval_every == 0):
                 pending.drain()
-                _evaluate(job, state, step, metrics)
+                with clock.spend("evaluate"):
+                    _evaluate(job, state, step, metrics)
             # 6. A checkpoint, of finite numbers only; the last one comes in 7.
             if step % checkpoints.options.every == 0 and step < train.steps:
                 pending.drain()
-                checkpoints.save(step, state, job.batches.get_state(), job.meta)
+                with clock.spend("save"):
+                    checkpoints.save(step, state, job.batches.get_state(), job.meta)
                 saved = step
         # 7. The last checkpoint, whole on disk before anybody is told of it.
         pending.drain()
-        if saved != step:
-            checkpoints.save(step, state, job.batches.get_state(), job.meta)
-        checkpoints.wait()
-    seconds = time.monotonic() - started
-    return Result(step, step < train.steps, metrics.last, meter.tokens_per_s, seconds, checkpoints.path(step))
+        with clock.spend("save"):
+            if saved != step:
+                checkpoints.save(step, state, job.batches.get_state(), job.meta)
+            checkpoints.wait()
+    return Result(
+        steps=step,
+        interrupted=step < train.steps,
+        values=metrics.last,
+        tokens_per_s=meter.tokens_per_s,
+        seconds=clock.total,
+        checkpoint=checkpoints.path(step),
+        spent=clock.seconds,
+        goodput=clock.goodput,
+        mfu=clock.utilisation(lambda: job.flops() * (step - first)),
+    )
+
+
+def _cost(job: Job, clock: Clock, updates: int) -> str:
+    """What a line of the log says of it."""
+    used = clock.utilisation(lambda: job.flops() * updates)
+    said = "" if used is None else f"MFU {used:.1%}  "
+    return f"{said}goodput {clock.goodput:.0%}"
 
 
 @contextlib.contextmanager

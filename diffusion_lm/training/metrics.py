@@ -5,8 +5,10 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -81,10 +83,15 @@ def _tensorboard(folder: Path, step: int):
 
 
 class Meter:
-    """Shows step, loss, tokens a second and time left: a bar on a terminal, otherwise a log line now and then."""
+    """Shows step, loss, tokens a second and time left: a bar on a terminal, otherwise a log line now and then.
 
-    def __init__(self, step: int, steps: int, seconds_between_lines: float = 10.0):
-        self._steps = steps
+    cost: step -> what else to say.
+    """
+
+    def __init__(
+        self, step: int, steps: int, cost: Callable[[int], str] = lambda step: "", seconds_between_lines: float = 10.0
+    ):
+        self._steps, self._cost = steps, cost
         self._started = None  # (time, step) of the first update seen: what came before it is compilation
         self._tokens = 0.0
         self._pause = seconds_between_lines
@@ -109,7 +116,9 @@ class Meter:
         else:
             self._tokens += tokens
         speed = self.tokens_per_s or 0.0
-        text = f"step {step}/{self._steps}  loss {loss:.4f}  {speed:,.0f} tokens/s"
+        chips = jax.device_count()
+        each = f" ({speed / chips:,.0f} a chip)" if chips > 1 else ""
+        text = f"step {step}/{self._steps}  loss {loss:.4f}  {speed:,.0f} tokens/s{each}  {self._cost(step)}".rstrip()
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif now - self._said >= self._pause or step == self._steps:
