@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -35,8 +36,8 @@ class Projection:
 
     def total(self, nats: Callable, weights: Array, *arguments: Array) -> Array:
         """See `types.Readout`. Exact; gradients are formed chunk by chunk in the forward pass (no logits are kept)."""
-        rows = _CHUNK_ROWS * self.shards
-        return _total(self.hidden, self.table, weights, arguments, nats, self.vocab, self.products, rows)
+        shards = 1 if self.hidden.shape[0] % self.shards else self.shards
+        return _total(self.hidden, self.table, weights, arguments, nats, self.vocab, self.products, shards)
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """See `types.Readout`."""
@@ -44,17 +45,18 @@ class Projection:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _total(hidden, table, weights, arguments, nats, vocab, products, rows):
+def _total(hidden, table, weights, arguments, nats, vocab, products, shards):
     def add(total, chunk):
         h, w, rest = chunk
         return total + _weighed(nats, _scores(h, table, vocab, products), w, rest), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), _chunks((hidden, weights, arguments), rows))
+    total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), _chunks((hidden, weights, arguments), shards))
     return total
 
 
-def _forward(hidden, table, weights, arguments, nats, vocab, products, rows):
-    """The loss and its gradients in one sweep."""
+def _forward(hidden, table, weights, arguments, nats, vocab, products, shards):
+    """The loss and its gradients in one sweep. Each device sums up the table's gradient of its own rows; they are added
+    to each other once, after the sweep, and not in each of its turns."""
     rounded = table.astype(products)
 
     def add(carry, chunk):
@@ -62,15 +64,24 @@ def _forward(hidden, table, weights, arguments, nats, vocab, products, rows):
         h, w, rest = chunk
         scores = _scores(h, rounded, vocab, products)
         here, d_scores = jax.value_and_grad(_weighed, argnums=1)(nats, scores, w, rest)
-        d_table += dot("blv,ble->ve", d_scores, h, products)
+        d_table += _of_table(d_scores, h, products, shards)
         return (total + here, d_table), dot("blv,ve->ble", d_scores, rounded, products)
 
-    start = jnp.zeros((), jnp.float32), jnp.zeros(table.shape, jnp.float32)
-    (total, d_table), d_hidden = jax.lax.scan(add, start, _chunks((hidden, weights, arguments), rows))
+    start = jnp.zeros((), jnp.float32), jnp.zeros((shards, *table.shape), jnp.float32)
+    (total, d_table), d_hidden = jax.lax.scan(add, start, _chunks((hidden, weights, arguments), shards))
+    d_table = nn.with_logical_constraint(jnp.sum(d_table, axis=0), ("vocab", "embed"))
     return total, (_joined(d_hidden, hidden.shape), d_table, weights, arguments)
 
 
-def _backward(nats, vocab, products, rows, gradients, g):
+def _of_table(d_scores: Array, h: Array, products: str, shards: int) -> Array:
+    """[B, c, rows] and [B, c, E] -> float32 [shards, rows, E], the sums over the B / shards rows of each device."""
+    if shards == 1:
+        return dot("blv,ble->ve", d_scores, h, products)[None]
+    d_scores, h = (a.reshape(shards, -1, *a.shape[1:]) for a in (d_scores, h))
+    return nn.with_logical_constraint(dot("wblv,wble->wve", d_scores, h, products), ("batch", "vocab", None))
+
+
+def _backward(nats, vocab, products, shards, gradients, g):
     d_hidden, d_table, weights, arguments = gradients
     return g * d_hidden, g * d_table, jnp.zeros_like(weights), jax.tree.map(_no_gradient, arguments)
 
@@ -99,10 +110,10 @@ def _rows(scores: Array) -> Array:
     return jnp.arange(scores.shape[-1], dtype=jnp.int32)[None, None]
 
 
-def _chunks(arrays, rows: int):
-    """[B, L, ...] -> [chunks, B, c, ...] with B x c about `rows`: cut along L, so that the batch stays sharded."""
+def _chunks(arrays, shards: int):
+    """[B, L, ...] -> [chunks, B, c, ...], some _CHUNK_ROWS a device: cut along L, so that the batch stays sharded."""
     batch, length = jax.tree.leaves(arrays)[0].shape[:2]
-    size = min(length, max(1, rows // batch))
+    size = min(length, max(1, _CHUNK_ROWS * shards // batch))
 
     def cut(a):
         a = jnp.pad(a, [(0, 0), (0, -length % size)] + [(0, 0)] * (a.ndim - 2))
