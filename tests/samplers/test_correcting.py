@@ -61,7 +61,7 @@ def test_correcting_passes_mend_more_than_as_many_steps(process, steps=8):
 
 
 @every
-@pytest.mark.parametrize("times", [(0.0, 0.1), (0.25, 1.0)])
+@pytest.mark.parametrize("times", [(0.0, 0.1), (0.25, 0.6), (0.25, 1.0)])
 def test_noise_laid_on_again_has_the_stated_law(process, times):
     """And composed with the noise before, it is the noise of the later time."""
     rows, (s, t) = 20_000, times
