@@ -12,7 +12,11 @@ import pytest
 from launch import compile as compiling
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = {"all-gather": (41, 41), "all-reduce": (27, 35), "collective-permute": (2, 2)}
+GOLDEN = {
+    "all-gather": {"places": 41, "runs": 41, "bytes": 423_936},
+    "all-reduce": {"places": 27, "runs": 35, "bytes": 3_544_232},
+    "collective-permute": {"places": 2, "runs": 2, "bytes": 12_288},
+}
 SMALL = ("model.width=32", "model.layers=2", "model.heads=4", "model.kv_heads=2", "model.mlp=64", "data.length=32",
          "data.vocab=300", "train.batch=16", "objective.block=8")  # fmt: skip
 
@@ -41,9 +45,9 @@ def test_an_update_on_eight_cpu_devices(tmp_path):
     assert size["optimizer"] == pytest.approx(2 * size["parameters"], abs=100)  # AdamW's two moments, and counts
     assert size["total"] >= size["parameters"] + size["optimizer"] + size["temporaries"]
     assert found["flops"] > 0 and len(found["largest_temporaries"]) == 8
-    # Golden (jax 0.10.2): places in the program by kind, and runs. More of them is a layout that was lost on the way;
-    # more runs, one that moved into a loop: the loss goes through its 128 rows in 2 turns.
-    assert {kind: (n["places"], n["runs"]) for kind, n in found["collectives"].items()} == GOLDEN
+    # jax 0.10.2. More places are a layout that was lost on the way; more runs or bytes, a sum that moved into a loop
+    # (the loss goes through its 128 rows in 2 turns; the table's gradient is to be summed after them).
+    assert found["collectives"] == GOLDEN
 
 
 def test_a_generation_on_eight_cpu_devices():
