@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_lm.build import load_for_inference
+
 ROOT = Path(__file__).parents[2]
 TEXT = "\n\n".join(f"Line {i}: the {word} sat on the mat." for i in range(80) for word in ("cat", "dog", "hen"))
 SMALL = [f"--set={s}" for s in ("model.width=16", "model.layers=1", "model.heads=2", "train.batch=4")]
@@ -16,7 +18,7 @@ SMALL = [f"--set={s}" for s in ("model.width=16", "model.layers=1", "model.heads
 def compare(folder, *arguments):
     quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "HOME": str(folder)}
     command = [sys.executable, "-m", "launch.compare", f"--data={folder}/text.txt", f"--workdir={folder}/work"]
-    command += ["--texts=4", "--passes=2", "--budget=0.001", *SMALL, *arguments]
+    command += ["--texts=4", "--passes=2", "--budget=0.001", "--seed=3", *SMALL, *arguments]
     return subprocess.run(command, cwd=ROOT, env=os.environ | quick, capture_output=True, text=True, timeout=300)
 
 
@@ -40,15 +42,44 @@ def test_a_line_for_each_family_and_for_the_text(compared):
     assert "</svg>" in (folder / "out/figure.svg").read_text()
 
 
+def test_the_seed_is_the_runs(compared):
+    assert [load_for_inference(compared[0] / "work" / family).config.seed for family in ("ar", "score")] == [3, 3]
+
+
+def changed(path, change):
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
 def test_started_again_it_goes_on_and_a_failure_keeps_its_row(compared):
+    """Nothing that is known is made again: neither a network nor what it costs, nor its samples."""
     folder, result = compared
+    ar, score, text = result["rows"]
     (folder / "work/masked").mkdir()
     (folder / "work/masked/record.json").write_text('{"failed": "loss nan"}')
+    for known in (score["samples"]["2"], text["samples"]["64"]):
+        known["entropy"] = 9.0
+    changed(folder / "work/score/record.json", lambda record: record["samples"]["canvas/2"].update(entropy=9.0))
+    changed(folder / "work/ar/record.json", lambda record: record["text"].update(entropy=9.0))
     done = compare(folder, "--families=ar,score,masked")
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout.splitlines()[-1])
-    assert again["rows"] == [*result["rows"][:2], {"family": "masked", "failed": "loss nan"}, result["rows"][2]]
+    assert again["rows"] == [ar, score, {"family": "masked", "failed": "loss nan"}, text]
     assert "| masked | failed: loss nan |" in (folder / "work/table.md").read_text()
+    assert [path.name for path in (folder / "work/masked").iterdir()] == ["record.json"]
+
+
+def test_the_seed_is_the_samples_too(compared):
+    """The same networks, asked again with another."""
+    folder, result = compared
+    changed(folder / "work/plan.json", lambda plan: plan.update(seed=4))
+    changed(folder / "work/score/record.json", lambda record: record.pop("samples"))
+    done = compare(folder, "--families=ar,score", "--seed=4")
+    assert done.returncode == 0, done.stderr
+    ar, score, _ = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert ar == result["rows"][0] and score["bits_per_byte"] == result["rows"][1]["bits_per_byte"]
+    assert score["samples"]["2"]["nats_per_token"] != result["rows"][1]["samples"]["2"]["nats_per_token"]
 
 
 @pytest.mark.parametrize(
