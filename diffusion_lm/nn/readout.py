@@ -57,7 +57,8 @@ def _total(hidden, table, weights, arguments, nats, vocab, products, shards):
 def _forward(hidden, table, weights, arguments, nats, vocab, products, shards):
     """The loss and its gradients in one sweep. Each device sums up the table's gradient of its own rows; they are added
     to each other once, after the sweep, and not in each of its turns."""
-    rounded = table.astype(products)
+    # Gathered here, once: what is cut along its width would be gathered anew in each turn.
+    rounded = nn.with_logical_constraint(table.astype(products), ("vocab", None))
 
     def add(carry, chunk):
         total, d_table = carry

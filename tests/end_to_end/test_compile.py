@@ -13,7 +13,7 @@ from launch import compile as compiling
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = {
-    "all-gather": {"places": 41, "runs": 41, "bytes": 423_936},
+    "all-gather": {"places": 40, "runs": 40, "bytes": 399_360},
     "all-reduce": {"places": 27, "runs": 35, "bytes": 3_544_232},
     "collective-permute": {"places": 2, "runs": 2, "bytes": 12_288},
 }
