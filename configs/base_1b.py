@@ -6,7 +6,7 @@
 blocks of 32; batch 512 (a million tokens) in 8 parts, 20,000 updates: 21B tokens, some twenty a parameter (arXiv
 2203.15556). A row is read noisy and clean at once, so that an update costs what 2 million tokens do: 2.6e20
 operations in all. Any text will do; its tokens are kept in data.cache.
-Hardware: anything whose devices divide 64, with 16 GB each on 16 of them by calculation. Time: not yet run.
+Hardware: up to 64 devices as it stands; 256 with --set=train.accumulate=1 (docs/compile.md). Time: not yet run.
 Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
