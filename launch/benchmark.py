@@ -2,6 +2,7 @@
 
     python -m launch.benchmark --suite=train|decode|canvas|memory|all --out=rows.json
     python -m launch.benchmark --suite=tradeoffs --workdir=runs/quickstart [--judge=runs/other] --charts=charts
+    python -m launch.benchmark --suite=drift --workdir=runs/masked --charts=charts
 
 Tables go to standard error; the last line on standard output is a JSON object with all rows. The legs to compare with
 need the extra [bench], with a CPU build of torch; without it their rows are skipped with a reason.
@@ -24,6 +25,7 @@ from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.draw import Draw
 from launch import flags, legs, torch_legs
+from launch.drift import drift
 from launch.tradeoffs import tradeoffs
 
 log = logging.getLogger("diffusion_lm.benchmark")
@@ -89,20 +91,27 @@ def memory() -> list[Row]:
 
 
 SUITES = {"train": train, "decode": decode, "canvas": canvas, "memory": memory}
-SUITE = absl_flags.DEFINE_enum("suite", "all", [*SUITES, "tradeoffs", "all"], "What to measure; all: but tradeoffs.")
-WORKDIR = absl_flags.DEFINE_string("workdir", None, "tradeoffs: the run whose checkpoint is measured.")
+OF_A_RUN = ("tradeoffs", "drift")
+SUITE = absl_flags.DEFINE_enum(
+    "suite", "all", [*SUITES, *OF_A_RUN, "all"], "What to measure; all: what needs no --workdir."
+)
+WORKDIR = absl_flags.DEFINE_string("workdir", None, "tradeoffs, drift: the run whose checkpoint is measured.")
 JUDGE = absl_flags.DEFINE_string("judge", None, "tradeoffs: the run that judges text; none: the same.")
-CHARTS = absl_flags.DEFINE_string("charts", "tradeoffs", "tradeoffs: the folder for charts.")
+CHARTS = absl_flags.DEFINE_string("charts", "charts", "tradeoffs, drift: the folder for charts.")
 OUT = absl_flags.DEFINE_string("out", None, "A file for the same JSON object.")
 
 
 def main() -> dict:
     if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
         raise FileNotFoundError(f"--out={OUT.value}: there is no such folder")
-    if (SUITE.value == "tradeoffs") != (WORKDIR.value is not None):
-        raise ValueError("--workdir goes with --suite=tradeoffs, which needs one")
-    rows = []
-    suites = {**SUITES, "tradeoffs": lambda: tradeoffs(WORKDIR.value, JUDGE.value, Path(CHARTS.value))}
+    if (SUITE.value in OF_A_RUN) != (WORKDIR.value is not None):
+        raise ValueError("--workdir goes with --suite=tradeoffs or drift, which need one")
+    rows, charts = [], Path(CHARTS.value)
+    suites = {
+        **SUITES,
+        "tradeoffs": lambda: tradeoffs(WORKDIR.value, JUDGE.value, charts),
+        "drift": lambda: drift(WORKDIR.value, charts),
+    }
     for name in SUITES if SUITE.value == "all" else [SUITE.value]:
         log.info("measuring %s", name)
         found = suites[name]()

@@ -1,0 +1,44 @@
+"""The benchmark's account of how far approximate passes are from exact ones, on a network with random parameters."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.denoiser import Architecture, Denoiser, init_params
+from launch.drift import Watching
+
+L, MASK = 8, 11
+ALL = jnp.arange(L, dtype=jnp.int32)[None]
+T = jnp.full(1, 0.5)
+reread = jax.jit(lambda network, *seen: network.reread(*seen))
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def watching():
+    module = Denoiser(Architecture(width=16, layers=2, heads=2, mlp=16, products="float32"), vocab=MASK)
+    params, rng = (
+        nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0))),
+        np.random.default_rng(0),
+    )
+    params = jax.tree.map(lambda a: a + jnp.asarray(rng.normal(scale=0.3, size=a.shape), a.dtype), params)
+    return Watching(bound=Bound(module=module, params=params).for_sampling(), mask=MASK)
+
+
+def test_what_is_watched_is_how_far_masks_are_from_an_exact_pass(watching):
+    first = jnp.array([[1, 2, MASK, MASK, MASK, MASK, MASK, MASK]])
+    _, seen = reread(watching, watching.empty_cache(1, L), first, ALL, T)
+    assert seen.count == 6 and seen.nats == pytest.approx(0, abs=1e-5)
+    at, tokens = jnp.array([[2, 3, 5, L]]), jnp.array([[7, 8, MASK, MASK]])
+    said, after = reread(watching, seen, tokens, at, T)
+    canvas = jnp.array([[1, 2, 7, 8, MASK, MASK, MASK, MASK]])
+    assert (after.canvas == canvas).all() and after.count == 7  # one mask more: 5; L is none
+    exact = watching.bound.read_canvas(watching.bound.empty_cache(1, 0), canvas, T)[0, 5]
+    log_p, log_q = jax.nn.log_softmax(exact), jax.nn.log_softmax(said[0, 2])
+    kl = float(jnp.sum(jnp.exp(log_p) * (log_p - log_q)))
+    assert kl > 1e-3 and after.nats - seen.nats == pytest.approx(kl, rel=1e-3)
