@@ -38,6 +38,8 @@ ENTRY %main (state: f32[16]) -> (f32[999], f32[8]) {
   %v = (s32[], f32[16]) while(%w), condition=%sum, body=%body, backend_config={"known_trip_count":{"n":"3"}}
   %scatter = f32[8]{0} fusion(%v), kind=kCustom, calls=%all-reduce-scatter.1
   %new = f32[999]{0} fusion(%v), kind=kLoop, calls=%sum
+  %piece.1 = f32[10]{0} all-gather(%state), frontend_attributes={chain_id="2"}
+  %piece.2 = f32[10]{0} all-gather(%state), frontend_attributes={chain_id="2"}
   ROOT %out = (f32[999], f32[8]) tuple(%new, %scatter)
 }
 """
@@ -45,7 +47,7 @@ ENTRY %main (state: f32[16]) -> (f32[999], f32[8]) {
 
 def test_collectives_count_as_often_as_their_loops_run():
     assert hlo.read(TEXT).collectives() == {
-        "all-gather": {"places": 1, "runs": 15, "bytes": 15 * 128 * 4},
+        "all-gather": {"places": 2, "runs": 15 + 1, "bytes": 15 * 128 * 4 + 10 * 4},  # one is spread over two places
         "reduce-scatter": {"places": 1, "runs": 1, "bytes": 64 * 4},  # a sum fused with its cut
     }
 
