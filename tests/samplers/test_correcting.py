@@ -93,6 +93,22 @@ def test_the_sampler_follows_the_law_of_its_passes(process):
     assert p_value(state.tokens, law(process, steps, 0)) < 1e-6
 
 
+def test_noise_and_steps_back_never_draw_with_the_same_key(monkeypatch):
+    used = []
+    for name in ("forward", "reverse"):
+
+        def recorded(self, keys, *rest, draw=getattr(Uniform, name)):
+            used.append(jax.random.key_data(keys))
+            return draw(self, keys, *rest)
+
+        monkeypatch.setattr(Uniform, name, recorded)
+    sampler = Ancestral(process=PROCESSES[0], passes=4, eot=NEVER, correct=2)
+    canvas = sampler.begin(blank(1))
+    for _ in range(4):
+        canvas = sampler.step(lambda tokens, t: jnp.zeros((1, LENGTH, VOCAB)), canvas)
+    assert len(used) > 4 and len(np.unique(np.concatenate(used), axis=0)) == len(used)
+
+
 def test_given_positions_are_not_noised_again():
     canvas = blank(64, given=np.array([[False, True, True, False]]), prompt=2)
     sampler = Ancestral(process=PROCESSES[0], passes=6, eot=NEVER, correct=5)
