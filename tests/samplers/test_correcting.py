@@ -95,9 +95,9 @@ def test_the_sampler_follows_the_law_of_its_passes(process):
 
 def test_noise_and_steps_back_never_draw_with_the_same_key(monkeypatch):
     used = []
-    for name in ("forward", "reverse"):
+    for name, draw in (("forward", Uniform.forward), ("reverse", Uniform.reverse)):
 
-        def recorded(self, keys, *rest, draw=getattr(Uniform, name)):
+        def recorded(self, keys, *rest, draw=draw):
             used.append(jax.random.key_data(keys))
             return draw(self, keys, *rest)
 
