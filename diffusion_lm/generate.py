@@ -11,6 +11,7 @@ from diffusion_lm.answers import Answer, fill, story, write
 from diffusion_lm.build import Model
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.approximate import Approximate
 from diffusion_lm.samplers.auto import Auto
 from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.base import run
@@ -19,18 +20,22 @@ from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.drafts import Drafter, Lookup
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.pace import Even, Pace
+from diffusion_lm.samplers.population import Population
 from diffusion_lm.samplers.remasking import Cap, Remask, Remasking
+from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.revision import Revision
 from diffusion_lm.samplers.speculative import Speculative
+from diffusion_lm.samplers.stale import Dual, Policy
 from diffusion_lm.types import Causal
 
 __all__ = [
-    "Answer", "ancestral", "auto", "autoregressive", "confidence", "fill", "remasking", "revised", "speculative",
-    "story", "write",
+    "Answer", "ancestral", "approximate", "auto", "autoregressive", "confidence", "fill", "population", "remasking",
+    "renoising", "revised", "speculative", "story", "write",
 ]  # fmt: skip
 MOST_PASSES = 100_000
 EVEN = Even()
 CAP = Cap()
+DUAL = Dual()
 _TIMED = 8  # passes a timing
 
 
@@ -108,6 +113,27 @@ def confidence(
     return _canvases(model, sampler, canvas, record)
 
 
+def approximate(
+    model: Model,
+    *,
+    draw: Draw,
+    canvas: int,
+    passes: int | None = None,
+    pace: Pace = EVEN,
+    cache: Policy = DUAL,
+    record: bool = False,
+) -> Approximate:
+    """`confidence` over an approximate cache, for a network that reads whole rows both ways: a pass reads what `cache`
+    asks for again, and sees the rest as it was. docs/caches.md has what that saves and costs.
+
+    Raises ValueError where noise is no mask, or the network has an exact cache.
+    """
+    exact = confidence(model, draw=draw, canvas=canvas, passes=passes, pace=pace, record=record)
+    if exact.align:
+        raise ValueError(f"{type(model.config.objective).__name__} has an exact cache: leave the approximate one out")
+    return Approximate(policy=cache, **{field.name: getattr(exact, field.name) for field in dataclasses.fields(exact)})
+
+
 def ancestral(
     model: Model, *, draw: Draw, canvas: int, passes: int, correct: int = 0, record: bool = False
 ) -> Canvases:
@@ -122,6 +148,20 @@ def remasking(
     """The writer of canvases that takes tokens back as `remask` says. Raises ValueError where noise is no mask."""
     sampler = Remasking(process=model.process, passes=passes, eot=_closing(model), draw=draw, remask=remask)
     return _canvases(model, sampler, canvas, record)
+
+
+def renoising(model: Model, *, draw: Draw, canvas: int, passes: int, record: bool = False, **options) -> Canvases:
+    """The writer of canvases that keeps what may be drawn together and renoises the rest, until the canvas stands
+    still (see `Renoising` for options). Raises ValueError where noise is masks."""
+    sampler = Renoising(process=model.process, passes=passes, eot=_closing(model), draw=draw, **options)
+    return _canvases(model, sampler, canvas, record)
+
+
+def population(model: Model, *, draw: Draw, canvas: int, passes: int, particles: int) -> Population:
+    """The writer of `particles` texts at once, the better of which go on (see `Population`): give it each prompt so
+    many times. Raises ValueError for a network that doesn't read causally, and for a draw other than the network's."""
+    autoregressive(model, draw=draw)
+    return Population(canvases=ancestral(model, draw=draw, canvas=canvas, passes=passes), particles=particles)
 
 
 def revised(model: Model, writer: Canvases, *, rounds: int, span: int) -> Canvases:

@@ -17,11 +17,12 @@ def missing(*packages: str) -> str:
     return f"{' and '.join(absent)} not installed: {INSTALL} (a CPU build of torch is enough)" if absent else ""
 
 
-def language_model(*, vocab: int, width: int, layers: int, heads: int, mlp: int):
-    """The denoiser's architecture as a torch module, read causally: tokens [B, L] -> float32 logits [B, L, V].
+def language_model(*, vocab: int, width: int, layers: int, heads: int, mlp: int, causal: bool = True):
+    """The denoiser's architecture as a torch module: tokens [B, L] -> float32 logits [B, L, V]; forward(tokens, n)
+    gives those of the last n positions.
 
     RMSNorm, rotary positions, SwiGLU, no QK-norm, an embedding that is normalised and a table of its own for the
-    readout; attention is PyTorch's fused causal one.
+    readout; attention is PyTorch's fused one.
     """
     import torch
     from torch import nn
@@ -44,7 +45,7 @@ def language_model(*, vocab: int, width: int, layers: int, heads: int, mlp: int)
             rows, length, _ = x.shape
             q, k, v = self.qkv(self.attention_norm(x)).view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
             x = x + self.output(mixed.transpose(1, 2).reshape(rows, length, width))
             gate, value = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
             return x + self.down(functional.silu(gate) * value)
@@ -52,19 +53,19 @@ def language_model(*, vocab: int, width: int, layers: int, heads: int, mlp: int)
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embedding = nn.Embedding(vocab, width)
+            self.embedding = nn.Embedding(vocab + 1, width)  # and the mask
             self.embedding_norm, self.final_norm = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
             self.layers = nn.ModuleList(Layer() for _ in range(layers))
             self.unembedding = nn.Linear(width, vocab, bias=False)
 
-        def forward(self, tokens):
+        def forward(self, tokens, last=0):
             half = width // heads // 2
             angles = torch.arange(tokens.shape[1])[:, None] * 10_000.0 ** -(torch.arange(half) / half)
             cos, sin = angles.cos(), angles.sin()
             x = self.embedding_norm(self.embedding(tokens))
             for layer in self.layers:
                 x = layer(x, cos, sin)
-            return self.unembedding(self.final_norm(x))
+            return self.unembedding(self.final_norm(x[:, -last:]))
 
     torch.manual_seed(0)
     return Model()
@@ -116,5 +117,36 @@ def decode(
     def generate() -> list[int]:
         with torch.inference_mode():
             return model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)[0, prompt:].tolist()
+
+    return generate
+
+
+def recomputed(*, prompt: int, new: int, canvas: int, passes: int, vocab: int, **sizes: int) -> Callable[[], list[int]]:
+    """`new` tokens a call, canvas by canvas, each cleared in so many passes by confidence: a pass reads prompt, text
+    and canvas anew, both ways, in float32."""
+    import torch
+
+    model = language_model(vocab=vocab, causal=False, **sizes).eval()
+    start = torch.randint(0, vocab, (1, prompt))
+
+    def clear(text):
+        text = torch.cat([text, torch.full((1, canvas), vocab)], dim=1)
+        for left in range(passes, 0, -1):
+            open_ = text[0, -canvas:] == vocab
+            if not open_.any():
+                break
+            probability = model(text, canvas)[0].softmax(dim=-1)
+            drawn = torch.multinomial(probability, 1)[:, 0]
+            sure = probability.gather(1, drawn[:, None])[:, 0].masked_fill(~open_, -1.0)
+            best = sure.topk(-(-int(open_.sum()) // left)).indices
+            text[0, text.shape[1] - canvas + best] = drawn[best]
+        return text
+
+    def generate() -> list[int]:
+        text = start
+        with torch.inference_mode():
+            for _ in range(new // canvas):
+                text = clear(text)
+        return text[0, prompt:].tolist()
 
     return generate

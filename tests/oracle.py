@@ -164,6 +164,9 @@ class OracleModel:
         kept = jnp.arange(self.slots, dtype=jnp.int32)[None] < length[:, None]
         return Read(tokens=jnp.where(kept, cache.tokens, MASK), length=length)
 
+    def refit(self, cache: Read, rows, slots=None):
+        return Read(tokens=jnp.take(cache.tokens, rows, axis=0), length=jnp.take(cache.length, rows))
+
     def read_canvas(self, cache: Read, canvas, t):
         read = self._write(cache, canvas, jnp.full_like(cache.length, canvas.shape[1]))
         return self._said_at(read.tokens, cache.length - 1, canvas.shape[1])

@@ -25,6 +25,7 @@ FLOORS = {
     "build": 6,  # assembles what a config says
     "answers": 6.3,  # writes with it
     "generate": 6.5,
+    "many": 6.5,
     "configs": 6,
     "launch": 7,  # launchers may name a config, never the other way round
 }

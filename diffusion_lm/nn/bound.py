@@ -9,6 +9,7 @@ from flax import struct
 from diffusion_lm.nn import cache as kv_cache
 from diffusion_lm.nn.cache import KVCache
 from diffusion_lm.nn.denoiser import Denoiser
+from diffusion_lm.sharding import platform
 from diffusion_lm.types import Bidirectional, Reading, Readout
 
 Array = jax.Array
@@ -40,7 +41,7 @@ class Bound:
     def sampling_products(self, rows: int) -> str:
         """The type of products that suits so many rows. A CPU multiplies a single row faster in float32: a bfloat16
         matrix-vector product isn't vectorised there."""
-        single = rows == 1 and jax.default_backend() == "cpu"
+        single = rows == 1 and platform() == "cpu"
         return "float32" if single else self.module.architecture.products
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
@@ -58,8 +59,8 @@ class Bound:
         """Forgets the last count[b] positions that were read."""
         return kv_cache.rewind(cache, count)
 
-    def refit(self, cache: KVCache, rows: Array, slots: int) -> KVCache:
-        """The cache of the chosen rows, int32 [n], with `slots` slots, at least as many as it has."""
+    def refit(self, cache: KVCache, rows: Array, slots: int | None = None) -> KVCache:
+        """The cache of the chosen rows, int32 [n], with `slots` slots, at least as many as it has (None: as many)."""
         return kv_cache.refit(cache, rows, slots)
 
     def read_canvas(self, cache: KVCache, canvas: Array, t: Array) -> Array:

@@ -27,8 +27,8 @@ class Model(Protocol):
     def rewind(self, cache: Any, count: Array) -> Any:
         """The cache without the last count[b] positions that row b read."""
 
-    def refit(self, cache: Any, rows: Array, slots: int) -> Any:
-        """The cache of the chosen rows, int32 [n], with at least as many slots as before."""
+    def refit(self, cache: Any, rows: Array, slots: int | None = None) -> Any:
+        """The cache of the chosen rows, int32 [n], with at least as many slots as before (None: as many)."""
 
     def read_canvas(self, cache: Any, canvas: Array, t: Array) -> Array:
         """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] behind the cache; writes nothing."""
@@ -61,7 +61,12 @@ class Phase:
 
 class Writer(Protocol):
     """A frozen dataclass that answers prompts in phases. Arrays of its carry have rows first, apart from counts, which
-    are []; it has the `cache`, `finished` bool [B], and `nfe` int32 []."""
+    are []; it has the `cache`, `finished` bool [B], and `nfe` int32 [].
+
+    separable  a row is written as it would be alone, and may leave the batch
+    """
+
+    separable = True
 
     def slots(self, prompt: int, length: int) -> int:
         """Slots that the cache must have for a prompt so wide."""

@@ -81,6 +81,10 @@ class Canvases(Writer):
         if self.align and isinstance(self.clean, BlockCausal) and self.align != self.clean.block:
             raise ValueError(f"text read in blocks of {self.clean.block} needs align={self.clean.block}")
 
+    @property
+    def separable(self) -> bool:
+        return not self.record
+
     def canvases(self, length: int) -> int:
         """How many canvases hold `length` new tokens, at worst."""
         return -(-(length + max(self.align, 1) - 1) // self.canvas)
@@ -122,23 +126,30 @@ class Canvases(Writer):
 
     def step(self, model: Model, state: Writing) -> Writing:
         """One canvas: clear it, write it down, and read it into the cache unless nobody goes on."""
-        canvas, trace = run(
+        canvas, trace = self.cleared(model, state)
+        state = self.written(state, canvas, trace)
+        cache, committed = self._commit(model, state.cache, canvas.tokens, state.finished)
+        return state.replace(nfe=state.nfe + committed, cache=cache)
+
+    def cleared(self, model: Model, state: Writing) -> tuple[Canvas, tuple[Array, Array] | None]:
+        """The next canvas, all passes made, and what `record` has to show for them."""
+        return run(
             self.sampler,
             self._denoise(model, state),
             self.sampler.begin(self._blank(state)),
             self.sampler.passes,
             record=_picture if self.record else None,
         )
+
+    def written(self, state: Writing, canvas: Canvas, trace: tuple[Array, Array] | None = None) -> Writing:
+        """The carry with a cleared canvas in its text, which the cache has not read."""
         ended = jnp.any((canvas.tokens == self.eot) & ~canvas.given, axis=1)
-        finished = state.finished | ended | (state.filled + self.canvas >= state.goal)
-        cache, committed = self._commit(model, state.cache, canvas.tokens, finished)
         return state.replace(
             text=_write(state.text, canvas.tokens, state.filled, ~state.finished),
             filled=state.filled + jnp.where(state.finished, 0, self.canvas),
-            finished=finished,
+            finished=state.finished | ended | (state.filled + self.canvas >= state.goal),
             begun=state.begun + 1,
-            nfe=state.nfe + canvas.passes + committed,
-            cache=cache,
+            nfe=state.nfe + canvas.passes,
             history=self._recorded(state, canvas, trace),
         )
 

@@ -139,9 +139,9 @@ class Constrained:
     def rewind(self, cache: Known, count: Array) -> Known:
         return cache.replace(inner=self.model.rewind(cache.inner, count), length=cache.length - count)
 
-    def refit(self, cache: Known, rows: Array, slots: int) -> Known:
+    def refit(self, cache: Known, rows: Array, slots: int | None = None) -> Known:
         text = jnp.take(cache.text, rows, axis=0)
-        more = ((0, 0), (0, slots - text.shape[1]))
+        more = ((0, 0), (0, 0 if slots is None else slots - text.shape[1]))
         return Known(
             inner=self.model.refit(cache.inner, rows, slots),
             text=jnp.pad(text, more, constant_values=self.mask),

@@ -21,12 +21,12 @@ def drive(writer: Writer, model: Any, prompt: Prompt, keys: Array, *, length: in
     compact  when half of the rows or more have finished, the others go on in a smaller batch: each size compiles its
              own programs, which pays for long answers. The generation then has no cache to go on from
 
-    Raises ValueError for a recording writer with `compact`: a recording holds whole batches.
+    Raises ValueError for `compact` where rows aren't written apart (a recording, a population).
     """
     rows, width = prompt.tokens.shape
     slots, phases = writer.slots(width, length), writer.phases(length)
-    if compact and getattr(writer, "record", False):
-        raise ValueError("rows can't leave a batch that is recorded: record, or compact, not both")
+    if compact and not writer.separable:
+        raise ValueError("rows can't leave a batch that is recorded, or a population: leave compact out")
     if not (compact and rows > 1) and (slots <= _FEWEST or phases[0].reads is None):
         return _generate(model, model.empty_cache(rows, slots), prompt, keys, writer=writer, length=length)
     size = _size(width, phases[0], slots)

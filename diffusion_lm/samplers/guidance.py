@@ -55,7 +55,7 @@ class Guided:
     def rewind(self, cache: Both, count: Array) -> Both:
         return Both(inner=self.model.rewind(cache.inner, _twice(count)))
 
-    def refit(self, cache: Both, rows: Array, slots: int) -> Both:
+    def refit(self, cache: Both, rows: Array, slots: int | None = None) -> Both:
         both = jnp.concatenate([rows, rows + cache.length.shape[0]])
         return Both(inner=self.model.refit(cache.inner, both, slots))
 

@@ -1,44 +1,14 @@
 """The commands a newcomer types, on a model small enough to train in seconds: results, and one line for bad input."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
+from commands import launch
 
 from diffusion_lm import generate
-from diffusion_lm.build import load_for_inference
 from diffusion_lm.samplers.draw import Draw
 from launch import tradeoffs
-
-ROOT = Path(__file__).parents[2]
-TEXT = "".join(f"Line {i}: the {w} sat on the mat.\n\n" for i in range(80) for w in ("cat", "dog", "hen", "owl"))
-SMALL = ("data.documents=paragraph", "data.length=64", "data.kind=char", "model.width=32", "model.layers=2",
-         "model.heads=2", "objective.block=16", "train.steps=6", "checkpoint.every=3", "train.eval_every=0")  # fmt:skip
-
-
-def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(home)}
-    command = [sys.executable, "-m", f"launch.{name}", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[Path, dict]:
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "text.txt").write_text(TEXT)
-    settings = [f"--set={s}" for s in (*SMALL, f"data.path={folder}/text.txt")]
-    done = launch("train", "--config=configs/quickstart.py", f"--workdir={folder}/work", *settings, home=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def model(trained):
-    return load_for_inference(trained[0] / "work")
 
 
 def test_training_ends_with_one_json_line_and_numbered_checkpoints(trained):
@@ -72,9 +42,33 @@ def test_sample_writes_text_its_file_and_a_page(trained):
     assert "</html>" in page.read_text()
 
 
+def test_sample_fills_in_and_chooses(trained):
+    """One command each: a hole of one length and of several, and the best of a few under rules."""
+    folder, _ = trained
+    plain = [f"--workdir={folder}/work", "--canvas=16", "--passes=2"]
+    one = launch("sample", *plain, "--infill=Line [[2]]: the cat", "--infill=The [[3]] sat", home=folder)
+    assert one.returncode == 0, one.stderr
+    texts = [text["text"] for text in json.loads(one.stdout.splitlines()[-1])["texts"]]
+    assert texts[0].startswith("Line ") and texts[0].endswith(": the cat") and texts[1].endswith(" sat")
+    several = launch("sample", *plain, "--infill=Line [[1-3]]: the cat", home=folder)
+    assert len(json.loads(several.stdout.splitlines()[-1])["scores"][0]) == 3, several.stderr
+    best = launch(
+        "sample", *plain, "--prompt=Line", "--length=20", "--best_of=3", "--score=bound", "--guidance=1", "--ban=a",
+        "--no_repeat=4", "--repetition=0.1", home=folder,
+    )  # fmt: skip
+    assert best.returncode == 0, best.stderr
+    result = json.loads(best.stdout.splitlines()[-1])
+    assert len(result["scores"][0]) == 3 and len(result["texts"]) == 1 and "a" not in result["texts"][0]["text"]
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "cause"),
     [
+        ("sample", ["--workdir=WORK", "--infill=no hole"], "has no hole"),
+        ("sample", ["--workdir=WORK", "--infill=[[3]]", "--slide"], "--infill goes without"),
+        ("sample", ["--workdir=WORK", "--cache=dual"], "exact cache"),
+        ("sample", ["--workdir=WORK", "--sampler=renoise"], "masks only"),
+        ("sample", ["--workdir=WORK", "--sampler=margin", "--particles=3"], "--particles is for"),
         ("sample", ["--workdir=nowhere"], "no checkpoint"),
         ("sample", ["--workdir=WORK", "--passes=0"], "passes must be at least 1"),
         ("sample", ["--workdir=WORK", "--view=canvas.pdf"], "--view takes"),

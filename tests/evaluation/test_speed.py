@@ -19,7 +19,7 @@ from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.types import Causal
+from diffusion_lm.types import Bidirectional, Causal
 from launch import legs, torch_legs
 
 SIZES = legs.Sizes(vocab=11, width=16, layers=1, heads=2, mlp=24)
@@ -139,29 +139,32 @@ def test_a_folder_that_is_not_there_is_said_before_anything_is_measured(tmp_path
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "no such folder" in ran.stderr
 
 
-def test_pytorchs_network_is_the_same_network():
+@pytest.mark.parametrize("reading", [Causal(), Bidirectional()])
+def test_pytorchs_network_is_the_same_network(reading):
     """With the same weights it says the same."""
     torch = pytest.importorskip("torch", reason="the extra [bench] is not installed")
-    module = torch_legs.language_model(**dataclasses.asdict(SIZES))
+    module = torch_legs.language_model(**dataclasses.asdict(SIZES), causal=isinstance(reading, Causal))
     denoiser = SIZES.denoiser(tied=False)
     denoiser = denoiser.clone(architecture=dataclasses.replace(denoiser.architecture, products="float32"))
     tokens = np.random.default_rng(0).integers(11, size=(2, 7)).astype("i4")
     bound = Bound(module=denoiser, params=_params_of(module))
     at, one = np.broadcast_to(np.arange(7, dtype="i4"), (2, 7)), np.ones((2, 7), "i4")
     said = jax.jit(
-        lambda b: b.denoise(tokens, np.zeros((2, 1), "f4"), reading=Causal(), positions=at, segments=one).logits()
+        lambda b: b.denoise(tokens, np.zeros((2, 1), "f4"), reading=reading, positions=at, segments=one).logits()
     )(bound)
     with torch.inference_mode():
         expected = module(torch.from_numpy(tokens.astype("i8"))).numpy()
+        last = module(torch.from_numpy(tokens.astype("i8")), 3).numpy()
     np.testing.assert_allclose(said, expected, atol=2e-5)
+    np.testing.assert_allclose(last, expected[:, -3:], atol=2e-6)
 
 
 def _params_of(module) -> dict:
-    """A torch network's weights in the denoiser's names and shapes; the rows of mask and padding at zero."""
+    """A torch network's weights in the denoiser's names and shapes; the rows of padding at zero."""
     e, h, d = SIZES.width, SIZES.heads, SIZES.width // SIZES.heads
 
     def rows(table):
-        return np.pad(table.detach().numpy(), [(0, 128 - SIZES.vocab), (0, 0)])
+        return np.pad(table.detach().numpy(), [(0, 128 - len(table)), (0, 0)])
 
     def scale(norm):
         return {"scale": norm.weight.detach().numpy()}
@@ -192,3 +195,5 @@ def test_pytorch_trains_and_transformers_writes():
     assert step() is None
     generate = torch_legs.decode(prompt=3, new=6, **dataclasses.asdict(SIZES))
     assert len(generate()) == 6 and generate() == generate()
+    again = torch_legs.recomputed(prompt=3, new=8, canvas=4, passes=3, **dataclasses.asdict(SIZES))()
+    assert len(again) == 8 and max(again) < SIZES.vocab  # no mask is left

@@ -81,7 +81,7 @@ def test_half_of_the_rows_gone_is_half_of_the_batch(monkeypatch):
 
 def test_a_recording_is_not_compacted():
     keys = jax.random.split(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match="record"):
+    with pytest.raises(ValueError, match="leave"):
         driver.drive(canvases(record=True), model(), prompts([6, 1, 3]), keys, length=8, compact=True)
 
 

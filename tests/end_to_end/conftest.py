@@ -1,0 +1,25 @@
+"""One small joint network, trained by the launcher."""
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import SMALL, TEXT, launch
+
+from diffusion_lm.build import load_for_inference
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> tuple[Path, dict]:
+    """The folder with text.txt and work, and what launch.train said."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text.txt").write_text(TEXT)
+    settings = [f"--set={s}" for s in (*SMALL, f"data.path={folder}/text.txt")]
+    done = launch("train", "--config=configs/quickstart.py", f"--workdir={folder}/work", *settings, home=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def model(trained):
+    return load_for_inference(trained[0] / "work")

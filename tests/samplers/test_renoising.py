@@ -1,0 +1,109 @@
+"""Renoising: a canvas that may change its mind until it stands still."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import blank
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.uniform import Uniform
+from diffusion_lm.samplers.base import run
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.pace import EntropyBound
+from diffusion_lm.samplers.renoising import Renoising
+
+VOCAB, WIDTH, NEVER = 7, 6, 99
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def sampler(**options):
+    return Renoising(**{"process": Uniform(mask=VOCAB), "passes": 8, "eot": NEVER} | options)
+
+
+def cleared(one, denoise, canvas, record=None):
+    return jax.jit(lambda c: run(one, denoise, one.begin(c), one.passes, record=record))(canvas)
+
+
+def said(peaks, sharpness):
+    """Logits that want token peaks[i] at position i, whatever stands there."""
+    return lambda tokens, t: jnp.broadcast_to(
+        sharpness * jax.nn.one_hot(jnp.asarray(peaks), VOCAB)[None], (*tokens.shape, VOCAB)
+    )
+
+
+def test_a_sure_network_needs_two_passes_and_its_likeliest_canvas_is_written():
+    """One to see the canvas, one to see that it stands still."""
+    peaks = [3, 1, 4, 1, 5, 2]
+    state, _ = cleared(sampler(), said(peaks, 50.0), blank(4, WIDTH))
+    assert state.passes == 2 and (state.tokens == jnp.array(peaks)[None]).all() and not state.open.any()
+    assert (state.probability > 0.999).all()
+
+
+def test_an_unsure_network_takes_all_passes_and_ends():
+    state, _ = cleared(sampler(), said([3, 1, 4, 1, 5, 2], 1.0), blank(4, WIDTH))
+    assert state.passes == 8 and not state.open.any() and (state.tokens == jnp.array([3, 1, 4, 1, 5, 2])[None]).all()
+
+
+def test_a_canvas_that_never_stands_still_ends_too():
+    def restless(tokens, t):  # wants another token than the one that stands
+        return 50.0 * jax.nn.one_hot((tokens + 1) % VOCAB, VOCAB)
+
+    state, _ = cleared(sampler(sure=100.0), restless, blank(4, WIDTH))
+    assert not state.open.any() and (state.tokens < VOCAB).all()
+
+
+def test_what_is_given_stays_and_noise_is_text():
+    canvas = blank(3, WIDTH)
+    given = jnp.zeros_like(canvas.given).at[:, 1].set(True)
+    canvas = canvas.replace(given=given, open=~given, tokens=jnp.where(given, 6, canvas.tokens))
+    _, seen = cleared(sampler(), said([3, 1, 4, 1, 5, 2], 1.0), canvas, record=lambda s: s.tokens)
+    assert (seen[..., 1] == 6).all() and (seen < VOCAB).all()
+
+
+def test_what_may_be_drawn_together_is_kept_and_the_rest_is_noise():
+    """Positions 0 and 1 are sure, the others know nothing: these are drawn evenly, those stand in every pass."""
+    logits = jnp.zeros((WIDTH, VOCAB)).at[0, 3].set(60.0).at[1, 4].set(60.0)
+    one = sampler(pace=EntropyBound(bound=0.1), passes=30)
+    denoise = lambda tokens, t: jnp.broadcast_to(logits[None], (*tokens.shape, VOCAB))  # noqa: E731
+    _, (seen, probability) = cleared(one, denoise, blank(200, WIDTH), record=lambda s: (s.tokens, s.probability))
+    middle, certain = np.asarray(seen[5:25]), np.asarray(probability[5:25])
+    assert (middle[..., 0] == 3).all() and (middle[..., 1] == 4).all()
+    assert (certain[..., :2] > 0.99).all()
+    kept = certain[..., 2:] > 0
+    assert (kept.sum(axis=-1) <= 1).all()  # the first one beyond the bound: entropies before it sum to nothing
+    counts = np.bincount(middle[..., 2:][~kept], minlength=VOCAB)
+    assert np.abs(counts / counts.sum() - 1 / VOCAB).max() < 0.02
+
+
+def test_the_temperature_falls_from_warm_to_cool():
+    """At the first pass the draw is as warm as 0.8, at the last but one nearly as cool as 0.4."""
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9, 1e-9]))
+    one = sampler(pace=EntropyBound(bound=1e9), passes=50)
+    denoise = lambda tokens, t: jnp.broadcast_to(logits, (*tokens.shape, VOCAB))  # noqa: E731
+    _, seen = cleared(one, denoise, blank(2_000, WIDTH), record=lambda s: s.tokens)
+    for n, temperature in ((0, 0.8), (48, 0.4 + 0.4 * 2 / 50)):
+        share = np.bincount(np.asarray(seen[n]).ravel(), minlength=VOCAB) / seen[n].size
+        assert np.abs(share - jax.nn.softmax(logits / temperature)).max() < 0.015
+
+
+def test_behind_an_end_of_text_the_end_is_repeated():
+    state, _ = cleared(sampler(eot=4), said([3, 1, 4, 1, 5, 2], 50.0), blank(2, WIDTH))
+    assert state.tokens[0].tolist() == [3, 1, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: sampler(passes=0),
+        lambda: sampler(process=Absorbing(mask=VOCAB)),
+        lambda: sampler(warm=0.3),
+        lambda: sampler(cool=0.0),
+        lambda: sampler(sure=-1.0),
+        lambda: sampler(draw=Draw(top_k=3)),
+    ],
+)
+def test_what_can_not_be_is_refused_in_a_line(bad):
+    with pytest.raises(ValueError) as error:
+        bad()
+    assert "\n" not in str(error.value)
