@@ -241,6 +241,8 @@ class Approximate(Canvases):
 
     def begin(self, model: Rereads, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Rewriting:
         """Nothing is read yet."""
+        if not hasattr(model, "reread"):
+            raise ValueError(f"{type(model).__name__} has no approximate cache: leave the cache or the guidance out")
         writing = super().begin(model, cache, prompt, keys, length=length)
         return Rewriting(**_fields(writing), read=jnp.zeros((), jnp.int32))
 
@@ -250,15 +252,8 @@ class Approximate(Canvases):
         start = sampler.begin(self._blank(state), state.cache, state.inside)
         record = (lambda canvas: (canvas.tokens, canvas.probability)) if self.record else None
         canvas, trace = run(sampler, model, start, sampler.passes, record=record)
-        return state.replace(
-            text=state.text.at[:, : self.canvas].set(canvas.tokens),
-            finished=jnp.ones_like(state.finished),
-            begun=state.begun + 1,
-            nfe=state.nfe + canvas.passes,
-            cache=canvas.cache,
-            history=self._recorded(state, canvas, trace),
-            read=state.read + canvas.read,
-        )
+        state = self.written(state, canvas, trace)
+        return state.replace(cache=canvas.cache, read=state.read + canvas.read)
 
     def answer(self, state: Rewriting, *, length: int) -> Reread:
         return Reread(**_fields(super().answer(state, length=length)), read=state.read)
