@@ -2,14 +2,15 @@
 
     python -m launch.rescore --task=sudoku4 --predictions=runs/board/sudoku4-masked-0/predictions.jsonl
 
-The last line on standard output is a JSON object: by passes, how many were exact and how many right. --by=0 counts
-prompts apart that have a different number of zeros, which are a sudoku's blanks: that number, then passes.
+The last line on standard output is a JSON object: by decoding and passes, how many were exact and how many right.
+--by=0 counts prompts apart that have a different number of zeros, which are a sudoku's blanks: that number, then the
+same.
 """
 
 from absl import flags
 
 from configs.planning.cells import TASKS
-from diffusion_lm.evaluation.accuracy import Prediction, by_passes, read_predictions
+from diffusion_lm.evaluation.accuracy import Prediction, by_way, read_predictions
 from launch import flags as launch_flags
 
 TASK = flags.DEFINE_enum("task", None, list(TASKS), "What was asked.", required=True)
@@ -31,11 +32,12 @@ def main() -> dict:
 
 
 def counted(predictions: list[Prediction]) -> dict:
-    """Both shares, by passes."""
-    found = by_passes(TASKS[TASK.value], predictions)
-    return {
-        str(passes): {name: share._asdict() for name, share in both._asdict().items()} for passes, both in found.items()
-    }
+    """Both shares, by decoding and passes."""
+    found = {}
+    for (decoding, passes), both in by_way(TASKS[TASK.value], predictions).items():
+        shares = {name: share._asdict() for name, share in both._asdict().items()}
+        found.setdefault(decoding, {})[str(passes)] = shares
+    return found
 
 
 if __name__ == "__main__":

@@ -3,10 +3,15 @@
     python -m launch.scoreboard --tasks=sudoku4,path --models=ar,masked --budget=2 --workdir=runs/board --out=runs/board
 
 --config names the file whose argument is TASK-KIND (configs/planning). Each cell has a folder in --workdir: its run,
-the predictions, and what it took. Started again with more tasks, kinds or seeds it trains only what is missing, and a
-cell that was cut off goes on from its checkpoint. --test=TASK=FILE asks a public file, of which nothing is trained on;
-otherwise the task's own tests are asked. launch.rescore counts predictions again. The last line on standard output is
-a JSON object with the table's rows.
+the predictions, and what it took. Started again with more tasks, kinds, seeds, decodings or passes it trains and asks
+only what is missing, and a cell that was cut off goes on from its checkpoint. --test=TASK=FILE asks a public file, of
+which nothing is trained on; otherwise the task's own tests are asked. launch.rescore counts predictions again. The last
+line on standard output is a JSON object with the table's rows.
+
+--decodings: which positions are written when. confidence and entropy: the surest first, by the likeliest token's
+probability or by the least entropy. random: the reverse process. remask: that, with tokens taken back (ReMDM). revise:
+half of the passes as confidence, then the least sure pairs again. --best_of=8 draws so many answers by confidence, and
+keeps the best by the network's own reading (best of 8) and the most frequent (vote of 8); they share the passes.
 """
 
 import dataclasses
@@ -21,17 +26,16 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from diffusion_lm import generate
-from diffusion_lm.build import Model, Run, build, load_for_inference
+from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import Config, load, override
-from diffusion_lm.evaluation.accuracy import Prediction, write_predictions
+from diffusion_lm.evaluation.accuracy import read_predictions, write_predictions
 from diffusion_lm.evaluation.speed import updates
-from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.tasks import base
 from diffusion_lm.tasks.base import Example
 from diffusion_lm.training import loop
+from diffusion_lm.training.state import parameter_count
 from diffusion_lm.visualize.page import write_whole
-from launch import board
+from launch import board, decodings
 from launch import flags as launch_flags
 
 TASKS = flags.DEFINE_list("tasks", ["sudoku4"], "Tasks of the config file.")
@@ -43,11 +47,12 @@ SETTINGS = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every cell, as in
 TESTS = flags.DEFINE_multi_string("test", [], "TASK=FILE in the public format.")
 EXAMPLES = flags.DEFINE_integer("examples", 500, "Test examples to ask; of a file, the first ones.")
 PASSES = flags.DEFINE_list("passes", ["1", "2", "4", "8", "16"], "Denoising passes an answer, in all.")
-OUT = flags.DEFINE_string("out", None, "Folder for scoreboard.md and scoreboard.svg; none: the workdir.")
+DECODINGS = flags.DEFINE_list("decodings", ["confidence"], f"Some of {', '.join(decodings.DECODINGS)}.")
+BEST_OF = flags.DEFINE_integer("best_of", 0, "Also the best of so many drawn answers, and their vote; 0: neither.")
+OUT = flags.DEFINE_string("out", None, "Folder for the table, the page and the pictures; none: the workdir.")
 WORKDIR = launch_flags.define_workdir()
 
 TEST_SEED = 1
-BATCH = 250  # prompts at a time
 SAVES = 4  # checkpoints of a cell that is trained for a time
 
 log = logging.getLogger("diffusion_lm.scoreboard")
@@ -59,6 +64,10 @@ def main() -> dict:
     passes = sorted({int(p) for p in PASSES.value if p.isdigit() and int(p) > 0})
     if len(passes) != len(PASSES.value):
         raise ValueError(f"--passes={','.join(PASSES.value)}: give different numbers of 1 and more")
+    if unknown := set(DECODINGS.value) - set(decodings.DECODINGS):
+        raise ValueError(f"--decodings={unknown.pop()}: none of {', '.join(decodings.DECODINGS)}")
+    if BEST_OF.value < 0 or BEST_OF.value == 1:
+        raise ValueError(f"--best_of={BEST_OF.value}: the best of 2 answers or more; 0 for none")
     out = Path(OUT.value or WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
     cells = list(itertools.product(TASKS.value, MODELS.value, range(SEEDS.value)))
@@ -66,10 +75,12 @@ def main() -> dict:
     rows = []
     for (task, kind, seed), config in configs.items():
         folder = Path(WORKDIR.value) / f"{task}-{kind}-{seed}"
-        if not (folder / "cell.json").exists() and not _fill(folder, config, passes):
+        if not (folder / "cell.json").exists() and not _train(folder, config):
             return {"interrupted": True, "cells": len(rows)}
+        _ask(folder, config, passes)
         rows += board.rows(folder, config.data.task, task, kind)
         board.write(rows, out)
+        board.picture(folder, config.data.task, out)
     return {
         "rows": [row._asdict() for row in rows],
         "table": str(out / "scoreboard.md"),
@@ -85,8 +96,8 @@ def _config(task: str, kind: str, seed: int) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, test=files.get(task)))
 
 
-def _fill(folder: Path, config: Config, passes: list[int]) -> bool:
-    """Trains a cell and asks it; False if it was interrupted."""
+def _train(folder: Path, config: Config) -> bool:
+    """Trains a cell; False if it was interrupted."""
     folder.mkdir(parents=True, exist_ok=True)
     config = _timed(folder, config)
     run = build(config, folder / "run")
@@ -96,21 +107,48 @@ def _fill(folder: Path, config: Config, passes: list[int]) -> bool:
     write_whole(taken, json.dumps(seconds).encode())
     if trained.interrupted:
         return False
-    model, started = load_for_inference(folder / "run"), time.perf_counter()
-    predictions = ask(model, _tests(run), passes)
-    write_predictions(folder / "predictions.jsonl", predictions)
     cell = {
         "seed": config.seed,
         "steps": trained.steps,
         "examples": trained.steps * config.train.batch,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.bound.params)),
+        "parameters": parameter_count(run.job.abstract.params),
         "train_seconds": round(seconds, 1),
-        "ask_seconds": round(time.perf_counter() - started, 1),
+        "ask_seconds": 0.0,
         "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         "date": time.strftime("%Y-%m-%d"),
     }
-    write_whole(folder / "cell.json", json.dumps(cell, indent=1).encode())
+    _write(folder / "cell.json", cell)
     return True
+
+
+def _ask(folder: Path, config: Config, passes: list[int]) -> None:
+    """Asks a cell in each way in which it was not asked yet, and keeps what each gave."""
+    path = folder / "predictions.jsonl"
+    found = read_predictions(path) if path.exists() else []
+    asked = {one.way for one in found}
+    wanted = decodings.wanted(config.objective, DECODINGS.value, passes, BEST_OF.value)
+    missing = [way for way in wanted if way not in asked]
+    if not missing:
+        return
+    tests, cell = _tests(config), json.loads((folder / "cell.json").read_text())
+    if found and [one.prompt for one in found if one.way == found[0].way] != [test.prompt for test in tests]:
+        raise ValueError(f"{path} asks other examples: give the same --examples and --test, or another --workdir")
+    model, begun = load_for_inference(folder / "run"), time.perf_counter()
+    before, shown = cell["ask_seconds"], board.shown(config.data.task, tests)
+    for one in decodings.ask(model, tests, missing, best_of=BEST_OF.value, shown=shown):
+        log.info("%s, %d passes", *one.way)
+        cell["ask_seconds"] = round(before + time.perf_counter() - begun, 1)
+        if one.takebacks:
+            cell.setdefault("takebacks", {}).setdefault(one.way.decoding, {})[one.way.passes] = one.takebacks._asdict()
+        if one.frames:
+            board.keep_frames(folder, one.way, tests[shown], one.frames)
+        _write(folder / "cell.json", cell)
+        found += one.predictions
+        write_predictions(path, found)  # last: what is in it has been asked
+
+
+def _write(path: Path, value: dict) -> None:
+    write_whole(path, json.dumps(value, indent=1).encode())
 
 
 def _timed(folder: Path, config: Config) -> Config:
@@ -143,36 +181,11 @@ def _steps(folder: Path, config: Config, seconds: float) -> int:
     return steps
 
 
-def _tests(run: Run) -> list[Example]:
-    data = run.config.data
+def _tests(config: Config) -> list[Example]:
+    data = config.data
     if data.test is not None:
-        return list(run.text.tests[: EXAMPLES.value])
+        return data.task.read(data.test)[: EXAMPLES.value]
     return base.test_examples(data.task, TEST_SEED, EXAMPLES.value)
-
-
-def ask(model: Model, tests: list[Example], passes: list[int]) -> list[Prediction]:
-    """What the likeliest tokens answer, in each way that the network learnt to write."""
-    length = model.config.data.task.longest[1] + 1
-    found = []
-    for asked, writer in _writers(model, length, passes).items():
-        for first in range(0, len(tests), BATCH):
-            some = tests[first : first + BATCH]
-            answer = generate.write(model, writer, [test.prompt for test in some], length=length, seed=0)
-            nfe = int(answer.generation.nfe)
-            found += [Prediction(*test, text, asked, nfe) for test, text in zip(some, answer.texts, strict=True)]
-    return found
-
-
-def _writers(model: Model, length: int, passes: list[int]) -> dict:
-    """By the passes asked for, which the canvases of an answer share; 0 is token by token."""
-    objective, draw = model.config.objective, Draw(temperature=0, suppressed=model.tokenizer.suppressed)
-    writers = {0: generate.autoregressive(model, draw=draw)} if objective.causal else {}
-    if objective.canvas != 1:
-        parts = generate.confidence(model, draw=draw, canvas=0, passes=1).canvases(length) if objective.canvas else 1
-        for total in passes:
-            if total >= parts:
-                writers[total] = generate.confidence(model, draw=draw, canvas=0, passes=total // parts)
-    return writers
 
 
 if __name__ == "__main__":

@@ -29,15 +29,31 @@ class Accuracy(NamedTuple):
     verified: Share
 
 
+class Way(NamedTuple):
+    """How an answer was written: the decoding's name, and the denoising passes asked for, of all answers of which one
+    was kept. 0 passes: token by token."""
+
+    decoding: str
+    passes: int
+
+
+TOKENS = Way("tokens", 0)
+
+
 class Prediction(NamedTuple):
-    """An example and what a network wrote. passes: denoising passes asked for, 0 where it wrote token by token.
-    nfe: forward passes that its batch took in all, prompt and commits included."""
+    """An example and what a network wrote, with its `Way`. nfe: forward passes that its batch took in all, prompt,
+    commits and scores included."""
 
     prompt: str
     answer: str
     prediction: str
+    decoding: str
     passes: int
     nfe: int
+
+    @property
+    def way(self) -> Way:
+        return Way(self.decoding, self.passes)
 
 
 def wilson(count: int, total: int, z: float = 1.959964) -> Share:
@@ -56,12 +72,13 @@ def accuracy(task: Task, predictions: Sequence[Prediction]) -> Accuracy:
     return Accuracy(wilson(exact, len(predictions)), wilson(verified, len(predictions)))
 
 
-def by_passes(task: Task, predictions: Iterable[Prediction]) -> dict[int, Accuracy]:
-    """Accuracy at each number of passes, ascending."""
-    groups = {}
+def by_way(task: Task, predictions: Iterable[Prediction]) -> dict[Way, Accuracy]:
+    """Accuracy of each way: decodings in the order of their first prediction, passes ascending."""
+    groups, order = {}, {}
     for prediction in predictions:
-        groups.setdefault(prediction.passes, []).append(prediction)
-    return {passes: accuracy(task, groups[passes]) for passes in sorted(groups)}
+        groups.setdefault(prediction.way, []).append(prediction)
+        order.setdefault(prediction.decoding, len(order))
+    return {way: accuracy(task, groups[way]) for way in sorted(groups, key=lambda way: (order[way[0]], way[1]))}
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
@@ -73,11 +90,14 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """The inverse of write_predictions. ValueError naming the line of what isn't a prediction."""
+    """The inverse of write_predictions; files from before there were several decodings have easiest first, or token by
+    token. ValueError naming the line of what isn't a prediction."""
     found = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:
-            found.append(Prediction(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
+            record = json.loads(line)
+            older = {"decoding": "confidence" if record.get("passes") else TOKENS.decoding}
+            found.append(Prediction(**{**older, **record}))
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, line {number}: no prediction ({error})") from None
     return found

@@ -44,9 +44,11 @@ def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_
     assert len(path.read_text().splitlines()) == 12
     code, out, err = launch("rescore", "--task=sudoku4", f"--predictions={path}")
     assert code == 0, err
-    for passes, counted in json.loads(out[-1]).items():
-        found = counted["verified"]
-        assert [found["count"] / found["total"], found["low"], found["high"]] == rows[int(passes)]["solved"]
+    counts = json.loads(out[-1])
+    assert {decoding: list(of) for decoding, of in counts.items()} == {"tokens": ["0"], "confidence": ["3"]}
+    for row in said:
+        found = counts[row["decoding"]][str(row["passes"])]["verified"]
+        assert [found["count"] / found["total"], found["low"], found["high"]] == row["solved"]
 
     prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
     code, out, err = launch("rescore", "--task=sudoku4", f"--predictions={path}", "--by=0")
@@ -54,13 +56,26 @@ def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_
     apart = {int(blanks): counted for blanks, counted in json.loads(out[-1]).items()}
     assert list(apart) == sorted({prompt.count("0") for prompt in prompts}) and len(apart) > 1
     for blanks, counted in apart.items():
-        assert set(counted) == {"0", "3"}
-        assert sum(c["exact"]["total"] for c in counted.values()) == sum(p.count("0") == blanks for p in prompts)
+        assert set(counted) == {"tokens", "confidence"}
+        totals = [c["exact"]["total"] for by_passes in counted.values() for c in by_passes.values()]
+        assert sum(totals) == sum(p.count("0") == blanks for p in prompts)
 
-    cell = tmp_path / "sudoku4-joint-0/cell.json"
-    before = cell.stat().st_mtime_ns
-    code, out, _ = board(tmp_path, "--tasks=sudoku4", "--models=joint")
-    assert code == 0 and json.loads(out[-1])["rows"] == said and cell.stat().st_mtime_ns == before
+    before, trained = path.read_text(), (tmp_path / "sudoku4-joint-0/run/metrics.jsonl").stat().st_mtime_ns
+    more = ["--decodings=confidence,remask", "--best_of=2"]
+    code, out, err = board(tmp_path, "--tasks=sudoku4", "--models=joint", *more)
+    assert code == 0, err
+    assert path.read_text().startswith(before)  # what was asked isn't asked again, nor trained again
+    assert (tmp_path / "sudoku4-joint-0/run/metrics.jsonl").stat().st_mtime_ns == trained
+    rows = json.loads(out[-1])["rows"]
+    assert rows[:2] == said and [row["decoding"] for row in rows[2:]] == ["remask", "best of 2", "vote of 2"]
+    assert all(row["tests"] == 6 and row["passes"] == 3 for row in rows[2:])
+    taken = {row["decoding"]: row["takebacks"] for row in rows}
+    assert taken["confidence"] is None and taken["remask"]["positions"] > 0
+    assert (
+        json.loads((tmp_path / "sudoku4-joint-0/cell.json").read_text())["takebacks"]["remask"]["3"] == taken["remask"]
+    )
+    picture = (tmp_path / "sudoku4-joint-0.svg").read_text()
+    assert "confidence, 3 passes" in picture and "remask, 3 passes" in picture
 
 
 def test_a_cell_keeps_the_steps_that_were_measured_first(tmp_path):
@@ -80,6 +95,8 @@ def test_a_cell_keeps_the_steps_that_were_measured_first(tmp_path):
         (["--test=path=x.jsonl"], "not one of --tasks"),
         (["--test=sudoku4=nothing.csv"], "nothing.csv"),
         (["--budget=-1"], "--budget"),
+        (["--decodings=guess"], "--decodings=guess"),
+        (["--best_of=1"], "--best_of=1"),
         (["--budget=0.0001"], "don't hold one update"),
     ],
 )

@@ -1,12 +1,15 @@
 """Shares and their intervals; predictions that are written, read and counted again."""
 
+import json
+
 import numpy as np
 import pytest
 
 from diffusion_lm.evaluation.accuracy import (
+    TOKENS,
     Prediction,
     accuracy,
-    by_passes,
+    by_way,
     read_predictions,
     wilson,
     write_predictions,
@@ -15,18 +18,20 @@ from diffusion_lm.tasks.countdown import Countdown
 
 TASK = Countdown(numbers=3)
 PREDICTIONS = [
-    Prediction("3,5,2,16", "3+5=8,2*8=16", "3+5=8,2*8=16", 4, 5),
-    Prediction("3,5,2,16", "3+5=8,2*8=16", "5+3=8,8*2=16", 4, 5),
-    Prediction("3,5,2,16", "3+5=8,2*8=16", "3+5=9,2*8=16", 4, 5),
-    Prediction("3,5,2,16", "3+5=8,2*8=16", "", 1, 2),
+    Prediction("3,5,2,16", "3+5=8,2*8=16", "3+5=8,2*8=16", "random", 4, 5),
+    Prediction("3,5,2,16", "3+5=8,2*8=16", "5+3=8,8*2=16", "random", 4, 5),
+    Prediction("3,5,2,16", "3+5=8,2*8=16", "3+5=9,2*8=16", "random", 4, 5),
+    Prediction("3,5,2,16", "3+5=8,2*8=16", "", "random", 1, 2),
+    Prediction("3,5,2,16", "3+5=8,2*8=16", "3+5=8,2*8=16", "entropy", 4, 5),
 ]
 
 
 def test_another_right_answer_counts_as_right_and_not_as_exact():
-    found = by_passes(TASK, PREDICTIONS)
-    assert list(found) == [1, 4]
-    assert found[4].exact[:2] == (1, 3) and found[4].verified[:2] == (2, 3)
-    assert found[1].exact[:2] == (0, 1) and found[1].verified.value == 0
+    found = by_way(TASK, PREDICTIONS)
+    assert list(found) == [("random", 1), ("random", 4), ("entropy", 4)]
+    assert found["random", 4].exact[:2] == (1, 3) and found["random", 4].verified[:2] == (2, 3)
+    assert found["random", 1].exact[:2] == (0, 1) and found["random", 1].verified.value == 0
+    assert found["entropy", 4].verified[:2] == (1, 1)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():
@@ -61,6 +66,16 @@ def test_predictions_come_back(tmp_path):
     write_predictions(tmp_path / "p.jsonl", PREDICTIONS)
     assert read_predictions(tmp_path / "p.jsonl") == PREDICTIONS
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
-    (tmp_path / "p.jsonl").write_text('{"prompt": "3"}\n')
+
+
+def test_predictions_without_a_decoding_are_easiest_first_or_token_by_token(tmp_path):
+    older = [{"prompt": "3", "answer": "4", "prediction": "4", "passes": passes, "nfe": 9} for passes in (0, 4)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(one) + "\n" for one in older))
+    assert [one.way for one in read_predictions(tmp_path / "p.jsonl")] == [TOKENS, ("confidence", 4)]
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "3"}', "3", "{"])
+def test_what_is_no_prediction(tmp_path, line):
+    (tmp_path / "p.jsonl").write_text(line + "\n")
     with pytest.raises(ValueError, match="line 1: no prediction"):
         read_predictions(tmp_path / "p.jsonl")
