@@ -11,6 +11,7 @@ from diffusion_lm.visualize.page import write_whole
 
 ACROSS = 3
 DASHES = ("--", ":", "-.")
+STYLES = ("-", "--")  # in turn, so that a line shows under one that hides it
 
 
 class Line(NamedTuple):
@@ -45,8 +46,8 @@ def panels(
     down = -(-len(charts) // across)
     figure = Figure(figsize=(4.2 * across, 3.4 * down), layout="constrained", dpi=150)
     for axes, (title, lines) in zip(figure.subplots(down, across, squeeze=False).flat, charts.items(), strict=False):
-        for name, line in lines.items():
-            (drawn,) = axes.plot(line.xs, line.ys, label=name, linewidth=1.6, marker="o", markersize=3.5)
+        for (name, line), style in zip(lines.items(), itertools.cycle(STYLES), strict=False):
+            (drawn,) = axes.plot(line.xs, line.ys, style, label=name, linewidth=1.6, marker="o", markersize=3.5)
             axes.fill_between(line.xs, line.low, line.high, color=drawn.get_color(), alpha=0.15, linewidth=0)
         for (name, y), dashes in zip((levels or {}).get(title, {}).items(), itertools.cycle(DASHES), strict=False):
             axes.axhline(y, label=name, linewidth=1.2, linestyle=dashes, color="0.4")

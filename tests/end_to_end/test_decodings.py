@@ -1,0 +1,106 @@
+"""The ways in which the scoreboard asks, on an untrained network: what each costs, leaves out and keeps."""
+
+import json
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from diffusion_lm.build import Model, build_model
+from diffusion_lm.config import load, override
+from diffusion_lm.data.examples import char_tokenizer
+from diffusion_lm.evaluation.accuracy import Way, write_predictions
+from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.denoiser import init_params
+from diffusion_lm.tasks import base
+from diffusion_lm.tasks.countdown import Countdown
+from diffusion_lm.tasks.queens import Queens
+from launch import board, decodings
+
+TINY = ("model.width=16", "model.layers=1", "model.heads=2", "model.mlp=16")
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = override(load("configs/planning/m1.py:sudoku4-masked"), TINY)
+    tokenizer = char_tokenizer(config.data.task.alphabet)
+    module, process = build_model(config, tokenizer)
+    shapes, rng = (
+        nn.meta.unbox(jax.eval_shape(lambda: init_params(module, jax.random.key(0)))),
+        np.random.default_rng(0),
+    )
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+    return Model(config, tokenizer, process, Bound(module=module, params=params), 0, None, {})
+
+
+def kinds(name):
+    return load(f"configs/planning/m1.py:sudoku4-{name}").objective
+
+
+def test_a_network_is_asked_in_the_ways_it_learnt():
+    asked = {name: decodings.wanted(kinds(name), ["random"], [1, 4], 3) for name in ("ar", "masked", "joint")}
+    assert asked["ar"] == [("tokens", 0)]
+    canvases = [(name, passes) for name in ("random", "best of 3", "vote of 3") for passes in (1, 4)]
+    assert asked["masked"] == canvases and asked["joint"] == [("tokens", 0), *canvases]
+    assert [way.decoding for way in decodings.wanted(kinds("masked"), ["random"], [1], 0)] == ["random"]
+
+
+def test_what_is_asked_for_is_what_comes_and_costs_what_it_says(model, quick_compile, caplog):
+    caplog.set_level("INFO")
+    tests = base.test_examples(model.config.data.task, 1, 3)
+    ways = [Way("revise", 2), Way("revise", 6), Way("random", 4), Way("vote of 3", 2), Way("vote of 3", 6)]
+    found = list(decodings.ask(model, tests, ways, best_of=3, shown=1))
+    assert [one.way for one in found] == [ways[1], ways[2], ways[4]]  # and no best of 3, which has been asked
+    assert "revise: 2 passes are too few" in caplog.text and "vote of 3: 2 passes are too few" in caplog.text
+    revised, random, vote = found
+    assert all([p[:2] for p in one.predictions] == [t[:2] for t in tests] for one in found)
+    assert random.predictions[0].nfe == 4 and vote.predictions[0].nfe == 3 * 2 and revised.predictions[0].nfe <= 6
+    assert len(random.frames) == 4 and random.takebacks is None and vote.frames is None and len(revised.frames) == 6
+    assert 0 < revised.takebacks.positions <= 3 * 17
+    stood = [sum(bool(text) for text in frame) for frame in random.frames]
+    assert stood == sorted(stood) and stood[-1] == 17
+    for one in (revised, random):  # the last frame is the answer
+        assert "".join(one.frames[-1]).split("∎")[0] == one.predictions[1].prediction
+
+
+def test_the_shown_test_is_a_grid_with_most_blanks():
+    queens = [base.Example(prompt, "2413") for prompt in ("2013", "2000", "0010")]
+    assert board.shown(Queens(size=4, given=1), queens) == 1
+    assert board.shown(Countdown(), base.test_examples(Countdown(), 1, 2)) is None
+
+
+def test_a_decoding_is_drawn_in_the_most_passes_it_was_asked_for(tmp_path):
+    test, out = base.Example("2000", "2413"), tmp_path / "out"
+    cell = tmp_path / "queens-masked-0"
+    cell.mkdir(), out.mkdir()
+    board.picture(cell, Queens(size=4), out)
+    assert not list(out.iterdir())  # nothing was asked yet
+    for passes in (2, 4, 1):
+        frames = [[*"2", "", "", "", ""]] * (passes - 1) + [[*"2413", "∎"]]
+        board.keep_frames(cell, Way("random", passes), test, frames)
+    board.picture(cell, Queens(size=4, given=1), out)
+    assert "random, 4 passes: solved" in (out / "queens-masked-0.svg").read_text()
+
+
+def test_rows_and_charts_say_which_decoding(tmp_path):
+    task, cell = Queens(size=4, given=1), tmp_path / "cell"
+    cell.mkdir()
+    takebacks = {"revise": {"8": {"positions": 4, "times": 31, "mended": 21, "spoiled": 11, "other": 0}}}
+    said = {"seed": 0, "steps": 1, "examples": 1, "parameters": 1, "train_seconds": 1, "hardware": "x", "date": "y"}
+    (cell / "cell.json").write_text(json.dumps({**said, "takebacks": takebacks}))
+    ways = [("tokens", 0), ("confidence", 8), ("revise", 8)]
+    right = decodings.Prediction("2000", "2413", "2413", "", 0, 5)
+    write_predictions(cell / "predictions.jsonl", [right._replace(decoding=d, passes=p) for d, p in ways])
+    rows = board.rows(cell, task, "queens", "joint")
+    assert [(row.decoding, row.passes) for row in rows] == ways and all(row.solved[0] == 1 for row in rows)
+    board.write(rows, tmp_path)
+    lines = [line.split(" | ") for line in (tmp_path / "scoreboard.md").read_text().splitlines()[2:5]]
+    assert [line[3:5] for line in lines] == [["token by token", ""], ["confidence", "8"], ["revise", "8"]]
+    assert lines[2][9:12] == ["31", "21", "11"] and lines[1][9:12] == ["", "", ""]
+    page = (tmp_path / "scoreboard.svg").read_text()
+    for text in ("queens, joint", "token by token", "confidence", "revise"):
+        assert f"<!-- {text} -->" in page
+    board.write(rows[:2], tmp_path)
+    page = (tmp_path / "scoreboard.svg").read_text()
+    assert "<!-- queens -->" in page and "<!-- joint, token by token -->" in page and "<!-- joint -->" in page
