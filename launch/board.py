@@ -114,12 +114,12 @@ def _line(row: Row) -> str:
 # ---- a picture of one answer ----
 
 
-def shown(task: Task, tests: Sequence[Example]) -> int | None:
-    """The test whose answers are shown: the first of those with the most blanks. None where prompt and answer are not
-    one grid."""
+def shown(tests: Sequence[Example], chosen: int | None = None) -> int | None:
+    """The number of the test whose answers are shown: the chosen one, or the first with the most blanks. None where
+    prompt and answer are not one grid."""
     if any(len(test.prompt) != len(test.answer) for test in tests):
         return None
-    return max(range(len(tests)), key=lambda index: tests[index].prompt.count("0"))
+    return max(range(len(tests)), key=lambda i: tests[i].prompt.count("0")) if chosen is None else chosen
 
 
 def keep_frames(folder: Path, way: Way, test: Example, frames: list[list[str]]) -> None:

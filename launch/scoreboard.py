@@ -49,6 +49,7 @@ EXAMPLES = flags.DEFINE_integer("examples", 500, "Test examples to ask; of a fil
 PASSES = flags.DEFINE_list("passes", ["1", "2", "4", "8", "16"], "Denoising passes an answer, in all.")
 DECODINGS = flags.DEFINE_list("decodings", ["confidence"], f"Some of {', '.join(decodings.DECODINGS)}.")
 BEST_OF = flags.DEFINE_integer("best_of", 0, "Also the best of so many drawn answers, and their vote; 0: neither.")
+SHOW = flags.DEFINE_integer("show", None, "Number of the test, from 0, whose grid is drawn; none: of the most blanks.")
 OUT = flags.DEFINE_string("out", None, "Folder for the table, the page and the pictures; none: the workdir.")
 WORKDIR = launch_flags.define_workdir()
 
@@ -68,6 +69,8 @@ def main() -> dict:
         raise ValueError(f"--decodings={unknown.pop()}: none of {', '.join(decodings.DECODINGS)}")
     if BEST_OF.value < 0 or BEST_OF.value == 1:
         raise ValueError(f"--best_of={BEST_OF.value}: the best of 2 answers or more; 0 for none")
+    if SHOW.value is not None and not 0 <= SHOW.value < EXAMPLES.value:
+        raise ValueError(f"--show={SHOW.value}: name one of the --examples, 0 to {EXAMPLES.value - 1}")
     out = Path(OUT.value or WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
     cells = list(itertools.product(TASKS.value, MODELS.value, range(SEEDS.value)))
@@ -134,7 +137,7 @@ def _ask(folder: Path, config: Config, passes: list[int]) -> None:
     if found and [one.prompt for one in found if one.way == found[0].way] != [test.prompt for test in tests]:
         raise ValueError(f"{path} asks other examples: give the same --examples and --test, or another --workdir")
     model, begun = load_for_inference(folder / "run"), time.perf_counter()
-    before, shown = cell["ask_seconds"], board.shown(config.data.task, tests)
+    before, shown = cell["ask_seconds"], board.shown(tests, SHOW.value)
     for one in decodings.ask(model, tests, missing, best_of=BEST_OF.value, shown=shown):
         log.info("%s, %d passes", *one.way)
         cell["ask_seconds"] = round(before + time.perf_counter() - begun, 1)

@@ -73,9 +73,9 @@ def filling_picture(
 ) -> None:
     """Write an SVG of grids with `columns` cells a row, lines around boxes of (rows, columns) if given.
 
-    The later a cell was written, the darker; its pass stands in the corner, what was taken back is struck out beside
-    it, and wrong text is framed. It follows the reader's light or dark setting. Raises ValueError where there is no
-    grid, the cells make no rows, or path doesn't end in .svg; OSError where path cannot be written.
+    The later a cell was written, the darker; its pass stands in the corner, other text that stood there before is
+    struck out beside it, and wrong text is framed. It follows the reader's light or dark setting. Raises ValueError
+    where there is no grid, the cells make no rows, or path doesn't end in .svg; OSError where path cannot be written.
     """
     if Path(path).suffix != ".svg":
         raise ValueError(f"the picture is an SVG: name a file that ends in .svg, not {Path(path).name}")
@@ -138,10 +138,10 @@ def _cell(cell, right, given, x, y, last):
     ]
     if cell.written:
         parts.append(f'<text class="p f-soft" x="{x + 4}" y="{y + 13}">{cell.written}</text>')
-    if cell.before:
-        texts = "".join(map(_shown, cell.before[-3:]))
-        wrong = any(text != right for text in cell.before[-3:])
-        parts.append(f'<text class="x f-{"wrong" if wrong else "soft"}" x="{x + CELL - 4}" y="{y + 14}">{texts}</text>')
+    if others := [text for text in dict.fromkeys(cell.before) if text != cell.text]:
+        hue = "wrong" if any(text != right for text in others) else "soft"
+        texts = "".join(map(_shown, others))
+        parts.append(f'<text class="x f-{hue}" x="{x + CELL - 4}" y="{y + 14}">{texts}</text>')
     if cell.text != right:
         size = CELL - 6
         parts.append(
@@ -158,7 +158,7 @@ def _legend(y):
     said = [
         ("soft", "corner: the pass that wrote it, darker later"),
         ("given", "given"),
-        ("soft", "struck out: taken back"),
+        ("soft", "struck out: stood there before"),
         ("wrong", "framed: wrong"),
     ]
     spans = "".join(f'<tspan dx="{16 * (k > 0)}" class="f-{ink}">{text}</tspan>' for k, (ink, text) in enumerate(said))

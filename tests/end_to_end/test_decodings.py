@@ -64,10 +64,12 @@ def test_what_is_asked_for_is_what_comes_and_costs_what_it_says(model, quick_com
         assert "".join(one.frames[-1]).split("∎")[0] == one.predictions[1].prediction
 
 
-def test_the_shown_test_is_a_grid_with_most_blanks():
+def test_the_shown_test_is_a_grid_the_one_with_most_blanks_unless_chosen():
     queens = [base.Example(prompt, "2413") for prompt in ("2013", "2000", "0010")]
-    assert board.shown(Queens(size=4, given=1), queens) == 1
-    assert board.shown(Countdown(), base.test_examples(Countdown(), 1, 2)) is None
+    assert board.shown(queens) == 1 and board.shown(queens, 2) == 2
+    assert board.shown(base.test_examples(Countdown(), 1, 2), 1) is None
+    with pytest.raises(ValueError, match="--show=3: the tests' numbers are 0 to 2"):
+        board.shown(queens, 3)
 
 
 def test_a_decoding_is_drawn_in_the_most_passes_it_was_asked_for(tmp_path):

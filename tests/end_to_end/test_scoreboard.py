@@ -97,6 +97,7 @@ def test_a_cell_keeps_the_steps_that_were_measured_first(tmp_path):
         (["--budget=-1"], "--budget"),
         (["--decodings=guess"], "--decodings=guess"),
         (["--best_of=1"], "--best_of=1"),
+        (["--show=6"], "0 to 5"),
         (["--budget=0.0001"], "don't hold one update"),
     ],
 )
