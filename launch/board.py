@@ -116,7 +116,9 @@ def _line(row: Row) -> str:
 
 def shown(tests: Sequence[Example], chosen: int | None = None) -> int | None:
     """The number of the test whose answers are shown: the chosen one, or the first with the most blanks. None where
-    prompt and answer are not one grid."""
+    prompt and answer are not one grid. ValueError where there aren't so many tests."""
+    if chosen is not None and chosen >= len(tests):
+        raise ValueError(f"--show={chosen}: the tests' numbers are 0 to {len(tests) - 1}")
     if any(len(test.prompt) != len(test.answer) for test in tests):
         return None
     return max(range(len(tests)), key=lambda i: tests[i].prompt.count("0")) if chosen is None else chosen
