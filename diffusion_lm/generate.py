@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ MOST_PASSES = 100_000
 EVEN = Even()
 CAP = Cap()
 DUAL = Dual()
-_TIMED = 8  # passes a timing
+_TIMED, _ROUNDS = 16, 12  # passes a timing, and timings of which the fastest counts
 
 
 def autoregressive(model: Model, *, draw: Draw) -> Autoregressive:
@@ -56,7 +57,7 @@ def speculative(
     last time) are good. break_even: see `Speculative`; None: measured here, which compiles and runs two passes."""
     plain, drafter = autoregressive(model, draw=draw), drafter or Lookup()
     if break_even is None:
-        break_even = _break_even(model, drafter, _pass_seconds(model, 1))
+        break_even = _break_even(drafter, *_pass_seconds(model, 1, drafter.width + 1))
     return Speculative(drafter=drafter, mask=plain.mask, eot=plain.eot, draw=draw, break_even=break_even)
 
 
@@ -64,27 +65,37 @@ def auto(model: Model, *, draw: Draw, canvas: int, passes: int) -> Auto:
     """The writer that takes the faster of canvases (in so many passes) and token by token, by costs measured here:
     which it takes, and so its text, depends on the machine."""
     autoregressive(model, draw=draw)  # raises before anything is timed
-    canvases, step_s = confidence(model, draw=draw, canvas=canvas, passes=passes), _pass_seconds(model, 1)
-    tail = speculative(model, draw=draw, break_even=_break_even(model, Lookup(), step_s))
-    return Auto(canvases=canvases, tail=tail, step_s=step_s, canvas_s=_pass_seconds(model, canvases.canvas))
+    canvases, drafter = confidence(model, draw=draw, canvas=canvas, passes=passes), Lookup()
+    step_s, check_s, canvas_s = _pass_seconds(model, 1, drafter.width + 1, canvases.canvas)
+    tail = speculative(model, draw=draw, drafter=drafter, break_even=_break_even(drafter, step_s, check_s))
+    return Auto(canvases=canvases, tail=tail, step_s=step_s, canvas_s=canvas_s)
 
 
-def _break_even(model: Model, drafter: Drafter, step_s: float) -> float:
+def _break_even(drafter: Drafter, step_s: float, check_s: float) -> float:
     """What a cycle takes, in plain steps: a check, and as long for each pass of the drafter."""
-    return (1 + drafter.passes) * _pass_seconds(model, drafter.width + 1) / step_s
+    return (1 + drafter.passes) * check_s / step_s
 
 
-def _pass_seconds(model: Model, width: int) -> float:
-    """The fastest of a few causal passes over `width` tokens, with a cache as long as the context."""
+def _pass_seconds(model: Model, *widths: int) -> list[float]:
+    """Of causal passes over so many tokens, with a cache as long as the context: the fastest of several, taken in turn
+    so that a busy moment doesn't make one width look dear."""
+    timed = [_timed_passes(model, width) for width in widths]
+    rounds = [[passes() for passes in timed] for _ in range(_ROUNDS)]
+    return [min(seconds[i] for seconds in rounds) / _TIMED for i in range(len(widths))]
+
+
+def _timed_passes(model: Model, width: int) -> Callable[[], float]:
     bound = model.for_sampling(width)
     passes = jax.jit(lambda state: run(_Passes(), bound, state, _TIMED)[0])
     state = bound.empty_cache(1, max(model.config.data.length, width)), jnp.zeros((1, width), jnp.int32)
-    seconds = []
-    for _ in range(6):
+    jax.block_until_ready(passes(state))
+
+    def seconds() -> float:
         start = time.perf_counter()
         jax.block_until_ready(passes(state))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds) / _TIMED
+        return time.perf_counter() - start
+
+    return seconds
 
 
 class _Passes:

@@ -35,7 +35,7 @@ DIALS = {
 }
 WRITTEN_IN = 12  # passes a canvas, where lengths are compared
 LENGTHS = (1, 4, 16, 64, 256, 1024, 2048)  # as far as the context goes
-REPEATS = 3
+SHORT, REPEATS = 64, 3  # short answers are timed five times as often
 
 
 def tradeoffs(workdir: str, judge: str | None, out: Path) -> list[Row]:
@@ -120,7 +120,7 @@ def _by_length(model: Model, out: Path) -> list[Row]:
     rows, lines = [], {name: [] for name in writers}
     for length in lengths:
         legs = {name: functools.partial(_written, model, writer, length) for name, writer in writers.items()}
-        timings = speed.alternate(legs, repeats=REPEATS)
+        timings = speed.alternate(legs, repeats=REPEATS * (5 if length <= SHORT else 1))
         first = timings["autoregressive"]
         log.info("%d tokens: %s", length, ", ".join(f"{name} {1e3 * t.wall:.1f} ms" for name, t in timings.items()))
         for name, timing in timings.items():

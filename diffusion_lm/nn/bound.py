@@ -53,7 +53,9 @@ class Bound:
     def extend(self, cache: KVCache, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, KVCache]:
         """Reads the next count[b] of clean tokens [B, T] as `reading` says: what it says of all T, the longer cache."""
         readout, new = self._read(cache, tokens, jnp.zeros((tokens.shape[0], 1)), reading)
-        return readout, kv_cache.append(cache, new, count)
+        # Never 1. A write that waits for all reads is made in place; one that might come first is made in a copy.
+        late = (readout.hidden[0, 0, 0] > 1e38).astype(jnp.int32)
+        return readout, kv_cache.append(cache.replace(length=cache.length + late), new, count)
 
     def rewind(self, cache: KVCache, count: Array) -> KVCache:
         """Forgets the last count[b] positions that were read."""

@@ -46,12 +46,12 @@ class Lookup:
         return jax.vmap(self._guess)(text, filled)
 
     def _guess(self, text: Array, filled: Array) -> Array:
-        at = jnp.arange(text.shape[0], dtype=jnp.int32)
-        back = jnp.arange(self.longest, dtype=jnp.int32)
-        end = text[jnp.maximum(filled - 1 - back, 0)]
-        same = text[jnp.maximum(at[:, None] - back[None], 0)] == end[None]
-        same &= (at[:, None] >= back[None]) & (filled > back)[None]
-        match = jnp.sum(jnp.cumprod(same, axis=1), axis=1)
+        at, match = jnp.arange(text.shape[0], dtype=jnp.int32), jnp.zeros(text.shape, jnp.int32)
+        same = jnp.ones(text.shape, bool)
+        for back in range(self.longest):  # shifts, since a gather of all these tokens takes longer than a pass
+            end = text[jnp.maximum(filled - 1 - back, 0)]
+            same &= (jnp.pad(text, (back, 0), constant_values=-1)[: text.shape[0]] == end) & (filled > back)
+            match += same
         best = jnp.argmax(jnp.where(at < filled - 1, match * text.shape[0] + at, -1))
         period = jnp.maximum(filled - 1 - best, 1)  # past the end, what followed goes round again
         return text[jnp.minimum(best + 1 + jnp.arange(self.width, dtype=jnp.int32) % period, filled - 1)]

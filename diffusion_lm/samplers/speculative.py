@@ -131,9 +131,9 @@ class Speculative(Writer):
         )
         made = state.filled - state.prompt
         tokens, _ = self.draw(jax.vmap(jax.random.fold_in)(state.keys, made), readout.logits()[:, 0])
-        text = _written(state.text, jnp.where(going, tokens, self.mask)[:, None], state.filled)
+        here = jnp.arange(state.text.shape[1], dtype=jnp.int32)[None] == state.filled[:, None]
         return state.replace(
-            text=text,
+            text=jnp.where(here, jnp.where(going, tokens, self.mask)[:, None], state.text),
             filled=state.filled + going,
             finished=state.finished | (tokens == self.eot) | (made + 1 >= length),
             nfe=state.nfe + 1,
@@ -209,18 +209,19 @@ class _Cycles:
 
 @dataclasses.dataclass(frozen=True)
 class _Plain(_Cycles):
-    """Autoregressive steps, while drafts pause. (A loop of its own: a conditional would copy the cache.)"""
+    """Autoregressive steps while drafts pause, a whole pause at a time, and a look back at the end of each."""
 
     def step(self, model: Model, state: Writing) -> Writing:
-        state = self.writer.plain_step(model, state, self.length)
-        cache = state.cache  # which no conditional may carry: it would be copied
-        judged = jax.lax.cond(
-            state.pause <= 0,
-            lambda state: self.writer._judged(model, state),
-            lambda state: state,
-            state.replace(cache=None),
-        )
-        return judged.replace(cache=cache)
+        state, _ = run(_Steps(self.writer, self.length), model, state, self.length)
+        return self.writer._judged(model, state)
 
     def done(self, state: Writing) -> Array:
         return state.finished | (state.pause <= 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps(_Plain):
+    """The steps of one pause. (A loop of their own: a conditional in it would cost every step, and copy the cache.)"""
+
+    def step(self, model: Model, state: Writing) -> Writing:
+        return self.writer.plain_step(model, state, self.length)
