@@ -25,3 +25,10 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_go_with_their_module():
+    """Thousands of compiled programs in one process exhaust its memory maps, and the next compilation crashes."""
+    yield
+    jax.clear_caches()

@@ -87,9 +87,9 @@ def test_text_longer_than_the_context(model, draw, kind):
     options = {"canvas": 16, "passes": 4} if kind == "confidence" else {}
     writer = getattr(generate, kind)(model, draw=draw, **options)
     prompts = ["Line 1", "Line 22: the cat", "Line 3"]
-    answer = generate.write(model, writer, prompts, length=150, seed=5, slide=True)
-    assert (answer.generation.length == 150).all() and all(len(text) == 150 for text in answer.texts)
-    beside = generate.write(model, writer, [prompts[0], "another", prompts[2]], length=150, seed=5, slide=True)
+    answer = generate.write(model, writer, prompts, length=90, seed=5, slide=True)
+    assert (answer.generation.length == 90).all() and all(len(text) == 90 for text in answer.texts)
+    beside = generate.write(model, writer, [prompts[0], "another", prompts[2]], length=90, seed=5, slide=True)
     assert beside.texts[::2] == answer.texts[::2]  # two: a row alone is multiplied in another type on a CPU
     within = generate.write(model, writer, prompts, length=32, seed=5)
     assert answer.texts[0].startswith(within.texts[0])  # nothing slides before the context is full
@@ -97,9 +97,9 @@ def test_text_longer_than_the_context(model, draw, kind):
 
 def test_a_text_that_ends_does_not_slide_on(model, letters):
     writer = generate.autoregressive(model, draw=Draw(suppressed=letters, temperature=3.0))
-    answer = generate.write(model, writer, [""] * 6, length=300, seed=2, slide=True)
+    answer = generate.write(model, writer, [""] * 6, length=100, seed=2, slide=True)
     counts = np.asarray(answer.generation.length)
-    assert counts.min() < 300 and [len(text) > 0 for text in answer.texts] == [n > 0 for n in counts]
+    assert counts.min() < 100 and [len(text) > 0 for text in answer.texts] == [n > 0 for n in counts]
 
 
 def test_sliding_is_asked_for(model, draw):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_launchers import SMALL, TEXT, launch
+from commands import SMALL, TEXT, launch
 
 from diffusion_lm import generate
 from diffusion_lm.build import load_for_inference
