@@ -209,19 +209,18 @@ class _Cycles:
 
 @dataclasses.dataclass(frozen=True)
 class _Plain(_Cycles):
-    """Autoregressive steps while drafts pause, a whole pause at a time, and a look back at the end of each."""
+    """Autoregressive steps, while drafts pause. (A loop of its own: a conditional would copy the cache.)"""
 
     def step(self, model: Model, state: Writing) -> Writing:
-        state, _ = run(_Steps(self.writer, self.length), model, state, self.length)
-        return self.writer._judged(model, state)
+        state = self.writer.plain_step(model, state, self.length)
+        cache = state.cache  # which no conditional may carry: it would be copied
+        judged = jax.lax.cond(
+            state.pause <= 0,
+            lambda state: self.writer._judged(model, state),
+            lambda state: state,
+            state.replace(cache=None),
+        )
+        return judged.replace(cache=cache)
 
     def done(self, state: Writing) -> Array:
         return state.finished | (state.pause <= 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Steps(_Plain):
-    """The steps of one pause. (A loop of their own: a conditional in it would cost every step, and copy the cache.)"""
-
-    def step(self, model: Model, state: Writing) -> Writing:
-        return self.writer.plain_step(model, state, self.length)
