@@ -29,6 +29,6 @@ def quick_compile():
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs_go_with_their_module():
-    """Thousands of compiled programs in one process exhaust its memory maps, and the next compilation crashes."""
+    """A process that kept some thousands of them crashed inside a compilation."""
     yield
     jax.clear_caches()
