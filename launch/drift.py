@@ -26,7 +26,7 @@ from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.stale import Delayed, Dual, Policy, Prefix
 from diffusion_lm.visualize.plots import curve
-from launch.tradeoffs import _begun
+from launch.tradeoffs import begun
 
 Array = jax.Array
 log = logging.getLogger("diffusion_lm.drift")
@@ -44,7 +44,7 @@ def drift(workdir: str, out: Path) -> list[Row]:
     if objective.canvas or objective.prefix is not None or not isinstance(model.process, Absorbing):
         raise ValueError(f"--workdir={workdir}: approximate caches are for masks in whole rows: train a masked network")
     out.mkdir(parents=True, exist_ok=True)
-    block, texts = -(-model.config.data.length // BLOCKS), jnp.asarray(_begun(model)[::2])
+    block, texts = -(-model.config.data.length // BLOCKS), jnp.asarray(begun(model)[::2])
     policies = {f"prefix {block}": Prefix(block=block), f"dual {block}": Dual(block=block), "delayed": Delayed()}
     rows, lines = _by_chance(model, texts), {}
     for name, policy in policies.items():

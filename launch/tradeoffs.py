@@ -61,7 +61,7 @@ def _draw(model: Model) -> Draw:
 
 
 def _by_passes(model: Model, judge: Model, out: Path) -> list[Row]:
-    texts, length = _begun(model), model.config.data.length // 2 - GIVEN
+    texts, length = begun(model), model.config.data.length // 2 - GIVEN
     prompts = [model.tokenizer.decode(row[1:]) for row in texts]
     ask = functools.partial(_judged_row, model, judge, texts=texts, prompts=prompts, length=length)
     rows = [ask("autoregressive", generate.autoregressive(model, draw=_draw(model)))]
@@ -91,7 +91,7 @@ def _judged_row(model: Model, judge: Model, name: str, writer: Any, *, texts, pr
 _ASK = jax.jit(lambda bound, rows: judged(bound.denoise, rows))
 
 
-def _begun(model: Model) -> np.ndarray:
+def begun(model: Model) -> np.ndarray:
     """Begin of text and what follows evenly spaced places of held-out documents: int32 [TEXTS, GIVEN]."""
     text = read_text(model.config, model.meta).valid
     windows = np.lib.stride_tricks.sliding_window_view(text.flat if text else np.zeros(GIVEN), GIVEN - 1)
