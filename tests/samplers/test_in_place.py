@@ -1,0 +1,28 @@
+"""A decoding step writes its cache where it lies: a copy of it each token would cost more than the token."""
+
+import re
+
+import jax
+import pytest
+from tiny import MASK, model
+
+from diffusion_lm.samplers.autoregressive import Autoregressive
+from diffusion_lm.samplers.base import Prompt
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="reads the CPU compiler's program; others name copies otherwise"
+)
+def test_no_step_copies_the_cache():
+    writer, network = Autoregressive(mask=MASK, eot=99), model(layers=2)
+    prompt = Prompt(tokens=jax.numpy.full((1, 2), 5), length=jax.numpy.full(1, 2))
+
+    def generate(network, cache, keys):
+        return writer.generate(network, cache, prompt, keys, length=35)
+
+    cache, keys = network.empty_cache(1, 37), jax.random.split(jax.random.key(0), 1)
+    program = jax.jit(generate, donate_argnums=1).lower(network, cache, keys).compile().as_text()
+    shapes = [",".join(map(str, array.shape)) for array in (cache.layers[0].k, cache.layers[0].v)]
+    assert all(f"f32[{shape}]" in program for shape in shapes)
+    copies = [found for shape in shapes for found in re.findall(rf"f32\[{shape}\]\S* copy\(", program)]
+    assert not copies
