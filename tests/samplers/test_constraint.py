@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from oracle import LENGTH, OracleModel, Read, truth
 from oracle import MASK as WORLD_MASK
 from scipy import stats
@@ -20,16 +21,8 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 NEVER = 99
 
 
-def written(writer, constraint, prompt, length, network=None):
-    network = Constrained(network or model(), constraint, MASK)
-    keys = jax.random.split(jax.random.key(0), len(prompt.length))
-
-    @jax.jit
-    def generate(network, keys):
-        cache = network.empty_cache(len(prompt.length), writer.slots(prompt.tokens.shape[1], length))
-        return writer.generate(network, cache, prompt, keys, length=length)
-
-    return generate(network, keys)
+def written(writer, constraint, prompt, length):
+    return tiny.written(Constrained(model(), constraint, MASK), writer, prompt, length)
 
 
 @dataclasses.dataclass(frozen=True)

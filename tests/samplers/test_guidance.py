@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_writing import WRITERS, prompts
-from tiny import MASK, model
+from tiny import MASK, model, written
 
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.guidance import Guided
@@ -16,17 +16,6 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 def guided(prompt, scale):
     return Guided(model=model(), scale=jnp.asarray(scale, jnp.float32), prompt=prompt.length, mask=MASK)
-
-
-def written(network, writer, prompt, length=10):
-    keys = jax.random.split(jax.random.key(0), len(prompt.length))
-
-    @jax.jit
-    def generate(network, keys):
-        cache = network.empty_cache(len(prompt.length), writer.slots(prompt.tokens.shape[1], length))
-        return writer.generate(network, cache, prompt, keys, length=length)
-
-    return generate(network, keys)
 
 
 @pytest.mark.parametrize("name", ["autoregressive", "confidence", "ancestral", "auto", "both ways"])

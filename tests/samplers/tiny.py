@@ -22,3 +22,15 @@ def model(layers: int = 1) -> Bound:
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: np.asarray(a) + rng.normal(scale=0.4, size=a.shape).astype("f4"), params)
     return jax.tree.map(jax.numpy.asarray, Bound(module=module, params=params)).for_sampling()
+
+
+def written(network, writer, prompt, length=10, seed=0):
+    """What a writer writes behind the prompts, in one program; network: with `empty_cache`."""
+    keys = jax.random.split(jax.random.key(seed), len(prompt.length))
+
+    @jax.jit
+    def generate(network, keys):
+        cache = network.empty_cache(len(prompt.length), writer.slots(prompt.tokens.shape[1], length))
+        return writer.generate(network, cache, prompt, keys, length=length)
+
+    return generate(network, keys)
