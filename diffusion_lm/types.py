@@ -116,6 +116,14 @@ class Readout(Protocol):
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """sum of weights * -log softmax(logits)[targets]; targets int32 [B, L] in 0..V-1 where weights is not 0."""
 
+    @property
+    def vectors(self) -> Array:
+        """float32 [W, E], W >= V: what the network reads in a piece's place, each of size sqrt(E). Only of a network
+        that is fed vectors (see `Denoise`)."""
+
+    def mean_vector(self) -> Array:
+        """softmax(logits) @ vectors, float32 [B, L, E], in memory that doesn't grow with L x V; without gradient."""
+
 
 def surprise(logits: Array, targets: Array) -> Array:
     """-log softmax(logits)[targets]: [..., W] and [...] -> [...]. (A sum picks the target: a gather's gradient, a
@@ -135,9 +143,23 @@ class Denoise(Protocol):
 
     tokens [B, L] and t float32 [B, n] (n spans of L / n positions share a time; 0 is clean) are read as `reading`
     says, inside the documents that `segments` separates. The readouts: one, or (noisy, clean) for NoisyClean.
+
+    Some networks can be fed vectors, too:
+    soft   float32 [B, L, E]: a prediction of the same tokens, as `Readout.mean_vector` has it. None: zeros
+    mixed  (keep float32 [B, L], more float32 [B, L, E]): keep x the token's vector + more in place of the token's
     """
 
-    def __call__(self, tokens: Array, t: Array, *, reading: Reading, positions: Array, segments: Array) -> Any: ...
+    def __call__(
+        self,
+        tokens: Array,
+        t: Array,
+        *,
+        reading: Reading,
+        positions: Array,
+        segments: Array,
+        soft: Array | None = None,
+        mixed: tuple[Array, Array] | None = None,
+    ) -> Any: ...
 
 
 class Objective(Protocol):
@@ -153,7 +175,11 @@ class Objective(Protocol):
     prefix: "Causal | BlockCausal | None"
 
     def __call__(self, denoise: Denoise, process: Any, key: Array, batch: Batch) -> dict[str, Loss]:
-        """Named parts. Each has the batch's count of targets as its weight; training minimises their sum."""
+        """Named parts. Each has the batch's count of targets as its weight; training minimises their sum.
+
+        An objective that trains another loss than it wants reported also has `bound`, called alike: what evaluation
+        and comparison ask.
+        """
 
 
 @struct.dataclass
@@ -162,6 +188,7 @@ class Logits:
 
     values: Array
     alignment: Alignment = struct.field(pytree_node=False, default=Alignment.SAME)
+    vectors: Array | None = None
 
     def logits(self) -> Array:
         return self.values
@@ -174,3 +201,6 @@ class Logits:
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         return self.total(surprise, weights, targets)
+
+    def mean_vector(self) -> Array:
+        return jax.lax.stop_gradient(jnp.einsum("blv,ve->ble", jax.nn.softmax(self.values, axis=-1), self.vectors))

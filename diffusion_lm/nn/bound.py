@@ -9,6 +9,8 @@ from flax import struct
 from diffusion_lm.nn import cache as kv_cache
 from diffusion_lm.nn.cache import KVCache
 from diffusion_lm.nn.denoiser import Denoiser
+from diffusion_lm.nn.dot import dot
+from diffusion_lm.nn.readout import unit
 from diffusion_lm.sharding import platform
 from diffusion_lm.types import Bidirectional, Reading, Readout
 
@@ -22,10 +24,10 @@ class Bound:
     module: Denoiser = struct.field(pytree_node=False)
     params: dict
 
-    def denoise(self, tokens: Array, t: Array, *, reading: Reading, positions: Array, segments: Array):
+    def denoise(self, tokens: Array, t: Array, *, reading: Reading, positions: Array, segments: Array, **vectors):
         """`types.Denoise`."""
-        variables = {"params": self.params}
-        return self.module.apply(variables, tokens, t, reading=reading, positions=positions, segments=segments)[0]
+        where = {"positions": positions, "segments": segments}
+        return self.module.apply({"params": self.params}, tokens, t, reading=reading, **where, **vectors)[0]
 
     def for_sampling(self, rows: int = 0) -> "Bound":
         """The same network with its layers apart and its matrices already rounded to the products' type.
@@ -65,10 +67,18 @@ class Bound:
         """The cache of the chosen rows, int32 [n], with `slots` slots, at least as many as it has (None: as many)."""
         return kv_cache.refit(cache, rows, slots)
 
-    def read_canvas(self, cache: KVCache, canvas: Array, t: Array) -> Array:
-        """Logits [B, K, V] of a noisy canvas [B, K] at times t [B] that stands after the cache; writes nothing."""
-        readout, _ = self._read(cache, canvas, t[:, None], Bidirectional())
+    def read_canvas(self, cache: KVCache, canvas: Array, t: Array, **vectors) -> Array:
+        """Logits [B, K, V] of a noisy canvas [B, K] at times t [B] that stands after the cache; writes nothing.
+
+        vectors: `soft` and `mixed`, as in `types.Denoise`.
+        """
+        readout, _ = self._read(cache, canvas, t[:, None], Bidirectional(), **vectors)
         return readout.logits()
+
+    def mean_vector(self, logits: Array) -> Array:
+        """softmax(logits) [B, K, V] @ the pieces' vectors, float32 [B, K, E]."""
+        vectors = unit(self.params["embedding"][: self.module.vocab])
+        return dot("bkv,ve->bke", jax.nn.softmax(logits, axis=-1), vectors, self.module.architecture.products)
 
     def reread(self, cache: KVCache, tokens: Array, at: Array, t: Array) -> tuple[Array, KVCache]:
         """Reads tokens [B, W] at times t [B] as the positions `at` int32 [B, W] of rows that are read both ways.
@@ -84,9 +94,10 @@ class Bound:
         )
         return readout.logits(), cache.replace(layers=layers)
 
-    def _read(self, cache: KVCache, tokens: Array, t: Array, reading: Reading):
+    def _read(self, cache: KVCache, tokens: Array, t: Array, reading: Reading, **vectors):
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        return self.module.apply({"params": self.params}, tokens, t, reading=reading, positions=positions, cache=cache)
+        where = {"positions": positions, "cache": cache}
+        return self.module.apply({"params": self.params}, tokens, t, reading=reading, **where, **vectors)
 
 
 def unstacked(params: dict) -> dict:

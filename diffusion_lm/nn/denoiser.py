@@ -11,7 +11,8 @@ from diffusion_lm.nn.attention import sight_of_cache, sight_of_itself, sights_of
 from diffusion_lm.nn.blocks import Block, RMSNorm, matrix
 from diffusion_lm.nn.cache import KVCache, Past
 from diffusion_lm.nn.dot import dot
-from diffusion_lm.nn.readout import Projection
+from diffusion_lm.nn.readout import Projection, unit
+from diffusion_lm.nn.soft import SelfConditioning
 from diffusion_lm.sharding import platform, ways_in_force
 from diffusion_lm.types import Alignment, Causal, NoisyClean, Reading
 
@@ -26,6 +27,7 @@ class Architecture:
     """Sizes. Zero means: derived (kv_heads = heads, head_width = width / heads, mlp = 8/3 width in steps of 64).
 
     time_conditioning  tell the network t (adaLN); masked diffusion's optimum doesn't need it
+    self_conditioning  tell the network what it said a reading ago (`soft`)
     remat              what a layer keeps for its backward pass: all, only its products ("dots"), or nothing ("full")
     products           the type of matrix products' factors; sums are float32 in any case
     """
@@ -39,6 +41,7 @@ class Architecture:
     qk_norm: bool = True
     tied: bool = True
     time_conditioning: bool = False
+    self_conditioning: bool = False
     rope_base: float = 10_000.0
     remat: Literal["none", "dots", "full"] = "none"
     products: Literal["bfloat16", "float32"] = "bfloat16"
@@ -89,21 +92,30 @@ class Denoiser(nn.Module):
         segments: Array | None = None,
         cache: KVCache | None = None,
         again: bool = False,
+        soft: Array | None = None,
+        mixed: tuple[Array, Array] | None = None,
     ):
         """Reads tokens int32 [B, L] at times t float32 [B, n], after what `cache` holds of each row.
 
         again: in place of what it holds of these positions, beside all else that it holds (Bidirectional; positions
         are slots as `cache.rewrite` takes them); `new` is then all that the cache holds thereafter.
 
-        For NoisyClean, tokens, t, and the results are [noisy ; clean], 2 L wide; positions and segments are [B, L].
+        soft, mixed: see `types.Denoise`. ValueError for a network that wasn't made for them.
+
+        For NoisyClean, tokens, t, soft, and the results are [noisy ; clean], 2 L wide; positions, segments [B, L].
         Returns (Readout, new), or ((noisy, clean), new): new is the tuple of this row's LayerKV for `cache.append`
         if there is a cache, else None. Never writes the cache.
         """
         a = self.architecture.resolved
         table = matrix(self, "embedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
         # Small rows, so that a tied readout starts out knowing nothing; normalised, so that the layers see unit size.
-        x = RMSNorm(name="embedding_norm")(jnp.take(table, tokens, axis=0).astype(jnp.float32))
+        x = RMSNorm(name="embedding_norm")(_mixed(a, jnp.take(table, tokens, axis=0).astype(jnp.float32), mixed))
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        if a.self_conditioning:
+            x = SelfConditioning(a, name="self_conditioning")(x, soft)
+        elif soft is not None:
+            raise ValueError("this network takes no soft prediction: set model.self_conditioning=true and train anew")
+        vectors = unit(table) if a.self_conditioning or mixed is not None else None
         time = self._embed_time(t) if a.time_conditioning else None
         sights = _sights(reading, positions, segments)
         if again:
@@ -113,7 +125,7 @@ class Denoiser(nn.Module):
         x = RMSNorm(name="final_norm")(x)
         if not a.tied:
             table = matrix(self, "unembedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
-        return self._readouts(x, table, reading), new
+        return self._readouts(x, table, vectors, reading), new
 
     def _layers(self, x, cache, slots, time, angles, reading, sights):
         block = Block
@@ -151,11 +163,12 @@ class Denoiser(nn.Module):
         hidden = jax.nn.silu(dot("bnw,we->bne", waves, first, self.architecture.products))
         return dot("bne,ef->bnf", hidden, second, self.architecture.products)
 
-    def _readouts(self, x: Array, table: Array, reading: Reading):
+    def _readouts(self, x: Array, table: Array, vectors: Array | None, reading: Reading):
         def project(hidden, alignment):
             return Projection(
                 hidden=hidden,
                 table=table,
+                vectors=vectors,
                 vocab=self.vocab,
                 alignment=alignment,
                 products=self.architecture.products,
@@ -166,6 +179,16 @@ class Denoiser(nn.Module):
             noisy, clean = jnp.split(x, 2, axis=1)
             return project(noisy, Alignment.SAME), project(clean, _alignment(reading.clean))
         return project(x, _alignment(reading))
+
+
+def _mixed(a: Architecture, rows: Array, mixed: tuple[Array, Array] | None) -> Array:
+    """The embedding's rows [B, L, E] of the tokens, or what stands in their place."""
+    if mixed is None:
+        return rows
+    if not a.time_conditioning:
+        raise ValueError("noise on vectors can't be told from a clean text: set model.time_conditioning=true")
+    keep, more = mixed
+    return keep[..., None] * unit(rows) + more
 
 
 def _alignment(reading) -> Alignment:

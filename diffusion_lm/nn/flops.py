@@ -1,8 +1,9 @@
 """The operations that a network's products need, by formula: useful ones, whatever a compiler makes of them.
 
 Two for each multiplication and addition. Counted are the products with weights and those of attention, for pairs of
-positions that see each other; not the lookup of embeddings, norms, softmax, time conditioning, or what a backward pass
-computes anew. Documents that end inside a row would make attention cheaper: each row counts as one document.
+positions that see each other; not the lookup of embeddings, norms, softmax, time conditioning, self-conditioning and
+its first reading, or what a backward pass computes anew. Documents that end inside a row would make attention cheaper:
+each row counts as one document.
 (Appendix B of PaLM, arXiv 2204.02311, counts alike, but for a full square of attention.)
 """
 
@@ -39,10 +40,10 @@ def of_update(module: Denoiser, objective: Callable, batch: Batch) -> int:
     asked = []
 
     def traced(params, key, batch):
-        def denoise(tokens, t, *, reading, positions, segments):
+        def denoise(tokens, t, *, reading, positions, segments, **vectors):
             asked.append((*positions.shape, reading))
             bound = Bound(module=module, params=params)
-            return bound.denoise(tokens, t, reading=reading, positions=positions, segments=segments)
+            return bound.denoise(tokens, t, reading=reading, positions=positions, segments=segments, **vectors)
 
         return objective(denoise, key, batch)
 

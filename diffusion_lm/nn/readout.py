@@ -15,9 +15,16 @@ Array = jax.Array
 _CHUNK_ROWS = 512  # logits of this many positions a device exist at once
 
 
+def unit(rows: Array) -> Array:
+    """Rows [..., E] brought to size sqrt(E), float32: what a network that is fed vectors has for a piece's. Their
+    directions are learned, their size can neither vanish nor drown noise."""
+    rows = rows.astype(jnp.float32)
+    return rows * jax.lax.rsqrt(jnp.mean(rows * rows, axis=-1, keepdims=True) + 1e-6)
+
+
 @struct.dataclass
 class Projection:
-    """hidden float32 [B, L, E] times table [rows, E], of which the first `vocab` rows are pieces."""
+    """hidden float32 [B, L, E] times table [rows, E], of which the first `vocab` rows are pieces; vectors [rows, E]."""
 
     hidden: Array
     table: Array
@@ -25,6 +32,7 @@ class Projection:
     alignment: Alignment = struct.field(pytree_node=False)
     products: str = struct.field(pytree_node=False)
     shards: int = struct.field(pytree_node=False, default=1)
+    vectors: Array | None = None
 
     def logits(self) -> Array:
         """float32 [B, L, V]; the padding rows and the mask are cut off."""
@@ -42,6 +50,19 @@ class Projection:
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """See `types.Readout`."""
         return self.total(surprise, weights, targets)
+
+    def mean_vector(self) -> Array:
+        """See `types.Readout`. Raises ValueError for a network that isn't fed vectors."""
+        if self.vectors is None:
+            raise ValueError("this network is fed no vectors: set model.self_conditioning=true")
+        shards = 1 if self.hidden.shape[0] % self.shards else self.shards
+        hidden, table, vectors = jax.lax.stop_gradient((self.hidden, self.table, self.vectors))
+
+        def one(_, h):
+            p = jax.nn.softmax(_scores(h, table, self.vocab, self.products), axis=-1)
+            return None, dot("blv,ve->ble", p, vectors, self.products)
+
+        return _joined(jax.lax.scan(one, None, _chunks(hidden, shards))[1], hidden.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
