@@ -60,11 +60,10 @@ class Auto(Writer):
         first = self.plan(length)
         if first and self._last_too(length - first * self.canvas):
             return self.canvases.phases(length)
-        plain, drafts = self.tail.phases(length)
+        (tail,) = self.tail.phases(length)
         if not first:
-            return plain, drafts
-        whole, _ = self.canvases.phases(length)
-        return whole, dataclasses.replace(plain, enter=self._token_by_token), drafts
+            return (tail,)
+        return self.canvases.phases(length)[0], dataclasses.replace(tail, enter=self._token_by_token)
 
     def answer(self, state: Any, *, length: int) -> Generation:
         way = self.canvases if isinstance(state, canvases.Writing) else self.tail

@@ -152,8 +152,10 @@ def run(
     max_steps: int | Array,
     record: Callable[[Any], Any] | None = None,
     enough: int | Array = 0,
+    room: int | Array | None = None,
 ):
-    """Steps `state` until at most `enough` rows aren't done, at most max_steps times: the one decoding loop.
+    """Steps `state` until at most `enough` rows aren't done, or its cache has read more than `room` of a row, at most
+    max_steps times: the one decoding loop.
 
     Returns (state, trace): trace stacks record(state) after each step on a leading axis of max_steps, or is None.
     """
@@ -163,7 +165,8 @@ def run(
 
     def going(carry):
         state, _, made = carry
-        return (made < max_steps) & (jnp.sum(~sampler.done(state)) > enough)
+        more = (made < max_steps) & (jnp.sum(~sampler.done(state)) > enough)
+        return more if room is None else more & (jnp.max(state.cache.length) <= room)
 
     def body(carry):
         state, trace, made = carry

@@ -56,24 +56,18 @@ class _Batch:
         plain = Phase(sampler=phase.sampler, steps=phase.steps)  # a bound `enter` would compile anew for each writer
         going = np.ones(1, bool)
         while going.any():
-            most = self._steps_that_fit(phase)
-            enough = len(self.rows) // 2 if self.compact else 0
-            self.state, going = _advance(self.model, self.state, most, enough, phase=plain)
+            room, enough = self._room(phase), len(self.rows) // 2 if self.compact else 0
+            self.state, going = _advance(self.model, self.state, room, enough, phase=plain)
             going = np.asarray(going)
             if self.compact and going.any():
                 self._let_go()
 
-    def _steps_that_fit(self, phase: Phase) -> int:
-        """At least one; the cache grows where there is no room for it."""
-        if self.size == self.slots or phase.reads == 0:
-            return phase.steps
-        if phase.reads is None:
-            self.fit(self.slots)
-            return phase.steps
-        read = int(self.state.cache.length.max())
-        if read + phase.reads > self.size:
+    def _room(self, phase: Phase) -> int:
+        """The most that may be read where another step begins; the cache grows until one fits."""
+        if self.size < self.slots and phase.reads != 0:
+            read = 0 if phase.reads is None else int(self.state.cache.length.max())
             self.fit(_size(read, phase, self.slots))
-        return phase.steps if self.size == self.slots else min((self.size - read) // phase.reads, phase.steps)
+        return self.slots if self.size == self.slots else self.size - phase.reads
 
     def fit(self, size: int) -> None:
         """The cache with so many slots."""
@@ -128,9 +122,9 @@ def _enter(model, cache, rest, *, writer, length, index):
 
 
 @functools.partial(jax.jit, static_argnames=("phase",), donate_argnames=("state",))
-def _advance(model, state, most, enough, *, phase):
-    """The carry once at most `enough` rows go on, or after `most` steps; and which rows go on."""
-    state, _ = run(phase.sampler, model, state, most, enough=enough)
+def _advance(model, state, room, enough, *, phase):
+    """The carry once at most `enough` rows go on, or more than `room` is read; and which rows go on."""
+    state, _ = run(phase.sampler, model, state, phase.steps, enough=enough, room=room)
     return state, ~phase.sampler.done(state)
 
 

@@ -18,6 +18,7 @@ from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.types import Causal
 
 Array = jax.Array
+_TURN = 32  # positions that the plain steps of a turn read, and its cycles
 _LONGEST_PAUSE = 512  # plain steps after drafts that didn't pay; the pause doubles each time
 _MEMORY = 0.7  # of the running mean of accepted tokens
 
@@ -85,16 +86,23 @@ class Speculative(Writer):
         )
 
     def phases(self, length: int) -> tuple[Phase, ...]:
-        """Plain steps, until drafts seem to pay; then cycles."""
-        return tuple(Phase(sampler=part(self, length), steps=length) for part in (_Plain, _Cycles))
+        """Turns of a few plain steps while drafts don't seem to pay, and of a few cycles while they do."""
+        return (Phase(sampler=_Turns(self, length), steps=length, reads=_TURN + self._cycles * self._watch),)
+
+    def turn(self, model: Model, state: Writing, length: int) -> Writing:
+        """Plain steps that are due; a look back, if they were the last; then cycles, unless more are due."""
+        due = jnp.clip(state.pause, 0, _TURN)
+        state, _ = run(_Plain(self, length), model, state, due)
+        state = self._judged(model, state, (due > 0) & (state.pause <= 0))
+        return run(_Cycles(self, length), model, state, self._cycles)[0]
 
     def cycle(self, model: Model, state: Writing, length: int) -> Writing:
-        """One draft and its check, then the plain steps that are due: what they finish needs no further check."""
+        """One draft and its check; a pause is due where drafts have come to bring less than they cost."""
         draft = self.drafter(model, state.cache, state.text, state.filled)
         state, stood = self._check(model, state, draft, length)
         accepted = _MEMORY * state.accepted + (1 - _MEMORY) * stood
         pays = accepted + 1 >= self.break_even
-        state = state.replace(
+        return state.replace(
             nfe=state.nfe + self.drafter.passes,
             accepted=accepted,
             pause=jnp.where(pays, 0, state.next_pause),
@@ -102,25 +110,32 @@ class Speculative(Writer):
                 jnp.where(pays, state.next_pause // 2, 2 * state.next_pause), self._watch, _LONGEST_PAUSE
             ),
         )
-        return run(_Plain(self, length), model, state, length)[0]
 
     @property
     def _watch(self) -> int:
-        """The shortest pause: long enough to see how a guess made at its start would have fared."""
+        """The shortest pause, as many steps as a check reads tokens: long enough to see how a guess made at its start
+        would have fared."""
         return self.drafter.width + 1
 
-    def _judged(self, model: Model, state: Writing) -> Writing:
-        """At the end of a pause: what a guess would have brought, and another pause if that doesn't pay. A guess that
+    @property
+    def _cycles(self) -> int:
+        """Cycles a turn, at most."""
+        return max(_TURN // self._watch, 1)
+
+    def _judged(self, model: Model, state: Writing, over: Array) -> Writing:
+        """Where a pause is over: what a guess would have brought, and another pause if that doesn't pay. A guess that
         takes a pass isn't made to look back: it gets one chance."""
         if self.drafter.passes:
-            return state.replace(accepted=jnp.full((), max(self.break_even - 1.0, 0.0)))
+            return state.replace(accepted=jnp.where(over, max(self.break_even - 1.0, 0.0), state.accepted))
         width = self.drafter.width
         then = jnp.maximum(state.filled - width, 1)
         guess = self.drafter(model, state.cache, state.text, then)
         came = jnp.take_along_axis(state.text, then[:, None] + jnp.arange(width, dtype=jnp.int32)[None], axis=1)
         stood = _mean_over(jnp.sum(jnp.cumprod(guess == came, axis=1), axis=1), ~state.finished)
-        pays = stood + 1 >= self.break_even
-        return state.replace(accepted=stood, pause=jnp.where(pays, 0, self._watch))
+        again = over & (stood + 1 < self.break_even)
+        return state.replace(
+            accepted=jnp.where(over, stood, state.accepted), pause=jnp.where(again, self._watch, state.pause)
+        )
 
     def plain_step(self, model: Model, state: Writing, length: int) -> Writing:
         """One token by autoregression: `_check` of no draft, in fewer operations."""
@@ -194,33 +209,31 @@ def _written(text: Array, piece: Array, at: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cycles:
+class _Turns:
     """The writer with a length, as `run` steps it."""
 
     writer: Speculative
     length: int
 
     def step(self, model: Model, state: Writing) -> Writing:
-        return self.writer.cycle(model, state, self.length)
+        return self.writer.turn(model, state, self.length)
 
     def done(self, state: Writing) -> Array:
         return state.finished
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plain(_Cycles):
-    """Autoregressive steps, while drafts pause. (A loop of its own: a conditional would copy the cache.)"""
+class _Plain(_Turns):
+    """The steps of a turn that are autoregressive. (A loop of their own: a conditional would copy the cache.)"""
 
     def step(self, model: Model, state: Writing) -> Writing:
-        state = self.writer.plain_step(model, state, self.length)
-        cache = state.cache  # which no conditional may carry: it would be copied
-        judged = jax.lax.cond(
-            state.pause <= 0,
-            lambda state: self.writer._judged(model, state),
-            lambda state: state,
-            state.replace(cache=None),
-        )
-        return judged.replace(cache=cache)
+        return self.writer.plain_step(model, state, self.length)
+
+
+class _Cycles(_Turns):
+    """The cycles of a turn: none while plain steps are due."""
+
+    def step(self, model: Model, state: Writing) -> Writing:
+        return self.writer.cycle(model, state, self.length)
 
     def done(self, state: Writing) -> Array:
-        return state.finished | (state.pause <= 0)
+        return state.finished | (state.pause > 0)

@@ -12,6 +12,8 @@ from tiny import MASK, model
 from diffusion_lm.nn import cache as kv_cache
 from diffusion_lm.samplers import driver
 from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.drafts import Lookup
+from diffusion_lm.samplers.speculative import Speculative
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 GROWING = ["autoregressive", "confidence", "blocks", "auto"]
@@ -44,6 +46,14 @@ def test_a_cache_that_grows_changes_nothing(name, short):
     assert (grown.tokens == plain.tokens).all() and grown.nfe == plain.nfe
     assert short == sorted(short) and len(short) >= 1  # or this test would have seen no growth
     assert (grown.length == plain.length).all()
+
+
+def test_a_cache_that_grows_under_drafts_changes_nothing(short):
+    prompt, draw = prompts([6, 1, 3]), WRITERS["autoregressive"](eot=NEVER, temperature=0.0).draw
+    writer = Speculative(drafter=Lookup(width=2), mask=MASK, eot=NEVER, draw=draw, break_even=1.5)
+    grown, plain = driven(writer, prompt, 150), generate(writer, prompt, 150)
+    assert (grown.tokens == plain.tokens).all() and grown.nfe == plain.nfe < 150
+    assert short == [158]  # from 128, in the middle of writing
 
 
 def test_a_cache_is_at_most_twice_as_long_as_what_it_holds(short):

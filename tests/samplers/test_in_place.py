@@ -8,19 +8,32 @@ from tiny import MASK, model
 
 from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.confidence import Confidence
+from diffusion_lm.samplers.drafts import Lookup
+from diffusion_lm.samplers.speculative import Speculative
 
 
 @pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="reads the CPU compiler's program; others name copies otherwise"
 )
-def test_no_step_copies_the_cache():
-    writer, network = Autoregressive(mask=MASK, eot=99), model(layers=2)
+@pytest.mark.parametrize(
+    "writer",
+    [
+        Autoregressive(mask=MASK, eot=99),
+        Speculative(mask=MASK, eot=99, drafter=Lookup(width=3), break_even=1.5),
+        Canvases(mask=MASK, eot=99, canvas=5, sampler=Confidence(passes=2, eot=99)),
+    ],
+    ids=lambda writer: type(writer).__name__,
+)
+def test_no_step_copies_the_cache(writer):
+    network, slots = model(layers=2), writer.slots(2, 35)
     prompt = Prompt(tokens=jax.numpy.full((1, 2), 5), length=jax.numpy.full(1, 2))
 
     def generate(network, cache, keys):
         return writer.generate(network, cache, prompt, keys, length=35)
 
-    cache, keys = network.empty_cache(1, 37), jax.random.split(jax.random.key(0), 1)
+    cache, keys = network.empty_cache(1, slots), jax.random.split(jax.random.key(0), 1)
     program = jax.jit(generate, donate_argnums=1).lower(network, cache, keys).compile().as_text()
     shapes = [",".join(map(str, array.shape)) for array in (cache.layers[0].k, cache.layers[0].v)]
     assert all(f"f32[{shape}]" in program for shape in shapes)
