@@ -157,7 +157,7 @@ class Asking:
             length=jnp.asarray([len(row) for row in ids], jnp.int32),
             behind=None if behind is None else jnp.asarray(behind),
         )
-        network = self._network(prompt, len(ids) * getattr(self.writer, "canvas", 1))
+        network = self._network(prompt, len(ids) * self.writer.width(length))
         written = drive(self.writer, network, prompt, keys, length=length, compact=self.compact)
         return jax.block_until_ready(written)
 

@@ -1,13 +1,9 @@
 """The writer that fits a trained network, one function a way of writing; and `write`, which hands it prompts."""
 
 import dataclasses
-import time
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from diffusion_lm import costs
 from diffusion_lm.answers import Answer, fill, story, write
 from diffusion_lm.build import Model
 from diffusion_lm.processes.absorbing import Absorbing
@@ -15,7 +11,6 @@ from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.approximate import Approximate
 from diffusion_lm.samplers.auto import Auto
 from diffusion_lm.samplers.autoregressive import Autoregressive
-from diffusion_lm.samplers.base import run
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.drafts import Drafter, Lookup
@@ -37,7 +32,6 @@ MOST_PASSES = 100_000
 EVEN = Even()
 CAP = Cap()
 DUAL = Dual()
-_TIMED, _ROUNDS = 16, 12  # passes a timing, and timings of which the fastest counts
 
 
 def autoregressive(model: Model, *, draw: Draw) -> Autoregressive:
@@ -57,7 +51,7 @@ def speculative(
     last time) are good. break_even: see `Speculative`; None: measured here, which compiles and runs two passes."""
     plain, drafter = autoregressive(model, draw=draw), drafter or Lookup()
     if break_even is None:
-        break_even = _break_even(drafter, *_pass_seconds(model, 1, drafter.width + 1))
+        break_even = costs.break_even(model, drafter)
     return Speculative(drafter=drafter, mask=plain.mask, eot=plain.eot, draw=draw, break_even=break_even)
 
 
@@ -65,49 +59,9 @@ def auto(model: Model, *, draw: Draw, canvas: int, passes: int) -> Auto:
     """The writer that takes the faster of canvases (in so many passes) and token by token, by costs measured here:
     which it takes, and so its text, depends on the machine."""
     autoregressive(model, draw=draw)  # raises before anything is timed
-    canvases, drafter = confidence(model, draw=draw, canvas=canvas, passes=passes), Lookup()
-    step_s, check_s, canvas_s = _pass_seconds(model, 1, drafter.width + 1, canvases.canvas)
-    tail = speculative(model, draw=draw, drafter=drafter, break_even=_break_even(drafter, step_s, check_s))
-    return Auto(canvases=canvases, tail=tail, step_s=step_s, canvas_s=canvas_s)
-
-
-def _break_even(drafter: Drafter, step_s: float, check_s: float) -> float:
-    """What a cycle takes, in plain steps: a check, and as long for each pass of the drafter."""
-    return (1 + drafter.passes) * check_s / step_s
-
-
-def _pass_seconds(model: Model, *widths: int) -> list[float]:
-    """Of causal passes over so many tokens, with a cache as long as the context: the fastest of several, taken in turn
-    so that a busy moment doesn't make one width look dear."""
-    timed = [_timed_passes(model, width) for width in widths]
-    rounds = [[passes() for passes in timed] for _ in range(_ROUNDS)]
-    return [min(seconds[i] for seconds in rounds) / _TIMED for i in range(len(widths))]
-
-
-def _timed_passes(model: Model, width: int) -> Callable[[], float]:
-    bound = model.for_sampling(width)
-    passes = jax.jit(lambda state: run(_Passes(), bound, state, _TIMED)[0])
-    state = bound.empty_cache(1, max(model.config.data.length, width)), jnp.zeros((1, width), jnp.int32)
-    jax.block_until_ready(passes(state))
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(passes(state))
-        return time.perf_counter() - start
-
-    return seconds
-
-
-class _Passes:
-    """Pass after pass over the same slots."""
-
-    def step(self, bound, state):
-        cache, tokens = state
-        readout, cache = bound.extend(cache, tokens, jnp.zeros(1, jnp.int32), Causal())
-        return cache, jnp.argmax(readout.logits(), axis=-1).astype(jnp.int32)
-
-    def done(self, state):
-        return jnp.zeros(1, bool)
+    canvases = confidence(model, draw=draw, canvas=canvas, passes=passes)
+    tail = speculative(model, draw=draw)
+    return Auto(canvases=canvases, tail=tail, costs=costs.measured(model, canvases.canvas))
 
 
 def confidence(

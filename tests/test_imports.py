@@ -24,6 +24,7 @@ FLOORS = {
     "config": 5,
     "build": 6,  # assembles what a config says
     "answers": 6.3,  # writes with it
+    "costs": 6.4,
     "generate": 6.5,
     "many": 6.5,
     "configs": 6,

@@ -1,7 +1,7 @@
-"""One writer that takes whichever way is faster: whole canvases, then token by token, in one cache."""
+"""One writer that takes whichever way is faster: canvases, token by token, or one after the other in one cache."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,53 +15,89 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds of a causal pass, batch 1.
+
+    step_s    over one token, with the network as it is best for `Auto.tail` and an empty cache
+    slot_s    what each slot of the cache adds to that
+    narrow_s  over one token, with the network as it is best for canvases
+    canvas_s  the same over a whole canvas; widths in between are taken to lie on the line
+    """
+
+    step_s: float
+    slot_s: float = 0.0
+    narrow_s: float
+    canvas_s: float
+
+    def __post_init__(self):
+        if min(self.step_s, self.narrow_s, self.canvas_s) <= 0 or self.slot_s < 0:
+            raise ValueError(f"passes take more than 0 s, not {self}")
+
+
+class Plan(NamedTuple):
+    """So many whole canvases first, and what is left by a narrower canvas, or else token by token."""
+
+    canvases: int
+    narrow: bool
+
+
+_STEPS = Plan(canvases=0, narrow=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Auto(Writer):
-    """Chooses by measured cost: whole canvases if they beat writing the same tokens one by one, and for what is left a
-    narrower canvas or `tail`.
+    """Takes the plan of the least cost by what passes were measured to take: all of it by `tail`, or canvases, and for
+    what is left a narrower canvas or `tail`.
 
     canvases  with align 1: a network that also reads causally, over the same cache
-    step_s    seconds of one causal pass over one token
-    canvas_s  seconds of one pass over a whole canvas
     """
 
     canvases: Canvases
     tail: Speculative
-    step_s: float
-    canvas_s: float
+    costs: Costs
 
     def __post_init__(self):
         if self.canvases.align != 1 or self.canvases.record:
             raise ValueError("auto needs canvases over a causal cache (align=1) that aren't recorded")
-        if not (self.step_s > 0 and self.canvas_s > 0):
-            raise ValueError(f"auto needs costs above 0 s, not step_s={self.step_s}, canvas_s={self.canvas_s}")
 
     @property
     def canvas(self) -> int:
         return self.canvases.canvas
 
-    def plan(self, length: int) -> int:
-        """How many canvases to write first."""
-        canvas_s = (self.canvases.sampler.passes + 1) * self.canvas_s  # and the pass that reads it into the cache
-        return length // self.canvas if canvas_s < self.canvas * self.step_s else 0
+    def plan(self, length: int) -> Plan:
+        """How so many tokens are written soonest."""
+        (whole, rest), cost = divmod(length, self.canvas), self.costs
+        canvases_s = whole * (self._cleared_s(self.canvas) + cost.canvas_s)  # and the pass that reads it into the cache
+        plans = {
+            Plan(whole, narrow=True): canvases_s + self._cleared_s(rest),
+            Plan(whole, narrow=False): canvases_s + rest * cost.narrow_s,
+            _STEPS: length * (cost.step_s + length * cost.slot_s),
+        }
+        return min(plans, key=plans.get)
 
-    def _last_too(self, rest: int) -> bool:
-        """Whether a last, narrower canvas, which costs no more than a whole one, beats writing `rest` one by one."""
-        return not rest or self.canvases.sampler.passes * self.canvas_s < rest * self.step_s
+    def _cleared_s(self, width: int) -> float:
+        """Of clearing a canvas so wide: a pass writes one position or more."""
+        slope = (self.costs.canvas_s - self.costs.narrow_s) / max(self.canvas - 1, 1)
+        return min(self.canvases.sampler.passes, width) * (self.costs.narrow_s + slope * (width - 1))
+
+    def width(self, length: int) -> int:
+        """Positions of a row that a pass reads at once."""
+        return 1 if self.plan(length) == _STEPS else self.canvas
 
     def slots(self, prompt: int, length: int) -> int:
         """Slots that the cache must have."""
         return self.tail.slots(prompt, length)
 
     def begin(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Any:
-        first = self.canvases if self.plan(length) else self.tail
+        first = self.tail if self.plan(length) == _STEPS else self.canvases
         return first.begin(model, cache, prompt, keys, length=length)
 
     def phases(self, length: int) -> tuple[Phase, ...]:
-        first = self.plan(length)
-        if first and self._last_too(length - first * self.canvas):
+        plan = self.plan(length)
+        if plan.narrow:
             return self.canvases.phases(length)
         (tail,) = self.tail.phases(length)
-        if not first:
+        if plan == _STEPS:
             return (tail,)
         return self.canvases.phases(length)[0], dataclasses.replace(tail, enter=self._token_by_token)
 

@@ -68,6 +68,11 @@ class Writer(Protocol):
 
     separable = True
 
+    def width(self, length: int) -> int:
+        """Positions of a row that a pass reads at once (but for the prompt), if so many tokens are asked for."""
+        del length
+        return 1
+
     def slots(self, prompt: int, length: int) -> int:
         """Slots that the cache must have for a prompt so wide."""
 

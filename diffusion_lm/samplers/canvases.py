@@ -89,6 +89,9 @@ class Canvases(Writer):
         """How many canvases hold `length` new tokens, at worst."""
         return -(-(length + max(self.align, 1) - 1) // self.canvas)
 
+    def width(self, length: int) -> int:
+        return self.canvas
+
     def slots(self, prompt: int, length: int) -> int:
         """Slots that the cache must have; none for a model that only reads both ways."""
         if self.align == 1:

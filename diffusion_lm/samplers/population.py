@@ -59,6 +59,9 @@ class Population(Writer):
     def canvas(self) -> int:
         return self.canvases.canvas
 
+    def width(self, length: int) -> int:
+        return self.canvas
+
     def slots(self, prompt: int, length: int) -> int:
         """Slots that the cache must have."""
         return self.canvases.slots(prompt, length)

@@ -20,6 +20,7 @@ from diffusion_lm.types import Causal
 Array = jax.Array
 _TURN = 32  # positions that the plain steps of a turn read, and its cycles
 _LONGEST_PAUSE = 512  # plain steps after drafts that didn't pay; the pause doubles each time
+_TRY = 32  # a guess that takes a pass is tried once its cycle costs at most a 32nd of the steps before it
 _MEMORY = 0.7  # of the running mean of accepted tokens
 
 
@@ -56,8 +57,8 @@ class Speculative(Writer):
     break_even: float = 0.0
 
     def slots(self, prompt: int, length: int) -> int:
-        """Slots that the cache must have: a check reads up to `drafter.width` tokens too many."""
-        return prompt + length + self.drafter.width
+        """Slots that the cache must have."""
+        return prompt + length
 
     def begin(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Writing:
         """One pass reads the prompts and says their next tokens."""
@@ -80,8 +81,8 @@ class Speculative(Writer):
         return Writing(
             text=jnp.pad(text, ((0, 0), (0, self.drafter.width + 1)), constant_values=self.mask),
             accepted=jnp.full((), max(self.break_even - 1.0, 0.0)),
-            pause=jnp.full((), self._watch if self.break_even else 0),
-            next_pause=jnp.full((), self._watch),
+            pause=jnp.full((), self._patience if self.break_even else 0),
+            next_pause=jnp.full((), self._patience),
             **rest,
         )
 
@@ -91,8 +92,10 @@ class Speculative(Writer):
 
     def turn(self, model: Model, state: Writing, length: int) -> Writing:
         """Plain steps that are due; a look back, if they were the last; then cycles, unless more are due."""
-        due = jnp.clip(state.pause, 0, _TURN)
+        due = jnp.where(self._fits(state), jnp.clip(state.pause, 0, _TURN), _TURN)
         state, _ = run(_Plain(self, length), model, state, due)
+        if self._slots(state) < self._watch:  # no check ever fits
+            return state
         state = self._judged(model, state, (due > 0) & (state.pause <= 0))
         return run(_Cycles(self, length), model, state, self._cycles)[0]
 
@@ -107,15 +110,28 @@ class Speculative(Writer):
             accepted=accepted,
             pause=jnp.where(pays, 0, state.next_pause),
             next_pause=jnp.clip(
-                jnp.where(pays, state.next_pause // 2, 2 * state.next_pause), self._watch, _LONGEST_PAUSE
+                jnp.where(pays, state.next_pause // 2, 2 * state.next_pause), self._patience, _LONGEST_PAUSE
             ),
         )
+
+    def _fits(self, state: Writing) -> Array:
+        """Whether every row's cache has slots for a check, which reads the last token and all of the draft."""
+        return jnp.max(state.filled) + self.drafter.width <= self._slots(state)
+
+    def _slots(self, state: Writing) -> int:
+        return state.text.shape[1] - self._watch  # which `from_text` added
 
     @property
     def _watch(self) -> int:
         """The shortest pause, as many steps as a check reads tokens: long enough to see how a guess made at its start
         would have fared."""
         return self.drafter.width + 1
+
+    @property
+    def _patience(self) -> int:
+        """Plain steps before a try: as long as it takes to look back, or until a try in vain is a small part of it."""
+        share = round(_TRY * self.break_even) if self.drafter.passes else 0
+        return min(max(self._watch, share), _LONGEST_PAUSE)
 
     @property
     def _cycles(self) -> int:
@@ -230,10 +246,10 @@ class _Plain(_Turns):
 
 
 class _Cycles(_Turns):
-    """The cycles of a turn: none while plain steps are due."""
+    """The cycles of a turn: none while plain steps are due, nor where the cache ends."""
 
     def step(self, model: Model, state: Writing) -> Writing:
         return self.writer.cycle(model, state, self.length)
 
     def done(self, state: Writing) -> Array:
-        return state.finished | (state.pause > 0)
+        return state.finished | (state.pause > 0) | ~self.writer._fits(state)

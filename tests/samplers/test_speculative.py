@@ -83,6 +83,14 @@ def test_right_guesses_save_passes_and_wrong_ones_cost_none():
         assert (generation.tokens == text).all() and generation.nfe == passes
 
 
+@pytest.mark.parametrize("length", [1, 3, 6])
+def test_a_short_answer_is_written_plainly(length):
+    """Where the cache ends before a check does, drafts are left off."""
+    prompt, keys = prompts(2, width=2), jax.random.split(jax.random.key(4), 2)
+    plain, speculative = pair(Lookup(width=4), 1.0, NEVER)
+    assert (written(speculative, prompt, keys, length).tokens == written(plain, prompt, keys, length).tokens).all()
+
+
 def test_drafts_that_do_not_pay_are_left_off():
     """A draft that takes a pass of its own and is always wrong: a few tries, then plain steps."""
     prompt, keys = prompts(1), jax.random.split(jax.random.key(4), 1)

@@ -10,7 +10,7 @@ from tiny import EOT, MASK, VOCAB, model
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.auto import Auto
+from diffusion_lm.samplers.auto import Auto, Costs
 from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.base import Canvas, Prompt, commit, run
 from diffusion_lm.samplers.canvases import Canvases
@@ -40,9 +40,10 @@ def autoregressive(eot=EOT, temperature=1.0):
 
 
 def auto(eot=EOT, temperature=1.0, step_s=1.0):
-    """At these costs: canvases of 4 in 3 passes, as far as they go, and the rest token by token."""
+    """At these costs: canvases of 4 in 2 passes, and of 1 or 2 tokens that are left, token by token."""
     tail = Speculative(drafter=Lookup(width=2), mask=MASK, eot=eot, draw=autoregressive(eot, temperature).draw)
-    return Auto(canvases=canvases(eot=eot, temperature=temperature), tail=tail, step_s=step_s, canvas_s=0.9)
+    whole = canvases(passes=2, eot=eot, temperature=temperature)
+    return Auto(canvases=whole, tail=tail, costs=Costs(step_s=step_s, narrow_s=0.8, canvas_s=0.95))
 
 
 WRITERS = {
@@ -308,11 +309,13 @@ def test_what_can_not_be_is_refused_in_a_line(bad):
 # Whichever is faster.
 
 
-def test_auto_is_the_better_writer_where_one_is_better_throughout():
+@pytest.mark.parametrize("length", [3, 8])
+def test_auto_is_the_better_writer_where_one_is_better_throughout(length):
     prompt = prompts([6, 1, 3])
-    dear, cheap = (generate(auto(step_s=s), prompt, 8, seed=2) for s in (100.0, 1e-3))
-    assert (dear.tokens == generate(canvases(), prompt, 8, seed=2).tokens).all()
-    assert (cheap.tokens == generate(autoregressive(), prompt, 8, seed=2).tokens).all()
+    dear, cheap = (generate(auto(step_s=s), prompt, length, seed=2) for s in (100.0, 1e-3))
+    assert (dear.tokens == generate(canvases(passes=2), prompt, length, seed=2).tokens).all()
+    assert (cheap.tokens == generate(autoregressive(), prompt, length, seed=2).tokens).all()
+    assert (auto(step_s=100.0).width(length), auto(step_s=1e-3).width(length)) == (4, 1)
 
 
 def test_auto_goes_on_token_by_token_as_autoregression_would():
@@ -320,7 +323,7 @@ def test_auto_goes_on_token_by_token_as_autoregression_would():
     prompt = prompts([6, 1, 3])
     whole = generate(auto(eot=NEVER, temperature=0.0), prompt, 10)
     assert (whole.length == 10).all()
-    first = generate(canvases(eot=NEVER, temperature=0.0), prompt, 8).tokens
+    first = generate(canvases(passes=2, eot=NEVER, temperature=0.0), prompt, 8).tokens
     assert (whole.tokens[:, :8] == first).all()
     text = [jnp.concatenate([prompt.tokens[i, : prompt.length[i]], first[i]]) for i in range(3)]
     longer = Prompt(
@@ -339,9 +342,9 @@ def test_auto_goes_on_where_the_canvases_ended():
 
 
 def test_auto_ends_with_a_narrow_canvas_where_that_is_faster():
-    """3 passes over a canvas at 0.9 beat 3 steps at 1."""
-    prompt = prompts([6, 1, 3])
-    assert (generate(auto(), prompt, 11, seed=2).tokens == generate(canvases(), prompt, 11, seed=2).tokens).all()
+    """2 passes over 3 positions at 0.9 beat 3 steps at 0.8."""
+    prompt, plain = prompts([6, 1, 3]), canvases(passes=2)
+    assert (generate(auto(), prompt, 11, seed=2).tokens == generate(plain, prompt, 11, seed=2).tokens).all()
 
 
 def test_a_short_answer_does_not_pay_for_a_canvas():
