@@ -305,8 +305,13 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
 
 
 def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError unless every device that holds rows of its own gets as many."""
-    ways, train = sharding.row_ways(mesh), config.train
+    """Raises ValueError unless every device that holds rows of its own gets as many, and parts of rows are equal."""
+    ways, parts, train = sharding.row_ways(mesh), sharding.length_ways(mesh), config.train
+    if config.data.length % parts:
+        raise ValueError(
+            f"data.length={config.data.length} can't be cut into {parts} equal parts; choose a multiple of it, or a "
+            "mesh with less mesh.sequence"
+        )
     if (train.batch // train.accumulate) % ways:
         raise ValueError(
             f"train.batch={train.batch} in train.accumulate={train.accumulate} parts can't be cut into rows for "

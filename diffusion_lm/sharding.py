@@ -5,7 +5,7 @@ Only this file knows the names of mesh axes. Layers name logical axes; everythin
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,14 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 
 # Logical axis -> mesh axes. Of two logical axes in one array that want the same mesh axis, the first gets it.
 RULES = (
     ("batch", ("data", "fsdp")),
-    ("length", None),
+    ("length", "sequence"),
     ("vocab", "tensor"),
-    ("embed", "fsdp"),
+    ("embed", ("fsdp", "sequence")),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("head_dim", None),
@@ -35,13 +35,15 @@ RULES = (
 class MeshShape:
     """Devices along each mesh axis; one of them may be -1, whatever is left.
 
-    data    copies of the model, each on its own rows
-    fsdp    rows too, with parameters cut along their width
-    tensor  heads, hidden units and vocabulary
+    data      copies of the model, each on its own rows
+    fsdp      rows too, with parameters cut along their width
+    sequence  parts of each row, for long ones; parameters are cut along their width here, too
+    tensor    heads, hidden units and vocabulary
     """
 
     data: int = -1
     fsdp: int = 1
+    sequence: int = 1
     tensor: int = 1
 
     def __post_init__(self):
@@ -69,7 +71,7 @@ def make_mesh(shape: MeshShape, devices: list | None = None) -> Mesh:
     sizes, slices = shape.sizes(len(devices)), len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise ValueError(f"{slices} slices of TPUs don't divide mesh.data={sizes[0]}; choose a multiple of {slices}")
-    within, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+    within, across = (sizes[0] // slices, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
     if slices > 1:
         laid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
     else:
@@ -156,7 +158,21 @@ def cache_shardings(mesh: Mesh, cache: Any) -> Any:
 
 def row_ways(mesh: Mesh) -> int:
     """Into how many parts a batch's rows are cut."""
-    return math.prod(mesh.shape[name] for name in dict(RULES)["batch"])
+    return _ways(mesh.shape, "batch")
+
+
+def length_ways(mesh: Mesh) -> int:
+    """Into how many parts each row is cut."""
+    return _ways(mesh.shape, "length")
+
+
+def _names(logical: str) -> tuple[str, ...]:
+    names = dict(RULES)[logical]
+    return (names,) if isinstance(names, str) else names or ()
+
+
+def _ways(shape: Mapping[str, int], logical: str) -> int:
+    return math.prod(shape[name] for name in _names(logical))
 
 
 def rows_here(mesh: Mesh, rows: int) -> tuple[int, ...]:
@@ -168,10 +184,49 @@ def rows_here(mesh: Mesh, rows: int) -> tuple[int, ...]:
     return tuple(sorted({row for (part,) in parts for row in range(*part.indices(rows))}))
 
 
-def ways_in_force() -> int:
-    """row_ways of the mesh under which a function is being traced; 1 without one."""
+def ways_in_force(logical: str) -> int:
+    """Into how many parts the mesh under which a function is being traced cuts a logical axis; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else row_ways(mesh)
+    return 1 if mesh.empty else _ways(mesh.shape, logical)
+
+
+def cut(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, laid out as its logical axes say while a mesh is in force; None: whole along it.
+
+    A length that the mesh doesn't divide stays whole: a token, a canvas. (Of rows, `build.check_rows` asks it.)
+    """
+    ways = ways_in_force("length")
+    whole = (axis == "length" and size % ways for axis, size in zip(axes, x.shape, strict=True))
+    return nn.with_logical_constraint(x, tuple(None if w else a for w, a in zip(whole, axes, strict=True)))
+
+
+def each_device(
+    function: Callable, axes: Sequence[tuple[str | None, ...]], *, summed: tuple[str, ...] = ()
+) -> Callable:
+    """`function`, called on each device with its own part of every argument; what comes back is added up over the
+    devices along the `summed` logical axes, and lies as the first argument does. Without a mesh in force: `function`.
+
+    axes: each argument's logical axes; of these, one that the mesh doesn't divide stays whole. What a device has to say
+    of the gradient of an argument that others have as well is added up once, after all of its work.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function
+    over = tuple(name for logical in summed for name in _names(logical))
+
+    def spec(array: jax.Array, names: tuple[str | None, ...]) -> PartitionSpec:
+        whole = (name is None or size % _ways(mesh.shape, name) for name, size in zip(names, array.shape, strict=True))
+        return nn.logical_to_mesh_axes(tuple(None if w else n for w, n in zip(whole, names, strict=True)), RULES)
+
+    def total(*parts):
+        found = function(*parts)
+        return jax.lax.psum(found, over) if over else found
+
+    def called(*arguments):
+        specs = tuple(spec(a, names) for a, names in zip(arguments, axes, strict=True))
+        return jax.shard_map(total, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arguments)
+
+    return called
 
 
 def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:

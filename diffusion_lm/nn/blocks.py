@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.nn.attention import Sight, attend, chunk_size, sight_of_cache
+from diffusion_lm.nn.attention import Sight, attend
 from diffusion_lm.nn.cache import LayerKV, Past, rewrite
 from diffusion_lm.nn.dot import dot
-from diffusion_lm.types import NoisyClean
+from diffusion_lm.sharding import cut
 
 Array = jax.Array
 _EPSILON = 1e-6
@@ -61,26 +61,15 @@ class Attention(nn.Module):
             q, k = RMSNorm(axis_name="head_dim", name="query_norm")(q), RMSNorm("head_dim", name="key_norm")(k)
         # The barrier: XLA would fold the turn into the product of k's gradient, in a form that its CPU can't run.
         k = jax.lax.optimization_barrier(jnp.swapaxes(rotate(k, angles), 2, 3))
-        q, new = rotate(q, angles), LayerKV(k=k, v=v)
+        # Every device that holds a part of a row gets all of its keys and values.
+        new = LayerKV(k=cut(k, "batch", "kv_heads", None, None), v=cut(v, "batch", "kv_heads", None, None))
+        q = rotate(q, angles)
         if past is not None and past.slots is not None:
             new = rewrite(past.kv, new, past.slots)
-        mixed = jnp.swapaxes(self._mix(q, new, reading, sights, past), 1, 2)
+        mixed = jnp.swapaxes(attend(q, new, reading, sights, past, products=a.products), 1, 2)
         # Flat, so that no compiler thinks of turning the weights over instead of a few activations.
         mixed, wo = mixed.reshape(*x.shape[:2], -1), wo.reshape(-1, a.width)
         return dot("blm,me->ble", mixed, wo, a.products), new
-
-    def _mix(self, q: Array, new: LayerKV, reading, sights, past) -> Array:
-        options = {"chunk": chunk_size(reading), "products": self.architecture.products}
-        if isinstance(reading, NoisyClean):
-            half = q.shape[2] // 2
-            noisy, clean = new.cut(0, half), new.cut(half, 2 * half)
-            itself, before, of_clean = sights
-            upper = attend(q[:, :, :half], ((noisy, itself), (clean, before)), **options)
-            return jnp.concatenate([upper, attend(q[:, :, half:], ((clean, of_clean),), **options)], axis=2)
-        sources = ((new, sights[0]),)
-        if past is not None and past.slots is None:
-            sources = ((past.kv, sight_of_cache(past.length, past.kv.slots, q.shape[2])), *sources)
-        return attend(q, sources, **options)
 
 
 class SwiGLU(nn.Module):
@@ -111,7 +100,7 @@ class Block(nn.Module):
         h, new = Attention(a, name="attention")(h * (1 + scale[0]) + shift[0], angles, reading, sights, past)
         x = x + gate[0] * h
         h = SwiGLU(a, name="mlp")(RMSNorm(name="mlp_norm")(x) * (1 + scale[1]) + shift[1])
-        x = nn.with_logical_constraint(x + gate[1] * h, ("batch", "length", "embed"))
+        x = cut(x + gate[1] * h, "batch", "length", "embed")
         return x, (new if past is not None else None)
 
     def _modulation(self, time: Array | None, length: int):

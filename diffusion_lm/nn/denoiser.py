@@ -13,7 +13,7 @@ from diffusion_lm.nn.cache import KVCache, Past
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.readout import Projection, unit
 from diffusion_lm.nn.soft import SelfConditioning
-from diffusion_lm.sharding import platform, ways_in_force
+from diffusion_lm.sharding import cut, platform, ways_in_force
 from diffusion_lm.types import Alignment, Causal, NoisyClean, Reading
 
 Array = jax.Array
@@ -110,7 +110,7 @@ class Denoiser(nn.Module):
         table = matrix(self, "embedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
         # Small rows, so that a tied readout starts out knowing nothing; normalised, so that the layers see unit size.
         x = RMSNorm(name="embedding_norm")(_mixed(a, jnp.take(table, tokens, axis=0).astype(jnp.float32), mixed))
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        x = cut(x, "batch", "length", "embed")
         if a.self_conditioning:
             x = SelfConditioning(a, name="self_conditioning")(x, soft)
         elif soft is not None:
@@ -172,11 +172,12 @@ class Denoiser(nn.Module):
                 vocab=self.vocab,
                 alignment=alignment,
                 products=self.architecture.products,
-                shards=ways_in_force(),
+                shards=ways_in_force("batch"),
+                along=ways_in_force("length"),
             )
 
         if isinstance(reading, NoisyClean):
-            noisy, clean = jnp.split(x, 2, axis=1)
+            noisy, clean = (cut(half, "batch", "length", "embed") for half in jnp.split(x, 2, axis=1))
             return project(noisy, Alignment.SAME), project(clean, _alignment(reading.clean))
         return project(x, _alignment(reading))
 

@@ -31,7 +31,8 @@ class Projection:
     vocab: int = struct.field(pytree_node=False)
     alignment: Alignment = struct.field(pytree_node=False)
     products: str = struct.field(pytree_node=False)
-    shards: int = struct.field(pytree_node=False, default=1)
+    shards: int = struct.field(pytree_node=False, default=1)  # ways that a mesh cuts rows
+    along: int = struct.field(pytree_node=False, default=1)  # ways that it cuts each row
     vectors: Array | None = None
 
     def logits(self) -> Array:
@@ -44,8 +45,7 @@ class Projection:
 
     def total(self, nats: Callable, weights: Array, *arguments: Array) -> Array:
         """See `types.Readout`. Exact; gradients are formed chunk by chunk in the forward pass (no logits are kept)."""
-        shards = 1 if self.hidden.shape[0] % self.shards else self.shards
-        return _total(self.hidden, self.table, weights, arguments, nats, self.vocab, self.products, shards)
+        return _total(self.hidden, self.table, weights, arguments, nats, self.vocab, self.products, self._ways)
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """See `types.Readout`."""
@@ -55,27 +55,32 @@ class Projection:
         """See `types.Readout`. Raises ValueError for a network that isn't fed vectors."""
         if self.vectors is None:
             raise ValueError("this network is fed no vectors: set model.self_conditioning=true")
-        shards = 1 if self.hidden.shape[0] % self.shards else self.shards
         hidden, table, vectors = jax.lax.stop_gradient((self.hidden, self.table, self.vectors))
 
         def one(_, h):
             p = jax.nn.softmax(_scores(h, table, self.vocab, self.products), axis=-1)
             return None, dot("blv,ve->ble", p, vectors, self.products)
 
-        return _joined(jax.lax.scan(one, None, _chunks(hidden, shards))[1], hidden.shape)
+        return _joined(jax.lax.scan(one, None, _chunks(hidden, *self._ways))[1], hidden.shape, self._ways[1])
+
+    @property
+    def _ways(self) -> tuple[int, int]:
+        """Ways that hidden is cut, along B and along L."""
+        batch, length, _ = self.hidden.shape
+        return 1 if batch % self.shards else self.shards, 1 if length % self.along else self.along
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _total(hidden, table, weights, arguments, nats, vocab, products, shards):
+def _total(hidden, table, weights, arguments, nats, vocab, products, ways):
     def add(total, chunk):
         h, w, rest = chunk
         return total + _weighed(nats, _scores(h, table, vocab, products), w, rest), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), _chunks((hidden, weights, arguments), shards))
+    total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), _chunks((hidden, weights, arguments), *ways))
     return total
 
 
-def _forward(hidden, table, weights, arguments, nats, vocab, products, shards):
+def _forward(hidden, table, weights, arguments, nats, vocab, products, ways):
     """The loss and its gradients in one sweep. Each device sums up the table's gradient of its own rows; they are added
     to each other once, after the sweep, and not in each of its turns."""
     # Gathered here, once: what is cut along its width would be gathered anew in each turn.
@@ -86,24 +91,26 @@ def _forward(hidden, table, weights, arguments, nats, vocab, products, shards):
         h, w, rest = chunk
         scores = _scores(h, rounded, vocab, products)
         here, d_scores = jax.value_and_grad(_weighed, argnums=1)(nats, scores, w, rest)
-        d_table += _of_table(d_scores, h, products, shards)
+        d_table += _of_table(d_scores, h, products, ways)
         return (total + here, d_table), dot("blv,ve->ble", d_scores, rounded, products)
 
-    start = jnp.zeros((), jnp.float32), jnp.zeros((shards, *table.shape), jnp.float32)
-    (total, d_table), d_hidden = jax.lax.scan(add, start, _chunks((hidden, weights, arguments), shards))
-    d_table = nn.with_logical_constraint(jnp.sum(d_table, axis=0), ("vocab", "embed"))
-    return total, (_joined(d_hidden, hidden.shape), d_table, weights, arguments)
+    start = jnp.zeros((), jnp.float32), jnp.zeros((*ways, *table.shape), jnp.float32)
+    (total, d_table), d_hidden = jax.lax.scan(add, start, _chunks((hidden, weights, arguments), *ways))
+    d_table = nn.with_logical_constraint(jnp.sum(d_table, axis=(0, 1)), ("vocab", "embed"))
+    return total, (_joined(d_hidden, hidden.shape, ways[1]), d_table, weights, arguments)
 
 
-def _of_table(d_scores: Array, h: Array, products: str, shards: int) -> Array:
-    """[B, c, rows] and [B, c, E] -> float32 [shards, rows, E], the sums over the B / shards rows of each device."""
-    if shards == 1:
-        return dot("blv,ble->ve", d_scores, h, products)[None]
-    d_scores, h = (a.reshape(shards, -1, *a.shape[1:]) for a in (d_scores, h))
-    return nn.with_logical_constraint(dot("wblv,wble->wve", d_scores, h, products), ("batch", "vocab", None))
+def _of_table(d_scores: Array, h: Array, products: str, ways: tuple[int, int]) -> Array:
+    """[B, c, rows] and [B, c, E] -> float32 [*ways, rows, E], each device's sums over its own positions."""
+    if ways == (1, 1):
+        return dot("blv,ble->ve", d_scores, h, products)[None, None]
+    shards, along = ways
+    d_scores, h = (a.reshape(shards, -1, along, a.shape[1] // along, a.shape[2]) for a in (d_scores, h))
+    sums = dot("wbxlv,wbxle->wxve", d_scores, h, products)
+    return nn.with_logical_constraint(sums, ("batch", "length", "vocab", None))
 
 
-def _backward(nats, vocab, products, shards, gradients, g):
+def _backward(nats, vocab, products, ways, gradients, g):
     d_hidden, d_table, weights, arguments = gradients
     return g * d_hidden, g * d_table, jnp.zeros_like(weights), jax.tree.map(_no_gradient, arguments)
 
@@ -132,17 +139,24 @@ def _rows(scores: Array) -> Array:
     return jnp.arange(scores.shape[-1], dtype=jnp.int32)[None, None]
 
 
-def _chunks(arrays, shards: int):
-    """[B, L, ...] -> [chunks, B, c, ...], some _CHUNK_ROWS a device: cut along L, so that the batch stays sharded."""
+def _chunks(arrays, shards: int, along: int):
+    """[B, L, ...] -> [chunks, B, c, ...], some _CHUNK_ROWS a device: cut along L, so that the batch stays sharded, and
+    each chunk has positions from each of a row's `along` devices."""
     batch, length = jax.tree.leaves(arrays)[0].shape[:2]
-    size = min(length, max(1, _CHUNK_ROWS * shards // batch))
+    part = length // along
+    size = min(part, max(1, _CHUNK_ROWS * shards // batch))
 
     def cut(a):
-        a = jnp.pad(a, [(0, 0), (0, -length % size)] + [(0, 0)] * (a.ndim - 2))
-        return jnp.moveaxis(a.reshape(batch, -1, size, *a.shape[2:]), 1, 0)
+        a = a.reshape(batch, along, part, *a.shape[2:])
+        a = jnp.pad(a, [(0, 0), (0, 0), (0, -part % size)] + [(0, 0)] * (a.ndim - 3))
+        a = jnp.moveaxis(a.reshape(batch, along, -1, size, *a.shape[3:]), 2, 0)
+        return a.reshape(-1, batch, along * size, *a.shape[4:])
 
     return jax.tree.map(cut, arrays)
 
 
-def _joined(chunks: Array, shape: tuple[int, ...]) -> Array:
-    return jnp.moveaxis(chunks, 0, 1).reshape(shape[0], -1, shape[2])[:, : shape[1]]
+def _joined(chunks: Array, shape: tuple[int, ...], along: int) -> Array:
+    """What `_chunks` did to [B, L, E], undone."""
+    batch, length, width = shape
+    parts = jnp.moveaxis(chunks.reshape(-1, batch, along, chunks.shape[2] // along, width), 0, 2)
+    return parts.reshape(batch, along, -1, width)[:, :, : length // along].reshape(shape)

@@ -17,6 +17,12 @@ GOLDEN = {
     "all-reduce": {"places": 27, "runs": 35, "bytes": 3_544_232},
     "collective-permute": {"places": 2, "runs": 2, "bytes": 12_288},
 }
+GOLDEN_ALONG = {
+    "all-gather": {"places": 51, "runs": 51, "bytes": 467_968},
+    "all-reduce": {"places": 12, "runs": 12, "bytes": 369_640},
+    "all-to-all": {"places": 17, "runs": 17, "bytes": 131_072},
+    "collective-permute": {"places": 18, "runs": 18, "bytes": 118_789},
+}
 SMALL = ("model.width=32", "model.layers=2", "model.heads=4", "model.kv_heads=2", "model.mlp=64", "data.length=32",
          "data.vocab=300", "train.batch=16", "objective.block=8")  # fmt: skip
 
@@ -48,6 +54,16 @@ def test_an_update_on_eight_cpu_devices(tmp_path):
     # jax 0.10.2. More places are a layout that was lost on the way; more runs or bytes, a sum that moved into a loop
     # (the loss goes through its 128 rows in 2 turns; the table's gradient is to be summed after them).
     assert found["collectives"] == GOLDEN
+
+
+def test_an_update_whose_rows_are_cut_along_their_length():
+    """Eight devices share one row. Gathered are weights, keys and values; queries are dealt out and what they found is
+    handed back; the gradients of keys and values are summed once a layer. Without the constraints nothing would move.
+    """
+    settings = ("mesh.fsdp=1", "mesh.sequence=8", "train.accumulate=1", "data.length=256")
+    found = compiled("--topology=cpu:8", "--batch=1", settings=settings)
+    assert found["mesh"] == {"sequence": 8}
+    assert found["collectives"] == GOLDEN_ALONG
 
 
 def test_a_generation_on_eight_cpu_devices():

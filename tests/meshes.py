@@ -1,0 +1,103 @@
+"""Run with eight CPU devices: meshes against one device. The arguments are meshes, as in 'data=2,sequence=4'.
+
+A joint model of two layers: three updates, then a few canvases written behind prompts. Each mesh must give one
+device's losses (2e-6), parameters (1e-5) and tokens.
+"""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_lm import generate, sharding
+from diffusion_lm.build import Model, Text, build_job, build_loss, build_model
+from diffusion_lm.config import Config, Data
+from diffusion_lm.data import loader
+from diffusion_lm.data.corpora import Texts
+from diffusion_lm.data.tokenizer import train_tokenizer
+from diffusion_lm.nn import attention, readout
+from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.denoiser import Architecture, init_params
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.sharding import MeshShape
+from diffusion_lm.training.loop import Train
+
+MODEL = Architecture(width=32, layers=2, heads=8, products="float32")
+DOCUMENTS = tuple(f"a line of text, number {i}, and some more of it" for i in range(200))
+TOKENIZER = train_tokenizer(DOCUMENTS, vocab=400, kind="char")
+TOKENS = loader.tokenize(Texts(texts=DOCUMENTS), TOKENIZER, pad=7)
+
+
+def config_of(shape: MeshShape) -> Config:
+    return Config(
+        data=Data(path="none", length=32), model=MODEL, process=Absorbing(), objective=Joint(block=8), mesh=shape,
+        train=Train(batch=8, steps=3),
+    )  # fmt: skip
+
+
+def trained(shape: MeshShape, mesh):
+    """Three updates: the losses, the parameters, and how many of them the mesh cuts."""
+    config = config_of(shape)
+    module, process = build_model(config, TOKENIZER)
+    text, loss = Text(TOKENIZER, TOKENS, TOKENS, ""), build_loss(config, module, process)
+    job = build_job(config, text, mesh, loss, functools.partial(init_params, module))
+    state, losses = job.initial(), []
+    for _ in range(3):
+        batch = jax.tree.map(lambda x: x[None], next(job.batches))
+        state, metrics = job.step(state, job.key, job.put(batch))
+        losses.append(float(metrics["loss"][0]))
+    cut = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+    return losses, jax.device_get(state.params), cut
+
+
+def written(params, shape: MeshShape, mesh):
+    """What a network with these parameters writes behind eight prompts."""
+    config = config_of(shape)
+    module, process = build_model(config, TOKENIZER)
+    model = Model(config, TOKENIZER, process, bound=None, step=0, meta=None, ready={})
+    writer = generate.confidence(model, draw=Draw(), canvas=0, passes=3)
+    bound = Bound(module=module, params=params).for_sampling()
+    boxed = jax.eval_shape(functools.partial(init_params, bound.module), jax.random.key(0))
+    rows = sharding.batch_sharding(mesh)
+    prompt = Prompt(tokens=jnp.arange(40, dtype=jnp.int32).reshape(8, 5) + 4, length=jnp.full(8, 5, jnp.int32))
+    cache = bound.empty_cache(8, writer.slots(5, 16))
+    arguments = (
+        bound.replace(params=jax.device_put(bound.params, sharding.state_shardings(mesh, boxed))),
+        jax.device_put(cache, sharding.cache_shardings(mesh, cache)),
+        jax.device_put(prompt, rows),
+        jax.device_put(jax.random.split(jax.random.key(3), 8), rows),
+    )
+    write = sharding.on(mesh, functools.partial(writer.generate, length=16))
+    return jax.device_get(jax.jit(write)(*arguments).tokens)
+
+
+def main() -> None:
+    jax.config.update("jax_debug_key_reuse", True)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_disable_most_optimizations", True)  # half of the time, otherwise
+    attention._CHUNK, attention._WINDOWS, readout._CHUNK_ROWS = 4, 2, 16  # several turns of every loop
+    single = sharding.make_mesh(MeshShape(), jax.devices()[:1])
+    losses, params, _ = trained(MeshShape(), single)
+    rng = np.random.default_rng(0)
+    loud = jax.tree.map(lambda a: a + rng.normal(scale=0.3, size=a.shape).astype("f4"), params)
+    tokens = written(loud, MeshShape(), single)
+    assert len(np.unique(tokens)) > 8, tokens
+    for name in sys.argv[1:]:
+        sizes = dict(part.split("=") for part in name.split(","))
+        shape = MeshShape(**{"data": 1} | {axis: int(size) for axis, size in sizes.items()})
+        mesh = sharding.make_mesh(shape)
+        many, others, cut = trained(shape, mesh)
+        assert cut > 3 or set(sizes) == {"data"}, (name, cut)
+        np.testing.assert_allclose(many, losses, atol=2e-6, rtol=0, err_msg=name)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0, err_msg=name), others, params)
+        np.testing.assert_array_equal(written(loud, shape, mesh), tokens, err_msg=name)
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Attention against a dense square of scores in float64, forward and backward, however its queries are dealt out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_lm.nn import attention
+from diffusion_lm.nn.attention import attend, sight_of_itself, sights_of_noisy
+from diffusion_lm.nn.cache import LayerKV, Past
+from diffusion_lm.types import Bidirectional, BlockCausal, Causal, NoisyClean
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+B, H, G, D, SLOTS = 2, 4, 2, 6, 9
+FILLED = np.array([7, 0])
+READINGS = {
+    "causal": (Causal(), 37),
+    "both ways": (Bidirectional(), 37),
+    "blocks": (BlockCausal(5), 37),
+    "noisy, causal": (NoisyClean(5, Causal()), 35),
+}
+
+
+def who_sees_whom(reading, length):
+    """bool [L, L], by definition; both halves of NoisyClean."""
+    i, j = np.arange(length)[:, None], np.arange(length)[None]
+    if isinstance(reading, NoisyClean):
+        block, clean = reading.block, who_sees_whom(reading.clean, length)
+        own, before = i // block == j // block, j // block < i // block
+        return np.block([[own, before], [np.zeros_like(own), clean]])
+    if isinstance(reading, Bidirectional):
+        return np.ones((length, length), bool)
+    block = reading.block if isinstance(reading, BlockCausal) else 1
+    return j // block <= i // block
+
+
+def dense(q, k, v, seen, g):
+    """softmax(q k / sqrt(D)) v and the gradients of its product with g, float64; k [B, G, D, S], v [B, G, S, D]."""
+    q, g = (a.astype("f8").reshape(B, G, H // G, -1, D) for a in (q, g))
+    k, v = k.astype("f8"), v.astype("f8")
+    scores = np.where(seen[:, None, None], np.einsum("bgrqd,bgds->bgrqs", q, k) / np.sqrt(D), -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    d_weights = np.einsum("bgrqd,bgsd->bgrqs", g, v)
+    d_scores = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True)) / np.sqrt(D)
+    d_q, d_k = np.einsum("bgrqs,bgds->bgrqd", d_scores, k), np.einsum("bgrqs,bgrqd->bgds", d_scores, q)
+    out, d_v = np.einsum("bgrqs,bgsd->bgrqd", weights, v), np.einsum("bgrqs,bgrqd->bgsd", weights, g)
+    return out.reshape(B, H, -1, D), (d_q.reshape(B, H, -1, D), d_k, d_v)
+
+
+def arrays(length, slots=0):
+    rng = np.random.default_rng(length)
+    shapes = (B, H, length, D), (B, G, D, slots + length), (B, G, slots + length, D), (B, H, length, D)
+    return [rng.normal(size=shape).astype("f4") for shape in shapes]
+
+
+def sights_of(reading, length, segments=None):
+    if isinstance(reading, NoisyClean):
+        return *sights_of_noisy(reading.block, length, segments), sight_of_itself(reading.clean, length, segments)
+    return (sight_of_itself(reading, length, segments),)
+
+
+def value_and_gradients(q, k, v, g, reading, length, *, segments=None, slots=0):
+    """The first `slots` keys and values are a cache's."""
+
+    def run(q, k, v):
+        kv = LayerKV(k=k, v=v)
+        past = Past(kv=kv.cut(0, slots), length=jnp.asarray(FILLED, jnp.int32), slots=None) if slots else None
+        new, sights = kv.cut(slots, kv.slots), sights_of(reading, length, segments)
+        return attend(q, new, reading, sights, past, products="float32")
+
+    def both(q, k, v, g):
+        out, back = jax.vjp(run, q, k, v)
+        return out, back(g)
+
+    return jax.jit(both)(q, k, v, g)
+
+
+def close(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
+
+
+@pytest.fixture(params=[(13, 3, 1024), (4, 2, 8)], ids=["a window a chunk", "chunks that share"])
+def dealing(request, monkeypatch):
+    """Three chunks of queries with a window each; some ten, computed anew backward, with two windows."""
+    for name, value in zip(("_CHUNK", "_WINDOWS", "_KEEP_SCORES"), request.param, strict=True):
+        monkeypatch.setattr(attention, name, value)
+
+
+@pytest.mark.usefixtures("dealing")
+@pytest.mark.parametrize("kind", READINGS)
+def test_a_reading_is_the_dense_one(kind):
+    """In documents: two in one row, three in the other, none of which ends where a chunk or a block does."""
+    reading, length = READINGS[kind]
+    at = np.arange(length)
+    segments = np.stack([at // 20, np.minimum(at // 13, 2)]).astype(np.int32)
+    halves = 2 if isinstance(reading, NoisyClean) else 1
+    inputs = arrays(halves * length)
+    doubled = np.concatenate([segments] * halves, axis=1)
+    seen = who_sees_whom(reading, length)[None] & (doubled[:, :, None] == doubled[:, None])
+    found = value_and_gradients(*inputs, reading, length, segments=jnp.asarray(segments))
+    close(found, dense(*inputs[:3], seen, inputs[3]))
+
+
+@pytest.mark.usefixtures("dealing")
+@pytest.mark.parametrize("kind", ["causal", "blocks"])
+def test_behind_a_cache_it_is_the_dense_one(kind):
+    """Slots that aren't filled are seen by nobody; one row's cache is empty."""
+    reading, length = READINGS[kind]
+    inputs = arrays(length, SLOTS)
+    cached = np.broadcast_to((np.arange(SLOTS)[None] < FILLED[:, None])[:, None], (B, length, SLOTS))
+    itself = np.broadcast_to(who_sees_whom(reading, length)[None], (B, length, length))
+    found = value_and_gradients(*inputs, reading, length, slots=SLOTS)
+    close(found, dense(*inputs[:3], np.concatenate([cached, itself], axis=-1), inputs[3]))
+
+
+@pytest.mark.parametrize("reading", [Causal(), NoisyClean(32, Causal())], ids=["causal", "noisy"])
+def test_longer_rows_are_no_longer_programs(monkeypatch, reading):
+    """Neither in lines, nor with an array of length times length in them."""
+    monkeypatch.setattr(attention, "_WINDOWS", 3)
+    lines = {}
+    for length in (1 << 12, 1 << 14):
+        whole = length * (2 if isinstance(reading, NoisyClean) else 1)
+        shapes = (1, 1, whole, 2), (1, 1, 2, whole), (1, 1, whole, 2)
+        q, k, v = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+
+        def total(q, k, v, length=length):
+            kv, sights = LayerKV(k=k, v=v), sights_of(reading, length)
+            return jnp.sum(attend(q, kv, reading, sights, products="float32"))
+
+        text = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, k, v).as_text()
+        lines[length] = len(text.splitlines())
+        assert f"{length}x{length}x" not in text
+    assert len(set(lines.values())) == 1, lines
