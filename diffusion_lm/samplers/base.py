@@ -30,13 +30,20 @@ class Model(Protocol):
     def refit(self, cache: Any, rows: Array, slots: int | None = None) -> Any:
         """The cache of the chosen rows, int32 [n], with at least as many slots as before (None: as many)."""
 
-    def read_canvas(self, cache: Any, canvas: Array, t: Array) -> Array:
-        """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] behind the cache; writes nothing."""
+    def read_canvas(self, cache: Any, canvas: Array, t: Array, **vectors) -> Array:
+        """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] behind the cache; writes nothing.
+
+        vectors: `soft` and `mixed` (see `types.Denoise`), where the network takes them.
+        """
+
+    def mean_vector(self, logits: Array) -> Array:
+        """softmax(logits) [B, K, V] @ the pieces' vectors, float32 [B, K, E]: what such a network is fed."""
 
 
 class Sampler(Protocol):
     """A frozen dataclass that steps a typed carry. A canvas sampler also has `passes`, and `begin(canvas)`, which lays
-    its noise on the open positions."""
+    its noise on the open positions; its model is the network behind the cache: model(tokens, t, **vectors) and
+    model.mean_vector(logits), as `Model` has them."""
 
     def step(self, model: Any, state: Any) -> Any: ...
 

@@ -1,7 +1,7 @@
 """Writing canvas by canvas: each is cleared in a few passes over a cache that holds all clean text before it."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -213,18 +213,12 @@ class Canvases(Writer):
             made=history.made.at[now].set(canvas.passes),
         )
 
-    def _denoise(self, model: Model, state: Writing):
+    def _denoise(self, model: Model, state: Writing) -> "_Behind":
         """What the canvas's sampler asks: the network behind the cache; no end of text where given text follows."""
         if state.inside is None:
-            return lambda tokens, t: model.read_canvas(state.cache, tokens, t)
+            return _Behind(model, state.cache, None, self.eot)
         slot = state.filled[:, None] + jnp.arange(self.canvas, dtype=jnp.int32)[None]
-
-        def said(tokens, t):
-            logits = model.read_canvas(state.cache, tokens, t)
-            end = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None] == self.eot
-            return jnp.where((slot < state.inside[:, None])[..., None] & end, -jnp.inf, logits)
-
-        return said
+        return _Behind(model, state.cache, slot < state.inside[:, None], self.eot)
 
     def _blank(self, state: Writing) -> Canvas:
         """Masks at each row's next slots, but what is given there; a finished row has none open."""
@@ -251,6 +245,25 @@ class Canvases(Writer):
 
         some = ~jnp.all(finished)
         return jax.lax.cond(some, read, lambda cache: cache, cache), some.astype(jnp.int32)
+
+
+class _Behind(NamedTuple):
+    """A network behind a cache; nothing ends where `inside` bool [B, K] (None: a text may end anywhere)."""
+
+    model: Model
+    cache: Any
+    inside: Array | None
+    eot: int
+
+    def __call__(self, tokens: Array, t: Array, **vectors) -> Array:
+        logits = self.model.read_canvas(self.cache, tokens, t, **vectors)
+        if self.inside is None:
+            return logits
+        end = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None] == self.eot
+        return jnp.where(self.inside[..., None] & end, -jnp.inf, logits)
+
+    def mean_vector(self, logits: Array) -> Array:
+        return self.model.mean_vector(logits)
 
 
 def _picture(canvas: Canvas) -> tuple[Array, Array]:

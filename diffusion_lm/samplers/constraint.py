@@ -148,10 +148,13 @@ class Constrained:
             length=jnp.take(cache.length, rows),
         )
 
-    def read_canvas(self, cache: Known, canvas: Array, t: Array) -> Array:
-        logits = self.model.read_canvas(cache.inner, canvas, t)
+    def read_canvas(self, cache: Known, canvas: Array, t: Array, **vectors) -> Array:
+        logits = self.model.read_canvas(cache.inner, canvas, t, **vectors)
         text, at = self._with(cache, canvas)
         return jax.vmap(jax.vmap(self.constraint, (0, None, 0)))(logits, text, at)
+
+    def mean_vector(self, logits: Array) -> Array:
+        return self.model.mean_vector(logits)
 
     def _with(self, cache: Known, tokens: Array) -> tuple[Array, Array]:
         """The text with [B, T] more tokens behind it, [B, S], and their columns [B, T]. (A model that reads no text

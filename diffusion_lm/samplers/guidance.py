@@ -59,13 +59,20 @@ class Guided:
         both = jnp.concatenate([rows, rows + cache.length.shape[0]])
         return Both(inner=self.model.refit(cache.inner, both, slots))
 
-    def read_canvas(self, cache: Both, canvas: Array, t: Array) -> Array:
+    def read_canvas(self, cache: Both, canvas: Array, t: Array, **vectors) -> Array:
+        """ValueError for vectors beside a canvas that holds its prompt: they would tell what is masked."""
         without = canvas
         if cache.inner.slots == 0:
+            if vectors:
+                raise ValueError("guidance of a network that is fed vectors needs its prompt in a cache: leave it out")
             at = jnp.arange(canvas.shape[1], dtype=jnp.int32)[None]
             without = jnp.where((at > 0) & (at < self.prompt[:, None]), self.mask, canvas)
-        said = self.model.read_canvas(cache.inner, jnp.concatenate([canvas, without]), _twice(t))
+        both = jnp.concatenate([canvas, without]), _twice(t)
+        said = self.model.read_canvas(cache.inner, *both, **jax.tree.map(_twice, vectors))
         return _guided(said, self.scale)
+
+    def mean_vector(self, logits: Array) -> Array:
+        return self.model.mean_vector(logits)
 
 
 @struct.dataclass
