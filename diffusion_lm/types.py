@@ -45,13 +45,17 @@ class Batch:
 
 @struct.dataclass
 class Loss:
-    """A loss as a sum and a weight, both float32 []: adding Losses is exact under accumulation and sharding."""
+    """A loss as a sum and a weight, both float32 []: adding Losses is exact under accumulation and sharding.
+
+    penalty  what training minimises beside it: a sum, too, but no nats of any text; None where there is none
+    """
 
     sum: Array
     weight: Array
+    penalty: Array | None = None
 
     def __add__(self, other: "Loss") -> "Loss":
-        return Loss(sum=self.sum + other.sum, weight=self.weight + other.weight)
+        return jax.tree.map(lambda a, b: a + b, self, other)
 
     @property
     def mean(self) -> Array:
@@ -95,9 +99,13 @@ Reading = Causal | Bidirectional | BlockCausal | NoisyClean
 
 
 class Readout(Protocol):
-    """What a network says of each position, before anybody asks for [.., V] numbers at once."""
+    """What a network says of each position, before anybody asks for [.., V] numbers at once.
+
+    penalty  float32 []: what training is to minimise beside, per unit of a loss's weight; or None
+    """
 
     alignment: Alignment
+    penalty: Array | None
 
     def logits(self) -> Array:
         """float32 [B, L, V]."""
@@ -123,6 +131,11 @@ class Readout(Protocol):
 
     def mean_vector(self) -> Array:
         """softmax(logits) @ vectors, float32 [B, L, E], in memory that doesn't grow with L x V; without gradient."""
+
+
+def loss_of(readout: Readout, total: Array, weight: Array) -> Loss:
+    """The total of what a readout says, with its penalty."""
+    return Loss(sum=total, weight=weight, penalty=None if readout.penalty is None else readout.penalty * weight)
 
 
 def surprise(logits: Array, targets: Array) -> Array:
@@ -189,6 +202,7 @@ class Logits:
     values: Array
     alignment: Alignment = struct.field(pytree_node=False, default=Alignment.SAME)
     vectors: Array | None = None
+    penalty: Array | None = None
 
     def logits(self) -> Array:
         return self.values
@@ -203,4 +217,5 @@ class Logits:
         return self.total(surprise, weights, targets)
 
     def mean_vector(self) -> Array:
-        return jax.lax.stop_gradient(jnp.einsum("blv,ve->ble", jax.nn.softmax(self.values, axis=-1), self.vectors))
+        vectors = self.vectors[: self.values.shape[-1]]
+        return jax.lax.stop_gradient(jnp.einsum("blv,ve->ble", jax.nn.softmax(self.values, axis=-1), vectors))

@@ -1,0 +1,72 @@
+"""Continuous flow matching, or Gaussian diffusion, of the network's own vectors of tokens.
+
+What is trained and what is reported differ. Trained is the cross-entropy of x_0 at every time alike (score
+interpolation, CDCD, arXiv 2211.15089): its optimum is p(x_0 | z_t), hence the velocity and the score. Reported, as
+`bound`, is the likelihood bound of the diffusion on the same path. The bound is no good to train: the vectors are
+learned, and where their noise is least it counts without limit.
+
+What keeps learned vectors apart: all are of one size, so that neither can noise drown in them nor can they vanish; and
+two that coincide can't be told apart at any time, which the cross-entropy charges for.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.objectives.elbo import draw_times, one_text
+from diffusion_lm.processes.gaussian import Gaussian
+from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, Readout
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingFlow:
+    """The whole row is one canvas, as in `elbo.ELBO`, under Gaussian noise."""
+
+    canvas = 0
+    causal = False
+    prefix = None
+
+    def __call__(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch) -> dict[str, Loss]:
+        """-log p(x_0 | z_t), t even between the process's `least` and 1."""
+        batch, (time_key, noise_key) = one_text(batch), jax.random.split(key)
+        t = _evenly(process, time_key, batch) * (1.0 - process.least) + process.least
+        readout = _read(denoise, process, noise_key, batch, t)
+        return _loss(batch, readout.cross_entropy(batch.tokens, _scored(batch).astype(jnp.float32)))
+
+    def bound(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch) -> dict[str, Loss]:
+        """-1/2 integral of SNR'(t) E |e - m|^2 dt + E[-log p(x_0 | z_least)] (VDM, arXiv 2107.00630, in continuous
+        time; at t = 1 nothing of the text is left, so that the prior costs nothing). For its value: no gradient flows
+        through m. Times are drawn with density ~ 1 / t: what is still missed at small ones is rare and counts much."""
+        batch, (time_key, noise_key, last_key) = one_text(batch), jax.random.split(key, 3)
+        u, scored = _evenly(process, time_key, batch), _scored(batch).astype(jnp.float32)
+        t = process.least ** (1.0 - u)
+        readout = _read(denoise, process, noise_key, batch, t)
+        missed = jnp.take(readout.vectors, batch.tokens, axis=0) - readout.mean_vector()
+        cost = -math.log(process.least) * t * process.rate(t) * jnp.sum(missed * missed, axis=-1)
+        last = _read(denoise, process, last_key, batch, jnp.full_like(t, process.least))
+        return _loss(batch, jnp.sum(cost * scored) + last.cross_entropy(batch.tokens, scored))
+
+
+def _evenly(process: Gaussian, key: Array, batch: Batch) -> Array:
+    """float32 [B, 1] in (0, 1]."""
+    if not isinstance(process, Gaussian):
+        raise ValueError(f"EmbeddingFlow noises vectors, {type(process).__name__} tokens: set process=Gaussian()")
+    return draw_times(key, (batch.tokens.shape[0], 1))
+
+
+def _read(denoise: Denoise, process: Gaussian, key: Array, batch: Batch, t: Array) -> Readout:
+    mixed = process.mixed(key, ~batch.given, t)
+    where = {"positions": batch.positions, "segments": batch.segments}
+    return denoise(batch.tokens, t, reading=Bidirectional(), mixed=mixed, **where)
+
+
+def _scored(batch: Batch) -> Array:
+    return ~batch.given & (batch.segments > 0)
+
+
+def _loss(batch: Batch, total: Array) -> dict[str, Loss]:
+    return {"canvas": Loss(sum=total, weight=jnp.sum(batch.target, dtype=jnp.float32))}

@@ -1,0 +1,69 @@
+"""From Gaussian noise to text: the flow's ODE or the diffusion's posterior, and at its end a draw of tokens."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from diffusion_lm.processes.gaussian import Gaussian
+from diffusion_lm.samplers.base import Canvas, commit, row_keys
+from diffusion_lm.samplers.draw import Draw
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Vectors(Canvas):
+    """A canvas, all masks until the last pass, and z float32 [B, K, E], what is there instead."""
+
+    z: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingFlow:
+    """Evenly spaced times from 1 to the process's `least`, or to 1 / passes where passes are few; the last pass draws
+    every token from what is said there. With churn 1 and as many passes as it takes this is the model of which
+    `objectives.embedding_flow` has the bound.
+
+    churn  1 the diffusion's posterior, 0 the flow's ODE, by Euler steps; see `processes.gaussian`
+    draw   of the last pass; what a pass before it moves towards is the mean vector of what is drawn from
+    """
+
+    process: Gaussian
+    passes: int
+    eot: int
+    draw: Draw = dataclasses.field(default_factory=Draw)
+    churn: float = 1.0
+
+    def __post_init__(self):
+        if not isinstance(self.process, Gaussian):
+            raise ValueError(f"{type(self.process).__name__} is no noise on vectors: use ancestral")
+        if self.passes < 1:
+            raise ValueError(f"passes must be at least 1, not {self.passes}")
+        if not 0 <= self.churn <= 1:
+            raise ValueError(f"churn is a share of the posterior's noise, in [0, 1]; got {self.churn}")
+
+    def begin(self, canvas: Canvas) -> Vectors:
+        fields = {field.name: getattr(canvas, field.name) for field in dataclasses.fields(Canvas)}
+        keys, width = row_keys(canvas.keys, self.passes), canvas.tokens.shape[1:]
+        return Vectors(**fields, z=jax.vmap(lambda key: self.process.prior(key, width))(keys))
+
+    def step(self, denoise, state: Vectors) -> Vectors:
+        t, s = (jnp.full(state.tokens.shape[0], self._time(state.passes + later)) for later in (0, 1))
+        keep, more = (~state.open).astype(jnp.float32), jnp.where(state.open[..., None], state.z, 0.0)
+        logits = denoise(state.tokens, t, mixed=(keep, more))
+        mean = denoise.mean_vector(self.draw.sharpened(logits))
+        noise = row_keys(row_keys(state.keys, self.passes + 1), state.passes)
+        tokens, probability = self.draw(row_keys(state.keys, state.passes), logits)
+        last = jnp.broadcast_to(state.passes + 1 >= self.passes, state.open.shape)
+        state = state.replace(z=self.process.reverse(noise, mean, state.z, t, s, self.churn))
+        return commit(state, last, tokens, probability, eot=self.eot)
+
+    def done(self, state: Vectors) -> Array:
+        return ~jnp.any(state.open, axis=1)
+
+    def _time(self, count: Array) -> Array:
+        """Of pass `count`, from 0 on; behind the last one there is none."""
+        end = max(self.process.least, 1.0 / self.passes)
+        return 1.0 - (1.0 - end) * jnp.minimum(count / max(self.passes - 1, 1), 1.0)

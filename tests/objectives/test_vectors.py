@@ -1,0 +1,117 @@
+"""The bound of noise on vectors against the entropy of a world in which the best network is known (`vectors`)."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import LENGTH, TEXTS, batch_of, entropy, truth
+from vectors import PROCESS, Seer
+
+from diffusion_lm.objectives.elbo import ELBO
+from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.gaussian import Gaussian
+
+ROWS, DRAWS = 16_384, 12
+PARTS = EmbeddingFlow().bound, EmbeddingFlow()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _cost(process, seer, texts, keys):
+    """Nats a text [draws], by the bound and by the cross-entropy."""
+    batch = batch_of(texts)
+
+    def one(key):
+        bound, trained = (
+            part(seer, process, own, batch) for part, own in zip(PARTS, jax.random.split(key), strict=True)
+        )
+        return bound["canvas"].mean * LENGTH, trained["canvas"].mean * LENGTH
+
+    return jax.lax.map(one, keys)
+
+
+def costs(process=PROCESS, **seer):
+    """Mean and standard error over texts in their proportions, all noise drawn anew."""
+    counts = np.floor(truth() * ROWS + 0.5).astype(int)
+    texts = np.repeat(TEXTS, counts, axis=0)[:ROWS]
+    own = -np.log(truth()[texts @ np.array([27, 9, 3, 1])]).mean()  # of these texts, in place of the entropy
+    bound, trained = (
+        np.asarray(a) for a in _cost(process, Seer(process, **seer), texts, jax.random.split(jax.random.key(0), DRAWS))
+    )
+    return bound.mean() - own + entropy(), bound.std(ddof=1) / np.sqrt(DRAWS), trained.mean()
+
+
+def test_the_best_networks_bound_is_the_entropy():
+    """Whatever the noise's size: that only bends time. Weights that are 5 % off show."""
+    bound, error, _ = costs(dataclasses.replace(PROCESS, noise=2.5, least=PROCESS.least / 2.5))
+    assert error < 0.06 and abs(bound - entropy()) < 3 * error
+
+
+def test_any_other_networks_lies_above_and_it_pays_more_in_training():
+    best, other = costs(), costs(bumps=1.0)
+    assert other[0] > entropy() + 0.1 and other[2] > best[2] + 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WrongWeight(Gaussian):
+    """The signal-to-noise ratio's derivative without its half."""
+
+    def rate(self, t):
+        return 2 * super().rate(t)
+
+
+def test_a_wrong_weight_is_noticed():
+    fields = {field.name: getattr(PROCESS, field.name) for field in dataclasses.fields(PROCESS)}
+    assert abs(costs(WrongWeight(**fields))[0] - entropy()) > 1.0
+
+
+def test_where_the_path_ends_is_paid_by_reading_what_is_left():
+    """An early end costs a little more, since its tokens are drawn side by side, and never less than the entropy."""
+    early, error, _ = costs(dataclasses.replace(PROCESS, least=0.45))
+    assert entropy() - 4 * error < early < entropy() + 0.3
+
+
+def test_given_tokens_are_clean_and_cost_nothing():
+    seen = []
+
+    def denoise(tokens, t, *, mixed, **where):
+        seen.append(mixed)
+        return Seer()(tokens, t, mixed=mixed, **where)
+
+    batch = batch_of(TEXTS[:5], given=2)
+    loss = EmbeddingFlow()(denoise, PROCESS, jax.random.key(0), batch)["canvas"]
+    ((keep, more),) = seen
+    assert (
+        (keep[:, :2] == 1).all() and (more[:, :2] == 0).all() and (keep[:, 2:] < 1).all() and (more[:, 2:] != 0).all()
+    )
+    assert loss.weight == 10
+
+
+def test_noise_and_objective_must_go_together():
+    batch = batch_of(TEXTS[:5])
+    with pytest.raises(ValueError, match="set objective=EmbeddingFlow"):
+        ELBO()(Seer(), PROCESS, jax.random.key(0), batch)
+    with pytest.raises(ValueError, match=r"set process=Gaussian\(\)"):
+        EmbeddingFlow()(Seer(), Absorbing(mask=3), jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize("bad", [{"noise": 0.0}, {"noise": float("nan")}, {"least": 0.0}, {"least": 1.0}])
+def test_a_path_that_can_not_be_is_refused(bad):
+    with pytest.raises(ValueError, match=r"process\.noise"):
+        Gaussian(**bad)
+
+
+@pytest.mark.parametrize("churn", [0.0, 0.5, 1.0])
+def test_a_step_back_keeps_the_noise_s_law(churn):
+    """Knowing x_0, z_t -> z_s is distributed as z_s: mean alpha_s e, standard deviation sigma_s."""
+    rows, t, s = 200_000, jnp.full(1, 0.8), jnp.full(1, 0.3)
+    e, eps = jnp.ones((1, rows, 2)), jax.random.normal(jax.random.key(0), (1, rows, 2))
+    (alpha, sigma), (alpha_s, sigma_s) = ((a[0] for a in PROCESS.sizes(at)) for at in (t, s))
+    z = PROCESS.reverse(jax.random.split(jax.random.key(1), 1), e, alpha * e + sigma * eps, t, s, churn)
+    assert abs(float(z.mean() - alpha_s)) < 5 * float(sigma_s) / np.sqrt(2 * rows)
+    assert abs(float(z.std() / sigma_s) - 1) < 0.01
+    moved = np.corrcoef(np.asarray(z).ravel(), np.asarray(eps).ravel())[0, 1]
+    assert moved > 0.999 if churn == 0 else moved < 0.99

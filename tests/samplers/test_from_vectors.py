@@ -1,0 +1,91 @@
+"""From noise on vectors to text: with the best network the world's own texts, by the diffusion and by the flow."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import MASK as WORLD_MASK
+from oracle import NEVER, TEXTS, blank, p_value, truth
+from vectors import PROCESS, Seer
+
+from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.denoiser import Architecture, Denoiser, init_params
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.gaussian import Gaussian
+from diffusion_lm.samplers.base import Prompt, run
+from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.embedding_flow import EmbeddingFlow
+from diffusion_lm.samplers.self_conditioning import SelfConditioned
+
+VOCAB = MASK = 12
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def cleared(sampler, canvas):
+    return run(sampler, Seer(), sampler.begin(canvas), sampler.passes)[0]
+
+
+@pytest.mark.parametrize("churn", [0.0, 1.0])
+def test_the_best_network_writes_the_world(churn):
+    """In one pass it can't: the tokens are drawn side by side."""
+    one, few, many = (
+        cleared(EmbeddingFlow(process=PROCESS, passes=n, eot=NEVER, churn=churn), blank(4_096)) for n in (1, 4, 96)
+    )
+    assert p_value(one.tokens) < 1e-9 and p_value(one.tokens) <= p_value(few.tokens) and p_value(many.tokens) > 1e-3
+    assert not many.open.any() and many.passes == 96
+
+
+def test_given_tokens_stay_and_are_seen():
+    canvas = blank(4_096)
+    given = jnp.zeros_like(canvas.given).at[:, 1].set(True)
+    canvas = canvas.replace(given=given, open=~given, tokens=jnp.where(given, 2, WORLD_MASK))
+    texts = np.asarray(cleared(EmbeddingFlow(process=PROCESS, passes=64, eot=NEVER), canvas).tokens)
+    assert (texts[:, 1] == 2).all()
+    share = truth() * (TEXTS[:, 1] == 2)
+    for i in (0, 2, 3):
+        law = np.bincount(TEXTS[:, i], weights=share / share.sum(), minlength=3)
+        np.testing.assert_allclose(np.bincount(texts[:, i], minlength=3) / len(texts), law, atol=0.035)
+
+
+@functools.cache
+def network() -> Bound:
+    """Small, random, told the time and what it said."""
+    sizes = {"width": 16, "layers": 1, "heads": 2, "mlp": 16, "products": "float32"}
+    module = Denoiser(Architecture(**sizes, time_conditioning=True, self_conditioning=True), vocab=VOCAB)
+    params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: jnp.asarray(a + rng.normal(scale=0.4, size=a.shape), jnp.float32), params)
+    return Bound(module=module, params=params).for_sampling()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def generate(writer, bound, prompt, keys, length):
+    cache = bound.empty_cache(len(prompt.length), writer.slots(prompt.tokens.shape[1], length))
+    return writer.generate(bound, cache, prompt, keys, length=length)
+
+
+def test_a_row_alone_is_the_row_in_a_batch_and_no_mask_is_written():
+    process = Gaussian(mask=MASK, width=16)
+    sampler = SelfConditioned(sampler=EmbeddingFlow(process=process, passes=5, eot=NEVER), width=16)
+    writer = Canvases(sampler=sampler, canvas=12, mask=MASK, eot=NEVER, align=0)
+    prompt = Prompt(tokens=jnp.array([[1, 5, 3], [1, 0, 0], [1, 7, 0]]), length=jnp.array([3, 1, 2]))
+    keys = lambda: jax.random.split(jax.random.key(0), 3)  # noqa: E731
+    batch = generate(writer, network(), prompt, keys(), 9)
+    assert (batch.tokens < MASK).all() and batch.nfe == 5
+    assert (generate(writer, network(), prompt, keys(), 9).tokens == batch.tokens).all()
+    for row in range(3):
+        alone = Prompt(tokens=prompt.tokens[row : row + 1], length=prompt.length[row : row + 1])
+        assert (generate(writer, network(), alone, keys()[row : row + 1], 9).tokens[0] == batch.tokens[row]).all()
+    assert (generate(writer, network(), prompt, keys()[::-1], 9).tokens != batch.tokens).any()
+
+
+@pytest.mark.parametrize(
+    "bad", [{"passes": 0}, {"churn": 1.5}, {"churn": float("nan")}, {"process": Absorbing(mask=MASK)}]
+)
+def test_what_can_not_be_is_refused_in_a_line(bad):
+    with pytest.raises(ValueError) as error:
+        EmbeddingFlow(**{"process": PROCESS, "passes": 4, "eot": NEVER} | bad)
+    assert "\n" not in str(error.value)
