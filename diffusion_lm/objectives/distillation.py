@@ -1,0 +1,157 @@
+"""Distillation through time: in one pass what a trained network says after two (SDTT, arXiv 2410.21035).
+
+From a text noised at t the teacher goes back a student's step, 1 / steps, in `passes` passes of its own; the student,
+asked at t, learns what the teacher said of each token in the last pass that had it to write. A student of n steps can
+teach one of n / 2.
+
+What a pass writes side by side it still draws independently, so that the most to be learned are the teacher's marginals
+after its passes: of a teacher whose passes agree with one another these are what it says at once, and nothing is won.
+Under noise on vectors (`processes.gaussian`) the teacher follows the flow's ODE instead, whose end is settled by where
+it begins: there the student learns a flow map, and one pass can write tokens that fit each other (arXiv 2303.01469).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.objectives.autoregressive import next_token_loss
+from diffusion_lm.objectives.elbo import ELBO, draw_times, one_text
+from diffusion_lm.processes.base import Process
+from diffusion_lm.processes.gaussian import Gaussian
+from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, NoisyClean, Readout
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """objective  what the teacher was trained by, whose bound is reported; of a joint one the causal part is trained on
+    teacher    its workdir; `diffusion_lm.build` loads it, and begins with its parameters
+    steps      passes a canvas in which the student is to write
+    passes     the teacher's passes in each of them
+
+    The teacher's probabilities, [B, L, V], exist at once.
+    """
+
+    objective: Any = dataclasses.field(default_factory=ELBO)
+    teacher: str = ""
+    steps: int = 8
+    passes: int = 2
+
+    def __post_init__(self):
+        if self.steps < 1 or self.passes < 2:
+            raise ValueError(f"objective.steps={self.steps} must be at least 1, objective.passes={self.passes} 2")
+        if self.canvas == 1 and self.prefix is None:
+            raise ValueError(f"{type(self.objective).__name__} denoises nothing: there is nothing to distil")
+
+    @property
+    def canvas(self) -> int:
+        return self.objective.canvas
+
+    @property
+    def causal(self) -> bool:
+        return self.objective.causal
+
+    @property
+    def prefix(self) -> Any:
+        return self.objective.prefix
+
+    def bound(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
+        """The teacher's objective's, of the student."""
+        return getattr(self.objective, "bound", self.objective)(denoise, process, key, batch)
+
+    def __call__(
+        self, denoise: Denoise, process: Any, key: Array, batch: Batch, *, teacher: Denoise | None = None
+    ) -> dict[str, Loss]:
+        """The divergence from the teacher to the student, at noised tokens; no gradient flows to the teacher.
+        ValueError where nobody has loaded one."""
+        if teacher is None:
+            raise ValueError("distillation needs its teacher: train with launch.train, which loads objective.teacher")
+        batch = one_text(batch) if self.prefix is None else batch
+        time_key, noise_key, key = jax.random.split(key, 3)
+        noise = (_OnVectors if isinstance(process, Gaussian) else _OnTokens)(process, batch)
+        t = noise.at(draw_times(time_key, (batch.tokens.shape[0], 1), self.steps))
+        noised = noise.laid(noise_key, t)
+        said = jax.lax.stop_gradient(self._taught(teacher, noise, key, noised, t))
+        student, clean = self._read(denoise, batch, noised, t)
+        wanted = ~batch.given & (batch.segments > 0) & ~noise.done(noised, t)
+        total = student.total(_divergence, wanted.astype(jnp.float32), said)
+        loss = {"canvas": Loss(sum=total, weight=jnp.sum(batch.target, dtype=jnp.float32))}
+        return {"causal": next_token_loss(clean, batch), **loss} if self.causal else loss
+
+    def _taught(self, teacher: Denoise, noise: Any, key: Array, noised: dict, t: Array) -> Array:
+        """float32 [B, L, V]: of each token, what was said in the last pass that had it to write."""
+        said, size = None, 1.0 / (self.steps * self.passes)
+        for i, pass_key in enumerate(jax.random.split(key, self.passes)):
+            now, then = noise.at(t - i * size), noise.at(t - (i + 1) * size)
+            readout, _ = self._read(teacher, noise.batch, noised, now)
+            here = jax.nn.softmax(readout.logits(), axis=-1)
+            said = here if said is None else jnp.where(noise.done(noised, now)[..., None], said, here)
+            if i + 1 < self.passes:
+                noised = noise.back(jax.random.split(pass_key, t.shape[0]), readout, noised, now, then)
+        return said
+
+    def _read(self, denoise: Denoise, batch: Batch, noised: dict, t: Array):
+        where = {"positions": batch.positions, "segments": batch.segments}
+        if self.prefix is None:
+            return denoise(t=t, reading=Bidirectional(), **noised, **where), None
+        if batch.tokens.shape[1] % self.canvas:
+            raise ValueError(f"blocks of {self.canvas} do not divide rows: set data.length to a multiple of it")
+        both = jnp.concatenate([noised["tokens"], batch.tokens], axis=1)
+        times = jnp.concatenate([t, jnp.zeros_like(t)], axis=1)
+        return denoise(both, times, reading=NoisyClean(self.canvas, self.prefix), **where)
+
+
+class _OnTokens(NamedTuple):
+    """A text under a process's noise, as a network is asked of it."""
+
+    process: Process
+    batch: Batch
+
+    def at(self, t: Array) -> Array:
+        return t
+
+    def laid(self, key: Array, t: Array) -> dict:
+        return self._given(self.process.corrupt(key, self.batch.tokens, t))
+
+    def done(self, noised: dict, t: Array) -> Array:
+        """bool [B, L]: nothing is left to say."""
+        return self.process.settled(noised["tokens"], t[:, 0])
+
+    def back(self, keys: Array, readout: Readout, noised: dict, t: Array, s: Array) -> dict:
+        return self._given(self.process.reverse(keys, readout.logits(), noised["tokens"], t[:, 0], s[:, 0]))
+
+    def _given(self, xt: Array) -> dict:
+        return {"tokens": jnp.where(self.batch.given, self.batch.tokens, xt)}
+
+
+class _OnVectors(NamedTuple):
+    """The same under Gaussian noise; each network sees its own vectors under one noise."""
+
+    process: Gaussian
+    batch: Batch
+
+    def at(self, t: Array) -> Array:
+        return jnp.maximum(t, self.process.least)
+
+    def laid(self, key: Array, t: Array) -> dict:
+        return {"tokens": self.batch.tokens, "mixed": self.process.mixed(key, ~self.batch.given, t)}
+
+    def done(self, noised: dict, t: Array) -> Array:
+        return jnp.zeros_like(self.batch.given)
+
+    def back(self, keys: Array, readout: Readout, noised: dict, t: Array, s: Array) -> dict:
+        keep, more = noised["mixed"]
+        z = keep[..., None] * jnp.take(readout.vectors, self.batch.tokens, axis=0) + more
+        z = self.process.reverse(keys, readout.mean_vector(), z, t[:, 0], s[:, 0], churn=0.0)
+        given = self.batch.given
+        return noised | {"mixed": (given.astype(jnp.float32), jnp.where(given[..., None], 0.0, z))}
+
+
+def _divergence(logits: Array, said: Array) -> Array:
+    """KL(said | softmax(logits)): [..., W] and [..., V] -> [...]."""
+    said = jnp.pad(said, [(0, 0)] * (said.ndim - 1) + [(0, logits.shape[-1] - said.shape[-1])])
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return jnp.sum(jnp.where(said > 0, said * (jnp.log(jnp.where(said > 0, said, 1.0)) - log_p), 0.0), axis=-1)

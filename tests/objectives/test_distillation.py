@@ -1,0 +1,121 @@
+"""Distillation through time, on all canvases of a small world: what a student learns is what more passes say."""
+
+import chain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import LENGTH, MASK, TEXTS, VOCAB, batch_of, truth
+from vectors import PROCESS as GAUSSIAN
+from vectors import Seer
+
+from diffusion_lm.objectives.autoregressive import Autoregressive
+from diffusion_lm.objectives.block import BlockELBO
+from diffusion_lm.objectives.distillation import Distillation
+from diffusion_lm.objectives.elbo import ELBO
+from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.uniform import Uniform
+from diffusion_lm.types import Logits
+
+ROWS = 40_000
+
+
+class Tabled:
+    """`types.Denoise` of a process, from `chain`'s table of a wrong denoiser at each of `passes` times."""
+
+    def __init__(self, process, passes):
+        tables = [chain.wrong_denoiser(process, (i + 1) / passes) for i in range(passes)]
+        self.tables, self.passes = np.stack(tables).astype(np.float32), passes
+
+    def __call__(self, tokens, t, **where):
+        code = jnp.sum(tokens * jnp.asarray([64, 16, 4, 1])[None], axis=1)
+        at = jnp.round(t[:, 0] * self.passes).astype(jnp.int32) - 1
+        return Logits(values=jnp.asarray(self.tables)[at, code])
+
+
+def marginals(law) -> np.ndarray:
+    """[81] -> [4, 3]."""
+    return np.einsum("n,niv->iv", law / law.sum(), np.eye(VOCAB)[TEXTS])
+
+
+def side_by_side(said) -> np.ndarray:
+    """[4, 3] -> [81]: the law of one pass."""
+    return np.prod(np.take_along_axis(said[None].repeat(81, 0), TEXTS[..., None], axis=-1)[..., 0], axis=1)
+
+
+def divergence(p, q) -> float:
+    p, q = p / p.sum(), q / q.sum()
+    return float((p * np.log(p / q)).sum())
+
+
+def learned(process, teacher, *, passes, start, rows=ROWS):
+    """What a student whose logits are the same everywhere learns to say in one pass: its loss, less its gradient."""
+    objective = Distillation(objective=ELBO(), teacher="t", steps=1, passes=passes)
+    texts = np.random.default_rng(0).choice(81, size=rows, p=truth())
+
+    def loss(logits):
+        def student(tokens, t, **where):
+            return Logits(values=jnp.broadcast_to(logits[None], (*tokens.shape, VOCAB)))
+
+        return objective(student, process, jax.random.key(1), batch_of(TEXTS[texts]), teacher=teacher)["canvas"].sum
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(start, jnp.float32))
+    return float(value) / rows, np.asarray(jax.nn.softmax(jnp.asarray(start))) - np.asarray(gradient) / rows
+
+
+@pytest.mark.parametrize("process", [Absorbing(mask=MASK), Uniform(mask=MASK)], ids=["masks", "uniform"])
+def test_one_pass_of_the_student_is_nearer_to_two_of_the_teacher(process):
+    """It learns their marginals, exactly; that is all that tokens drawn side by side can have of them."""
+    two = chain.written(process, 2, chain.wrong_denoiser)
+    one = marginals(chain.written(process, 1, chain.wrong_denoiser))
+    _, student = learned(process, Tabled(process, 2), passes=2, start=np.log(one))
+    np.testing.assert_allclose(student, marginals(two), atol=4 * 0.5 / np.sqrt(ROWS))
+    assert divergence(two, side_by_side(student)) < divergence(two, side_by_side(one)) - 3e-4
+
+
+def test_of_a_flow_the_student_learns_where_each_noise_ends():
+    """The teacher's passes along the ODE leave nothing open, so that what is said costs all that single tokens hold."""
+    alone = marginals(truth())
+    hold = -(alone * np.log(alone)).sum()
+    costs = [learned(GAUSSIAN, Seer(), passes=n, start=np.log(alone), rows=4_000) for n in (2, 24)]
+    assert costs[0][0] < 0.7 * hold < 0.93 * hold < costs[1][0] < 1.02 * hold
+    np.testing.assert_allclose(costs[1][1], alone, atol=0.04)
+
+
+def test_blocks_are_asked_behind_clean_text():
+    seen = []
+
+    def teacher(tokens, t, *, reading, **where):
+        seen.append((tokens.shape, t.shape, reading.block))
+        said = Logits(values=jnp.zeros((2, LENGTH, VOCAB)))
+        return said, said
+
+    objective = Distillation(objective=BlockELBO(block=2), teacher="t")
+    parts = objective(teacher, Absorbing(mask=MASK), jax.random.key(0), batch_of(TEXTS[:2]), teacher=teacher)
+    assert seen == [((2, 8), (2, 2), 2)] * 3 and parts["canvas"].sum == 0 and objective.prefix.block == 2
+
+
+def test_the_bound_is_the_teachers_objectives():
+    batch = batch_of(TEXTS)
+    teacher = Tabled(Absorbing(mask=MASK), 1)
+
+    def denoise(tokens, t, **where):
+        return teacher(tokens, jnp.ones_like(t), **where)
+
+    for objective, process, network in ((ELBO(), Absorbing(mask=MASK), denoise), (EmbeddingFlow(), GAUSSIAN, Seer())):
+        asked = getattr(objective, "bound", objective)
+        ours = Distillation(objective=objective).bound(network, process, jax.random.key(0), batch)["canvas"].sum
+        np.testing.assert_allclose(ours, asked(network, process, jax.random.key(0), batch)["canvas"].sum)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"passes": 1}, {"objective": Autoregressive()}])
+def test_what_can_not_be_is_refused_in_a_line(bad):
+    with pytest.raises(ValueError) as error:
+        Distillation(**bad)
+    assert "\n" not in str(error.value)
+
+
+def test_a_student_without_its_teacher_says_so():
+    with pytest.raises(ValueError, match="needs its teacher"):
+        Distillation()(Seer(), Absorbing(mask=MASK), jax.random.key(0), batch_of(TEXTS))
