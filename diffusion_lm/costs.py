@@ -1,82 +1,74 @@
-"""What a network's passes take on this machine, at this moment: what writers choose by that adapt to it."""
+"""What writers' steps take on this machine, at this moment: what those choose by that adapt to it."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_lm.build import Model
 from diffusion_lm.samplers.auto import Costs
-from diffusion_lm.samplers.base import run
-from diffusion_lm.samplers.drafts import Drafter
-from diffusion_lm.types import Causal
+from diffusion_lm.samplers.autoregressive import Autoregressive
+from diffusion_lm.samplers.base import Prompt, Writer, run
+from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.speculative import Speculative
 
-_TIMED, _ROUNDS = 16, 12  # narrow passes a timing (of canvases 2), and timings, of which the median counts
+_STEPS, _ROUNDS = 16, 12  # steps a timing, and timings, of which the median counts
 _FEW_SLOTS = 64  # of a cache that takes next to nothing to read
 
 
-def break_even(model: Model, drafter: Drafter) -> float:
-    """What a cycle takes, in plain steps: a check, and as long for each pass of the drafter."""
-    wide = drafter.width + 1
-    slots = max(model.config.data.length, wide)
-    step_s, check_s = _seconds(model, _Pass(width=1, rows=1, slots=slots), _Pass(width=wide, rows=wide, slots=slots))
-    return (1 + drafter.passes) * check_s / step_s
+def break_even(model: Model, plain: Autoregressive, drafts: Speculative) -> float:
+    """What a cycle of `drafts` (draft and check) takes, in steps of `plain`, with a cache as long as the context."""
+    tireless, length = dataclasses.replace(drafts, break_even=0.0, eot=-1), 2 * _STEPS + drafts.drafter.width
+    slots = max(model.config.data.length, length + 1)
+    step = _timed(model, dataclasses.replace(plain, eot=-1), rows=1, slots=slots, length=length, steps=_STEPS)
+    turn = _timed(model, tireless, rows=drafts.drafter.width + 1, slots=slots, length=length, steps=1)
+    step_s, turn_s = _seconds(step, turn)
+    return turn_s / tireless.cycles * _STEPS / step_s
 
 
-def measured(model: Model, canvas: int) -> Costs:
-    """What `Auto` asks. Compiles and runs four passes, canvases behind half a context."""
-    context = model.config.data.length
-    few, half = min(_FEW_SLOTS, context), max(context // 2, canvas)
-    short_s, long_s, narrow_s, canvas_s = _seconds(
-        model,
-        _Pass(width=1, rows=1, slots=few),
-        _Pass(width=1, rows=1, slots=context),
-        _Pass(width=1, rows=canvas, slots=half),
-        _Pass(width=canvas, rows=canvas, slots=half),
+def measured(model: Model, plain: Autoregressive, canvases: Canvases) -> Costs:
+    """What `Auto` asks; canvases are cleared behind half a context."""
+    context, wide = model.config.data.length, canvases.canvas
+    few, half = max(_FEW_SLOTS, 2 * _STEPS), max(context // 2, wide + 1, 2 * _STEPS)
+    plain = dataclasses.replace(plain, eot=-1)
+    sampler = dataclasses.replace(canvases.sampler, passes=min(canvases.sampler.passes, 2), eot=-1)
+    canvas = dataclasses.replace(canvases, sampler=sampler, eot=-1)
+    asked = {"length": 2 * _STEPS - 1, "steps": _STEPS}
+    short, long, narrow, whole = _seconds(
+        _timed(model, plain, rows=1, slots=few, **asked),
+        _timed(model, plain, rows=1, slots=max(context, few), **asked),
+        _timed(model, plain, rows=wide, slots=half, **asked),
+        _timed(model, canvas, rows=wide, slots=half, length=wide, steps=1),
     )
-    slot_s = max(long_s - short_s, 0.0) / max(context - few, 1)
-    return Costs(step_s=short_s, slot_s=slot_s, narrow_s=narrow_s, canvas_s=canvas_s)
+    return Costs(
+        step_s=short / _STEPS,
+        slot_s=max(long - short, 0.0) / _STEPS / max(context - few, 1),
+        narrow_s=narrow / _STEPS,
+        canvas_s=whole / sampler.passes,
+    )
 
 
-class _Pass(NamedTuple):
-    """A causal pass over `width` tokens with a cache of `slots`, and the network as it suits so many `rows`."""
-
-    width: int
-    rows: int
-    slots: int
-
-
-def _seconds(model: Model, *asked: _Pass) -> list[float]:
+def _seconds(*timed: Callable[[], float]) -> list[float]:
     """Of each the median of several, taken in turn: a busy moment then makes no one look dear."""
-    timed = [_timed(model, one) for one in asked]
-    rounds = [[passes() for passes in timed] for _ in range(_ROUNDS)]
-    return [statistics.median(seconds[i] for seconds in rounds) for i in range(len(asked))]
+    rounds = [[seconds() for seconds in timed] for _ in range(_ROUNDS)]
+    return [statistics.median(one) for one in zip(*rounds, strict=True)]
 
 
-def _timed(model: Model, one: _Pass) -> Callable[[], float]:
-    bound, count = model.for_sampling(one.rows), _TIMED if one.width <= _TIMED else 2
-    passes = jax.jit(lambda state: run(_Again(), bound, state, count)[0])
-    state = bound.empty_cache(1, one.slots), jnp.zeros((1, one.width), jnp.int32)
-    jax.block_until_ready(passes(state))
+def _timed(model: Model, writer: Writer, *, rows: int, slots: int, length: int, steps: int) -> Callable[[], float]:
+    """A call says how long so many of the writer's first steps take, with the network as it suits so many rows."""
+    bound, (first, *_) = model.for_sampling(rows), writer.phases(length)
+    prompt = Prompt(tokens=jnp.full((1, 1), model.tokenizer.bos, jnp.int32), length=jnp.ones(1, jnp.int32))
+    keys = jax.random.split(jax.random.key(0), 1)
+    state = jax.jit(lambda cache: writer.begin(bound, cache, prompt, keys, length=length))(bound.empty_cache(1, slots))
+    stepped = jax.jit(lambda state: run(first.sampler, bound, state, steps)[0].finished)
+    jax.block_until_ready(stepped(state))
 
     def seconds() -> float:
         start = time.perf_counter()
-        jax.block_until_ready(passes(state))
-        return (time.perf_counter() - start) / count
+        jax.block_until_ready(stepped(state))
+        return time.perf_counter() - start
 
     return seconds
-
-
-class _Again:
-    """Pass after pass over the same slots."""
-
-    def step(self, bound, state):
-        cache, tokens = state
-        readout, cache = bound.extend(cache, tokens, jnp.zeros(1, jnp.int32), Causal())
-        return cache, jnp.argmax(readout.logits(), axis=-1).astype(jnp.int32)
-
-    def done(self, state):
-        return jnp.zeros(1, bool)

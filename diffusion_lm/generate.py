@@ -48,20 +48,20 @@ def speculative(
     model: Model, *, draw: Draw, drafter: Drafter | None = None, break_even: float | None = None
 ) -> Speculative:
     """The writer that guesses and checks: the autoregressive text, sooner where guesses (by default: what followed the
-    last time) are good. break_even: see `Speculative`; None: measured here, which compiles and runs two passes."""
-    plain, drafter = autoregressive(model, draw=draw), drafter or Lookup()
-    if break_even is None:
-        break_even = costs.break_even(model, drafter)
-    return Speculative(drafter=drafter, mask=plain.mask, eot=plain.eot, draw=draw, break_even=break_even)
+    last time) are good. break_even: see `Speculative`; None: measured here, which compiles two programs."""
+    plain = autoregressive(model, draw=draw)
+    drafts = Speculative(drafter=drafter or Lookup(), mask=plain.mask, eot=plain.eot, draw=draw)
+    return dataclasses.replace(
+        drafts, break_even=costs.break_even(model, plain, drafts) if break_even is None else break_even
+    )
 
 
 def auto(model: Model, *, draw: Draw, canvas: int, passes: int) -> Auto:
     """The writer that takes the faster of canvases (in so many passes) and token by token, by costs measured here:
     which it takes, and so its text, depends on the machine."""
-    autoregressive(model, draw=draw)  # raises before anything is timed
-    canvases = confidence(model, draw=draw, canvas=canvas, passes=passes)
+    plain, canvases = autoregressive(model, draw=draw), confidence(model, draw=draw, canvas=canvas, passes=passes)
     tail = speculative(model, draw=draw)
-    return Auto(canvases=canvases, tail=tail, costs=costs.measured(model, canvases.canvas))
+    return Auto(canvases=canvases, tail=tail, costs=costs.measured(model, plain, canvases))
 
 
 def confidence(

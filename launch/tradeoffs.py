@@ -35,7 +35,7 @@ DIALS = {
 }
 WRITTEN_IN = 12  # passes a canvas, where lengths are compared
 LENGTHS = (1, 4, 16, 64, 256, 1024, 2048)  # as far as the context goes
-SHORT, REPEATS = 64, 3  # short answers are timed five times as often
+SHORT, REPEATS = 64, 5  # short answers are timed five times as often
 
 
 def tradeoffs(workdir: str, judge: str | None, out: Path) -> list[Row]:
@@ -145,7 +145,7 @@ def _speculation(model: Model) -> list[Row]:
         plain = generate.autoregressive(model, draw=draw)
         ways = {name: generate.speculative(model, draw=draw, drafter=drafter) for name, drafter in drafters.items()}
         legs = {name: functools.partial(_written, model, way, length) for name, way in {"": plain, **ways}.items()}
-        timings, text = speed.alternate(legs, repeats=5 * REPEATS), np.asarray(legs[""]())
+        timings, text = speed.alternate(legs, repeats=3 * REPEATS), np.asarray(legs[""]())
         for name, way in ways.items():
             found = generate.write(model, way, [""], length=length, seed=0).generation
             same = float(np.mean(np.asarray(found.tokens) == text))

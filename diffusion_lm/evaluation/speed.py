@@ -11,6 +11,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import random
 import resource
 import statistics
 import time
@@ -69,7 +70,8 @@ class Row:
 
 
 def alternate(legs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Runs each leg once unmeasured (compilation, caches), then all in turn, A B A B ..., `repeats` times.
+    """Runs each leg once unmeasured (compilation, caches), then all `repeats` times, each time in another order: a leg
+    finds the processor's caches as the one before it left them.
 
     A leg's result is waited for if it holds JAX arrays; whatever else it starts must be finished when it returns.
     """
@@ -77,7 +79,8 @@ def alternate(legs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, 
         raise ValueError(f"repeats must be at least 1, not {repeats}")
     for leg in legs.values():
         jax.block_until_ready(leg())
-    rounds = [{name: _clocked(leg) for name, leg in legs.items()} for _ in range(repeats)]
+    orders = random.Random(0)
+    rounds = [{name: _clocked(legs[name]) for name in orders.sample(list(legs), len(legs))} for _ in range(repeats)]
     return {
         name: Timing(walls=tuple(r[name][0] for r in rounds), cpus=tuple(r[name][1] for r in rounds)) for name in legs
     }

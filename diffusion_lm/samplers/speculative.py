@@ -18,9 +18,10 @@ from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.types import Causal
 
 Array = jax.Array
-_TURN = 32  # positions that the plain steps of a turn read, and its cycles
+_TURN = 16  # positions that the plain steps of a turn read, and its cycles
 _LONGEST_PAUSE = 512  # plain steps after drafts that didn't pay; the pause doubles each time
 _TRY = 32  # a guess that takes a pass is tried once its cycle costs at most a 32nd of the steps before it
+_MARGIN = 1.1  # times `break_even`, which isn't measured exactly
 _MEMORY = 0.7  # of the running mean of accepted tokens
 
 
@@ -80,7 +81,7 @@ class Speculative(Writer):
         """The carry for a text of which the cache has read all but the last token (see `Writing`)."""
         return Writing(
             text=jnp.pad(text, ((0, 0), (0, self.drafter.width + 1)), constant_values=self.mask),
-            accepted=jnp.full((), max(self.break_even - 1.0, 0.0)),
+            accepted=jnp.full((), max(_MARGIN * self.break_even - 1.0, 0.0)),
             pause=jnp.full((), self._patience if self.break_even else 0),
             next_pause=jnp.full((), self._patience),
             **rest,
@@ -88,7 +89,7 @@ class Speculative(Writer):
 
     def phases(self, length: int) -> tuple[Phase, ...]:
         """Turns of a few plain steps while drafts don't seem to pay, and of a few cycles while they do."""
-        return (Phase(sampler=_Turns(self, length), steps=length, reads=_TURN + self._cycles * self._watch),)
+        return (Phase(sampler=_Turns(self, length), steps=length, reads=_TURN + self.cycles * self._watch),)
 
     def turn(self, model: Model, state: Writing, length: int) -> Writing:
         """Plain steps that are due; a look back, if they were the last; then cycles, unless more are due."""
@@ -97,14 +98,14 @@ class Speculative(Writer):
         if self._slots(state) < self._watch:  # no check ever fits
             return state
         state = self._judged(model, state, (due > 0) & (state.pause <= 0))
-        return run(_Cycles(self, length), model, state, self._cycles)[0]
+        return run(_Cycles(self, length), model, state, self.cycles)[0]
 
     def cycle(self, model: Model, state: Writing, length: int) -> Writing:
         """One draft and its check; a pause is due where drafts have come to bring less than they cost."""
         draft = self.drafter(model, state.cache, state.text, state.filled)
         state, stood = self._check(model, state, draft, length)
         accepted = _MEMORY * state.accepted + (1 - _MEMORY) * stood
-        pays = accepted + 1 >= self.break_even
+        pays = accepted + 1 >= _MARGIN * self.break_even
         return state.replace(
             nfe=state.nfe + self.drafter.passes,
             accepted=accepted,
@@ -134,7 +135,7 @@ class Speculative(Writer):
         return min(max(self._watch, share), _LONGEST_PAUSE)
 
     @property
-    def _cycles(self) -> int:
+    def cycles(self) -> int:
         """Cycles a turn, at most."""
         return max(_TURN // self._watch, 1)
 
@@ -142,13 +143,13 @@ class Speculative(Writer):
         """Where a pause is over: what a guess would have brought, and another pause if that doesn't pay. A guess that
         takes a pass isn't made to look back: it gets one chance."""
         if self.drafter.passes:
-            return state.replace(accepted=jnp.where(over, max(self.break_even - 1.0, 0.0), state.accepted))
+            return state.replace(accepted=jnp.where(over, max(_MARGIN * self.break_even - 1.0, 0.0), state.accepted))
         width = self.drafter.width
         then = jnp.maximum(state.filled - width, 1)
         guess = self.drafter(model, state.cache, state.text, then)
         came = jnp.take_along_axis(state.text, then[:, None] + jnp.arange(width, dtype=jnp.int32)[None], axis=1)
         stood = _mean_over(jnp.sum(jnp.cumprod(guess == came, axis=1), axis=1), ~state.finished)
-        again = over & (stood + 1 < self.break_even)
+        again = over & (stood + 1 < _MARGIN * self.break_even)
         return state.replace(
             accepted=jnp.where(over, stood, state.accepted), pause=jnp.where(again, self._watch, state.pause)
         )
