@@ -1,4 +1,5 @@
-"""Characters of Shakespeare at nanoGPT's CPU setting: ar, masked, uniform, mixture, score, flow, block, joint.
+"""Characters of Shakespeare at nanoGPT's CPU setting, as ar, masked, uniform, mixture, score, flow, embedding, block,
+joint, joint_uniform, distilled or distilled_embedding.
 
     curl -O https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt
     python -m launch.train --config=configs/tinyshakespeare.py:ar --workdir=runs/ar --set=data.path=input.txt
@@ -6,17 +7,24 @@
 4 layers, 4 heads, width 128, context 64, batch 12, 2,000 updates; the last tenth of the characters is held out.
 Hardware: 2 CPU cores. Time: ar 86 s, compilation included; the others not yet run at this setting.
 Number to expect, nats per held-out character: ar 1.654 (2026-11-21, seed 0; nanoGPT's own, published: 1.88).
-docs/tinyshakespeare.md has ar and joint at other sizes and times; docs/compare.md all but block side by side.
+docs/tinyshakespeare.md has ar and joint at other sizes and times; docs/compare.md most of them side by side.
+`embedding` is flow matching of the characters' vectors. `joint_uniform` is DiffusionGemma's way: a uniform-noise canvas
+over a causal prefix, told what the last pass said; write with it by --sampler=renoise or ancestral. `distilled` begins
+as a trained `masked` and learns to write in 8 passes what that writes in 16: --set=objective.teacher=runs/masked;
+`distilled_embedding` as an `embedding`, 4 passes for 16 of its ODE.
 """
 
 from diffusion_lm.config import Config, Data
 from diffusion_lm.nn.denoiser import Architecture
 from diffusion_lm.objectives.autoregressive import Autoregressive
 from diffusion_lm.objectives.block import BlockELBO
+from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.objectives.elbo import ELBO
+from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.flow import UniformFlow
+from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore
 from diffusion_lm.processes.uniform import Uniform
@@ -31,8 +39,17 @@ KINDS = {
     "mixture": (Mixture(uniform=0.1), ELBO()),
     "score": (AbsorbingScore(), ELBO()),
     "flow": (UniformFlow(), ELBO()),
+    "embedding": (Gaussian(noise=4.0), EmbeddingFlow()),
     "block": (Absorbing(), BlockELBO(block=16)),
     "joint": (Absorbing(), Joint(block=16)),
+    "joint_uniform": (Uniform(), Joint(block=16)),
+    "distilled": (Absorbing(), Distillation(objective=ELBO(), steps=8)),
+    "distilled_embedding": (Gaussian(noise=4.0), Distillation(objective=EmbeddingFlow(), steps=4, passes=4)),
+}
+TOLD = {  # what else than the text these networks are told
+    "embedding": {"time_conditioning": True, "self_conditioning": True},
+    "distilled_embedding": {"time_conditioning": True, "self_conditioning": True},
+    "joint_uniform": {"self_conditioning": True},
 }
 
 
@@ -42,10 +59,10 @@ def get_config(kind: str = "joint") -> Config:
         raise ValueError(f"tinyshakespeare: kind {kind!r} is none of {', '.join(KINDS)}")
     process, objective = KINDS[kind]
     # A row's first character is given and not scored: 65 have nanoGPT's 64 targets. Blocks have to fit: 5 of 16.
-    length = 80 if kind in ("block", "joint") else 65
+    length = 65 if objective.prefix is None else 80
     return Config(
         data=Data(path="tinyshakespeare.txt", length=length, holdout=0.1, kind="char", vocab=512),
-        model=Architecture(width=128, layers=4, heads=4),
+        model=Architecture(width=128, layers=4, heads=4, **TOLD.get(kind, {})),
         process=process,
         objective=objective,
         optim=AdamW(lr=1e-3, b2=0.99, schedule=WarmupCosine(warmup=100, final=0.1)),

@@ -20,7 +20,10 @@ from diffusion_lm.data.tokenizer import Tokenizer, train_tokenizer
 from diffusion_lm.nn import flops
 from diffusion_lm.nn.bound import Bound
 from diffusion_lm.nn.denoiser import Denoiser, init_params
+from diffusion_lm.objectives.distillation import Distillation
+from diffusion_lm.objectives.self_conditioning import SelfConditioned
 from diffusion_lm.processes.base import Process
+from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.training import state as train_state
 from diffusion_lm.training.checkpoint import Checkpoints, Meta
 from diffusion_lm.training.loop import Job
@@ -110,7 +113,11 @@ def build(config: Config, workdir: Path | str) -> Run:
         check_config(config, stored[1], checkpoints.path(stored[0]))
     text = read_data(config, stored and stored[1])
     module, process = build_model(config, text.tokenizer)
-    job = build_job(config, text, mesh, build_loss(config, module, process), lambda key: init_params(module, key))
+    teacher = load_teacher(config, text.tokenizer)
+    loss = build_loss(config, module, process, teacher=teacher)
+    bound = build_loss(config, module, process, bound=True)
+    init = functools.partial(init_params, module) if teacher is None else teacher.boxed
+    job = build_job(config, text, mesh, loss, init, bound=bound)
     job = dataclasses.replace(job, flops=functools.cache(lambda: update_flops(config, module, process)))
     return Run(config, job, checkpoints, text, module, process)
 
@@ -165,32 +172,81 @@ def _tokenizer(data: Data, train: corpora.Corpus, stored: Meta | None) -> Tokeni
 
 def build_model(config: Config, tokenizer: Tokenizer) -> tuple[Denoiser, Process]:
     """The network and the noise for a tokenizer's pieces and its mask."""
-    process = dataclasses.replace(config.process, mask=tokenizer.mask)
+    sizes = {"mask": tokenizer.mask}
+    if isinstance(config.process, Gaussian):
+        sizes["width"] = config.model.width
+    process = dataclasses.replace(config.process, **sizes)
     return Denoiser(architecture=config.model, vocab=tokenizer.vocab), process
 
 
-def build_loss(config: Config, module: Denoiser, process: Process) -> LossFn:
-    """The objective, as a function of the parameters."""
+def build_loss(
+    config: Config, module: Denoiser, process: Process, *, bound: bool = False, teacher: Bound | None = None
+) -> LossFn:
+    """The objective, as a function of the parameters. bound, teacher: see `objective_of`."""
+    objective = objective_of(config, bound=bound, teacher=teacher)
 
     def loss(params, key, batch):
-        return config.objective(Bound(module=module, params=params).denoise, process, key, batch)
+        return objective(Bound(module=module, params=params).denoise, process, key, batch)
 
     return loss
 
 
+def objective_of(config: Config, *, bound: bool, teacher: Bound | None = None) -> Callable:
+    """What is trained (by a teacher, if the objective has one); or the bound that evaluation reports, which is the same
+    unless the objective has another (`types.Objective`). Called as an objective is; without teachers, equal configs'
+    are equal. ValueError for a mixture that can't be."""
+    objective = config.objective
+    asked = objective.bound if bound and hasattr(objective, "bound") else objective
+    if teacher is not None:
+        asked = functools.partial(asked, teacher=teacher.denoise)
+    if not config.model.self_conditioning:
+        return asked
+    if objective.canvas == 1 and objective.prefix is None:
+        raise ValueError(f"{type(objective).__name__} denoises nothing: set model.self_conditioning=false")
+    return SelfConditioned(asked)
+
+
+def load_teacher(config: Config, tokenizer: Tokenizer) -> Bound | None:
+    """The trained network that the objective learns from, as numbers that go with any mesh; None where it has none.
+
+    ValueError unless it is of the same network, noise, objective and tokenizer.
+    """
+    if not isinstance(config.objective, Distillation):
+        return None
+    if not config.objective.teacher:
+        raise ValueError("distillation needs a trained workdir: --set=objective.teacher=WORKDIR")
+    teacher = load_for_inference(config.objective.teacher)
+    learned = getattr(teacher.config.objective, "objective", teacher.config.objective)  # it may be a student itself
+    same = {
+        "model": config.model == teacher.config.model,
+        "process": config.process == teacher.config.process,
+        "objective.objective": config.objective.objective == learned,
+        "tokenizer": tokenizer.fingerprint == teacher.tokenizer.fingerprint,
+    }
+    if other := [name for name, equal in same.items() if not equal]:
+        raise ValueError(f"objective.teacher={config.objective.teacher} has another {', '.join(other)}: set them alike")
+    return teacher.bound.replace(params=jax.device_get(teacher.bound.params))
+
+
 def update_flops(config: Config, module: Denoiser, process: Process) -> int:
-    """An update's useful operations, by the formula of `nn.flops`."""
+    """An update's useful operations, by the formula of `nn.flops`; not those of a teacher."""
+    asked = config.objective.objective if isinstance(config.objective, Distillation) else config.objective
 
     def objective(denoise, key, batch):
-        return config.objective(denoise, process, key, batch)
+        return asked(denoise, process, key, batch)
 
     return config.train.accumulate * flops.of_update(module, objective, abstract_batch(config))
 
 
 def build_job(
-    config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh, loss: LossFn, init: Callable
+    config: Config,
+    text: Text | examples.Source,
+    mesh: jax.sharding.Mesh,
+    loss: LossFn,
+    init: Callable,
+    bound: LossFn | None = None,
 ) -> Job:
-    """Everything jitted and laid out on the mesh."""
+    """Everything jitted and laid out on the mesh. bound: what is evaluated; none: the loss."""
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     update, whole = build_update(config, mesh, loss, init), sharding.replicated(mesh)
     batches = _train_batches(config, text, mesh)
@@ -202,7 +258,7 @@ def build_job(
         step=update.step,
         batches=batches,
         put=lambda batch: sharding.put_batch(mesh, batch, axis=1),
-        evaluate=build_evaluate(config, text, mesh, loss, eval_key),
+        evaluate=build_evaluate(config, text, mesh, bound or loss, eval_key),
         key=jax.jit(lambda key: key, out_shardings=whole)(train_key),
         meta=Meta(config=to_json(config), tokenizer=text.tokenizer.proto, corpus=text.fingerprint),
     )
@@ -289,7 +345,8 @@ def check_workdir(workdir: Path | str) -> None:
 
 def check_config(config: Config, stored: Meta, where: Path) -> None:
     """Raises ValueError naming each field that makes the config another experiment than the checkpoint's."""
-    before, now = _flat(stored.config), _flat(to_json(config))
+    # Through the config, so that fields that came later have what they stood for.
+    before, now = _flat(to_json(from_json(stored.config))), _flat(to_json(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     wrong = [f"{key}={now.get(key)} (it has {before.get(key)})" for key in changed if not key.startswith(FREE)]
     if wrong:

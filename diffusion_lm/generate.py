@@ -7,6 +7,7 @@ from diffusion_lm import costs
 from diffusion_lm.answers import Answer, fill, story, write
 from diffusion_lm.build import Model
 from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.approximate import Approximate
 from diffusion_lm.samplers.auto import Auto
@@ -15,18 +16,20 @@ from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.drafts import Drafter, Lookup
 from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.embedding_flow import EmbeddingFlow
 from diffusion_lm.samplers.pace import Even, Pace
 from diffusion_lm.samplers.population import Population
 from diffusion_lm.samplers.remasking import Cap, Remask, Remasking
 from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.revision import Revision
+from diffusion_lm.samplers.self_conditioning import SelfConditioned
 from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.samplers.stale import Dual, Policy
 from diffusion_lm.types import Causal
 
 __all__ = [
-    "Answer", "ancestral", "approximate", "auto", "autoregressive", "confidence", "fill", "population", "remasking",
-    "renoising", "revised", "speculative", "story", "write",
+    "Answer", "ancestral", "approximate", "auto", "autoregressive", "confidence", "embedding", "fill", "population",
+    "remasking", "renoising", "reverse", "revised", "speculative", "story", "write",
 ]  # fmt: skip
 MOST_PASSES = 100_000
 EVEN = Even()
@@ -72,7 +75,9 @@ def confidence(
     passes None: as many as it takes. Raises ValueError where noise is no mask.
     """
     if not isinstance(model.process, Absorbing):
-        raise ValueError(f"confidence fills in masks, {type(model.process).__name__} has other noise: use ancestral")
+        raise ValueError(
+            f"confidence fills in masks, {type(model.process).__name__} has other noise: use ancestral or embedding"
+        )
     passes = _width(model, canvas) if passes is None else passes
     sampler = Confidence(passes=passes, eot=_closing(model), draw=draw, pace=pace)
     return _canvases(model, sampler, canvas, record)
@@ -93,6 +98,8 @@ def approximate(
 
     Raises ValueError where noise is no mask, or the network has an exact cache.
     """
+    if model.config.model.self_conditioning:
+        raise ValueError("approximate caches feed back no soft prediction: leave the cache out")
     exact = confidence(model, draw=draw, canvas=canvas, passes=passes, pace=pace, record=record)
     if exact.align:
         raise ValueError(f"{type(model.config.objective).__name__} has an exact cache: leave the approximate one out")
@@ -105,6 +112,21 @@ def ancestral(
     """The writer of canvases that follows the reverse process; the last `correct` of its passes correct."""
     sampler = Ancestral(process=model.process, passes=passes, eot=_closing(model), draw=draw, correct=correct)
     return _canvases(model, sampler, canvas, record)
+
+
+def embedding(
+    model: Model, *, draw: Draw, canvas: int, passes: int, churn: float = 1.0, record: bool = False
+) -> Canvases:
+    """The writer of canvases that takes noise off vectors; churn 0: by the flow's ODE, 1: by the diffusion's posterior.
+    Raises ValueError where noise lies on tokens."""
+    sampler = EmbeddingFlow(process=model.process, passes=passes, eot=_closing(model), draw=draw, churn=churn)
+    return _canvases(model, sampler, canvas, record)
+
+
+def reverse(model: Model, *, draw: Draw, canvas: int, passes: int) -> Canvases:
+    """The writer of canvases that undoes the noise as the process has it, whatever it lies on."""
+    way = embedding if isinstance(model.process, Gaussian) else ancestral
+    return way(model, draw=draw, canvas=canvas, passes=passes)
 
 
 def remasking(
@@ -126,6 +148,8 @@ def population(model: Model, *, draw: Draw, canvas: int, passes: int, particles:
     """The writer of `particles` texts at once, the better of which go on (see `Population`): give it each prompt so
     many times. Raises ValueError for a network that doesn't read causally, and for a draw other than the network's."""
     autoregressive(model, draw=draw)
+    if model.config.model.self_conditioning:
+        raise ValueError("particles are weighed by what single passes say: not with model.self_conditioning=true")
     return Population(canvases=ancestral(model, draw=draw, canvas=canvas, passes=passes), particles=particles)
 
 
@@ -136,10 +160,17 @@ def revised(model: Model, writer: Canvases, *, rounds: int, span: int) -> Canvas
     """
     if not isinstance(model.process, Absorbing):
         raise ValueError(f"rounds mask spans again, {type(model.process).__name__} has no mask: use ancestral, correct")
-    sampler = Revision(sampler=writer.sampler, rounds=rounds, span=span, mask=writer.mask)
+    first = writer.sampler.sampler if isinstance(writer.sampler, SelfConditioned) else writer.sampler
+    sampler = Revision(sampler=first, rounds=rounds, span=span, mask=writer.mask)
     if sampler.passes > MOST_PASSES:
         raise ValueError(f"passes and rounds must take at most {MOST_PASSES} passes, not {sampler.passes}")
-    return dataclasses.replace(writer, sampler=sampler)
+    return dataclasses.replace(writer, sampler=_conditioned(model, sampler))
+
+
+def _conditioned(model: Model, sampler: Any) -> Any:
+    """The sampler, which feeds back what the network said if the network was trained so."""
+    architecture = model.config.model
+    return SelfConditioned(sampler=sampler, width=architecture.width) if architecture.self_conditioning else sampler
 
 
 def _closing(model: Model) -> int:
@@ -156,6 +187,8 @@ def _canvases(model: Model, sampler: Any, canvas: int, record: bool) -> Canvases
     objective, tokenizer = model.config.objective, model.tokenizer
     if objective.canvas == 1 and objective.prefix is None:
         raise ValueError(f"{type(objective).__name__} trains no canvases: sample with autoregressive")
+    if isinstance(model.process, Gaussian) and not isinstance(sampler, EmbeddingFlow):
+        raise ValueError(f"{type(sampler).__name__} undoes noise on tokens, here it lies on vectors: use embedding")
     if sampler.passes > MOST_PASSES:
         raise ValueError(f"passes must be at most {MOST_PASSES}, not {sampler.passes}")
     canvas = _width(model, canvas)
@@ -163,7 +196,7 @@ def _canvases(model: Model, sampler: Any, canvas: int, record: bool) -> Canvases
         raise ValueError(f"canvas={canvas} is wider than the model's context of {model.config.data.length}")
     align = 0 if objective.prefix is None else getattr(objective.prefix, "block", 1)
     return Canvases(
-        sampler=sampler,
+        sampler=_conditioned(model, sampler),
         canvas=canvas,
         mask=tokenizer.mask,
         eot=tokenizer.eot,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_lm.answers import Answer, fill, write
-from diffusion_lm.build import Model
+from diffusion_lm.build import Model, objective_of
 from diffusion_lm.evaluation.samples import judged
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.types import Batch
@@ -105,8 +105,8 @@ def by_bound(model: Model, answer: Answer, *, draws: int = 8, seed: int = 0) -> 
     if model.config.objective.canvas == 1 or draws < 1:
         raise ValueError("a bound needs a network that denoises, and 1 draw of noise or more: score by_causal")
     batch, keys = scored(model, answer), jax.random.split(jax.random.key(seed), draws)
-    objective, process = model.config.objective, model.process
-    return -np.asarray(_bounds(model.bound, keys, batch, objective, process), np.float64)
+    objective = objective_of(model.config, bound=True)
+    return -np.asarray(_bounds(model.bound, keys, batch, objective, model.process), np.float64)
 
 
 _judged = jax.jit(lambda bound, rows: judged(bound.denoise, rows))

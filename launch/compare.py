@@ -33,7 +33,8 @@ from launch import flags as launch_flags
 
 CONFIG = Path(__file__).parents[1] / "configs/tinyshakespeare.py"
 DATA = flags.DEFINE_string("data", None, "A file, folder or glob of text.", required=True)
-FAMILIES = flags.DEFINE_list("families", "ar,masked,uniform,mixture,score,flow,joint", "Kinds to train, ar among them.")
+ALL = "ar,masked,uniform,mixture,score,flow,embedding,joint,joint_uniform"
+FAMILIES = flags.DEFINE_list("families", ALL, "Kinds to train, ar among them.")
 BUDGET = flags.DEFINE_float("budget", 10.0, "Minutes a family, on average.")
 WORKDIR = launch_flags.define_workdir()
 OUT = flags.DEFINE_string("out", None, "Folder for table and figure; none: the workdir.")
@@ -152,7 +153,7 @@ def _score(model: Model, record: Record) -> None:
     if "bits_per_byte" in record:
         return
     text, config = read_text(model.config, model.meta).valid, model.config
-    loss = build_loss(config, model.bound.module, model.process)
+    loss = build_loss(config, model.bound.module, model.process, bound=True)
     losses = jax.jit(lambda params, key, batch: loss(params, key, batch))
     batches = loader.eval_batches(text, length=config.data.length, batch=64)
     found = held_out(
@@ -174,7 +175,7 @@ def _sample(model: Model, judge: Model, record: Record) -> None:
             if part == "causal":
                 writer = generate.autoregressive(model, draw=forbidden)
             else:
-                writer = generate.ancestral(model, draw=forbidden, canvas=0, passes=passes)
+                writer = generate.reverse(model, draw=forbidden, canvas=0, passes=passes)
             answer = generate.write(model, writer, prompts, length=WRITTEN, seed=SEED.value)
             written = np.concatenate([texts[:, :GIVEN], answer.generation.tokens], axis=1)
             done[f"{part}/{passes}"] = {**_quality(judge, written), "nfe": int(answer.generation.nfe)}

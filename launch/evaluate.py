@@ -29,7 +29,7 @@ def main() -> dict:
         raise ValueError(f"--batch must be at least 1, not {BATCH.value}")
     model = load_for_inference(WORKDIR.value, step=STEP.value)
     tokens = _tokens(model)
-    loss = build_loss(model.config, model.bound.module, model.process)
+    loss = build_loss(model.config, model.bound.module, model.process, bound=True)
     losses = jax.jit(lambda key, batch, params: loss(params, key, batch))
     estimates = held_out(
         lambda key, batch: losses(key, batch, model.bound.params),

@@ -62,7 +62,7 @@ def main() -> dict:
 
 def _quality(model, tokens: loader.TokenArray) -> dict:
     """Held-out text under both readings of the one network."""
-    loss = build_loss(model.config, model.bound.module, model.process)
+    loss = build_loss(model.config, model.bound.module, model.process, bound=True)
     losses = jax.jit(lambda params, key, batch: loss(params, key, batch))
     batches = loader.eval_batches(tokens, length=model.config.data.length, batch=model.config.train.batch)
     return held_out(lambda key, batch: losses(model.bound.params, key, batch), batches, tokens, jax.random.key(1))

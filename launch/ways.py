@@ -32,13 +32,13 @@ CACHES = {
 }
 TOKENWISE = ("autoregressive", "speculative")
 FREE = ("threshold", "factor", "entropy_bound")  # take as many passes as they need
-DIALED = (*FREE, "remask_cap", "remask_rescale", "remask_loop", "renoise")
-KINDS = [*PACES, "ancestral", *REMASKS, "renoise", *TOKENWISE, "auto"]
+DIALED = (*FREE, "remask_cap", "remask_rescale", "remask_loop", "renoise", "embedding")
+KINDS = [*PACES, "ancestral", *REMASKS, "renoise", "embedding", *TOKENWISE, "auto"]
 
 SAMPLER = flags.DEFINE_enum("sampler", "confidence", KINDS, "How to write.")
 DIAL = flags.DEFINE_float(
-    "dial", None, "What threshold (0.9), factor (1), entropy_bound and renoise (0.1 nats) and remask_* (share a pass, "
-    "0.02) go by.",
+    "dial", None, "What threshold (0.9), factor (1), entropy_bound and renoise (0.1 nats), remask_* (share a pass, "
+    "0.02) and embedding (1: as the diffusion draws, 0: by the flow's ODE) go by.",
 )  # fmt: skip
 CANVAS = flags.DEFINE_integer("canvas", 0, "Tokens cleared together; 0: as in training.")
 PASSES = flags.DEFINE_integer("passes", None, "Most passes a canvas; none: 12, or what a dial takes.")
@@ -68,7 +68,7 @@ def check() -> None:
         raise ValueError(f"--dial is for --sampler={', '.join(DIALED)}; {kind} goes by --passes")
     if CANVAS.value < 0:
         raise ValueError(f"--canvas must be at least 1 (or 0: as in training), not {CANVAS.value}")
-    if ROUNDS.value and kind in (*TOKENWISE, "auto", "renoise"):
+    if ROUNDS.value and kind in (*TOKENWISE, "auto", "renoise", "embedding"):
         raise ValueError(f"--rounds go over canvases that were committed, {kind} has none: use another --sampler")
     if CORRECT.value and kind != "ancestral":
         raise ValueError(f"--correct is for --sampler=ancestral, not {kind}")
@@ -105,6 +105,8 @@ def _canvases(model: Model, kind: str, rest: dict):
     if kind == "renoise":
         bound = {} if DIAL.value is None else {"pace": EntropyBound(bound=DIAL.value)}
         return generate.renoising(model, **bound, **rest)
+    if kind == "embedding":
+        return generate.embedding(model, **rest, **({} if DIAL.value is None else {"churn": DIAL.value}))
     if kind in REMASKS:
         return generate.remasking(model, remask=REMASKS[kind](DIAL.value), **rest)
     if CACHE.value:

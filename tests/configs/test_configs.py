@@ -26,7 +26,18 @@ STATED = {
     "base_8b": (8.05e9, 131_072),
 }
 KINDS = {
-    "tinyshakespeare": ("ar", "masked", "uniform", "mixture", "score", "flow", "block", "joint"),
+    "tinyshakespeare": (
+        "ar",
+        "masked",
+        "uniform",
+        "mixture",
+        "score",
+        "flow",
+        "embedding",
+        "block",
+        "joint",
+        "joint_uniform",
+    ),
     "text8": ("ar", "masked", "block4", "block8", "block16", "joint"),
     "owt": ("ar", "masked", "block4", "block8", "block16"),
 }

@@ -1,5 +1,7 @@
 """Distillation through time, on all canvases of a small world: what a student learns is what more passes say."""
 
+import dataclasses
+
 import chain
 import jax
 import jax.numpy as jnp
@@ -13,12 +15,11 @@ from diffusion_lm.objectives.autoregressive import Autoregressive
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.objectives.elbo import ELBO
-from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.types import Logits
 
-ROWS = 40_000
+ROWS = 20_000
 
 
 class Tabled:
@@ -78,9 +79,9 @@ def test_of_a_flow_the_student_learns_where_each_noise_ends():
     """The teacher's passes along the ODE leave nothing open, so that what is said costs all that single tokens hold."""
     alone = marginals(truth())
     hold = -(alone * np.log(alone)).sum()
-    costs = [learned(GAUSSIAN, Seer(), passes=n, start=np.log(alone), rows=4_000) for n in (2, 24)]
-    assert costs[0][0] < 0.7 * hold < 0.93 * hold < costs[1][0] < 1.02 * hold
-    np.testing.assert_allclose(costs[1][1], alone, atol=0.04)
+    costs = [learned(GAUSSIAN, Seer(), passes=n, start=np.log(alone), rows=4_000) for n in (2, 6)]
+    assert costs[0][0] < 0.7 * hold < 0.93 * hold < costs[1][0] < 1.05 * hold
+    np.testing.assert_allclose(costs[1][1], alone, atol=0.07)
 
 
 def test_blocks_are_asked_behind_clean_text():
@@ -92,21 +93,29 @@ def test_blocks_are_asked_behind_clean_text():
         return said, said
 
     objective = Distillation(objective=BlockELBO(block=2), teacher="t")
-    parts = objective(teacher, Absorbing(mask=MASK), jax.random.key(0), batch_of(TEXTS[:2]), teacher=teacher)
-    assert seen == [((2, 8), (2, 2), 2)] * 3 and parts["canvas"].sum == 0 and objective.prefix.block == 2
+    ask = lambda: objective(teacher, Absorbing(mask=MASK), jax.random.key(0), batch_of(TEXTS[:2]), teacher=teacher)  # noqa: E731
+    assert jax.jit(ask)()["canvas"].sum == 0
+    assert seen == [((2, 8), (2, 2), 2)] * 3 and objective.prefix.block == 2
 
 
-def test_the_bound_is_the_teachers_objectives():
-    batch = batch_of(TEXTS)
-    teacher = Tabled(Absorbing(mask=MASK), 1)
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """Some objective."""
 
-    def denoise(tokens, t, **where):
-        return teacher(tokens, jnp.ones_like(t), **where)
+    canvas, causal, prefix = 0, False, None
 
-    for objective, process, network in ((ELBO(), Absorbing(mask=MASK), denoise), (EmbeddingFlow(), GAUSSIAN, Seer())):
-        asked = getattr(objective, "bound", objective)
-        ours = Distillation(objective=objective).bound(network, process, jax.random.key(0), batch)["canvas"].sum
-        np.testing.assert_allclose(ours, asked(network, process, jax.random.key(0), batch)["canvas"].sum)
+    def __call__(self, *asked):
+        return "plain", asked
+
+
+class Bounded(Plain):
+    def bound(self, *asked):
+        return "bound", asked
+
+
+@pytest.mark.parametrize(("objective", "kind"), [(Plain(), "plain"), (Bounded(), "bound")])
+def test_the_bound_is_the_teachers_objectives(objective, kind):
+    assert Distillation(objective=objective).bound(1, 2, 3, 4) == (kind, (1, 2, 3, 4))
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"passes": 1}, {"objective": Autoregressive()}])

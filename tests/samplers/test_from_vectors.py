@@ -28,21 +28,26 @@ def cleared(sampler, canvas):
     return run(sampler, Seer(), sampler.begin(canvas), sampler.passes)[0]
 
 
+def sampler(passes, churn=1.0):
+    return EmbeddingFlow(process=PROCESS, passes=passes, eot=NEVER, churn=churn)
+
+
 @pytest.mark.parametrize("churn", [0.0, 1.0])
 def test_the_best_network_writes_the_world(churn):
-    """In one pass it can't: the tokens are drawn side by side."""
-    one, few, many = (
-        cleared(EmbeddingFlow(process=PROCESS, passes=n, eot=NEVER, churn=churn), blank(4_096)) for n in (1, 4, 96)
-    )
-    assert p_value(one.tokens) < 1e-9 and p_value(one.tokens) <= p_value(few.tokens) and p_value(many.tokens) > 1e-3
-    assert not many.open.any() and many.passes == 96
+    many = cleared(sampler(64, churn), blank(4_096))
+    assert p_value(many.tokens) > 1e-3 and not many.open.any() and many.passes == 64
+
+
+def test_few_passes_draw_side_by_side_what_belongs_together():
+    one, few = (p_value(cleared(sampler(n), blank(4_096)).tokens) for n in (1, 4))
+    assert one < 1e-9 and one <= few < 1e-3
 
 
 def test_given_tokens_stay_and_are_seen():
     canvas = blank(4_096)
     given = jnp.zeros_like(canvas.given).at[:, 1].set(True)
     canvas = canvas.replace(given=given, open=~given, tokens=jnp.where(given, 2, WORLD_MASK))
-    texts = np.asarray(cleared(EmbeddingFlow(process=PROCESS, passes=64, eot=NEVER), canvas).tokens)
+    texts = np.asarray(cleared(sampler(64), canvas).tokens)
     assert (texts[:, 1] == 2).all()
     share = truth() * (TEXTS[:, 1] == 2)
     for i in (0, 2, 3):
@@ -69,8 +74,8 @@ def generate(writer, bound, prompt, keys, length):
 
 def test_a_row_alone_is_the_row_in_a_batch_and_no_mask_is_written():
     process = Gaussian(mask=MASK, width=16)
-    sampler = SelfConditioned(sampler=EmbeddingFlow(process=process, passes=5, eot=NEVER), width=16)
-    writer = Canvases(sampler=sampler, canvas=12, mask=MASK, eot=NEVER, align=0)
+    one = SelfConditioned(sampler=EmbeddingFlow(process=process, passes=5, eot=NEVER), width=16)
+    writer = Canvases(sampler=one, canvas=12, mask=MASK, eot=NEVER, align=0)
     prompt = Prompt(tokens=jnp.array([[1, 5, 3], [1, 0, 0], [1, 7, 0]]), length=jnp.array([3, 1, 2]))
     keys = lambda: jax.random.split(jax.random.key(0), 3)  # noqa: E731
     batch = generate(writer, network(), prompt, keys(), 9)
@@ -79,7 +84,6 @@ def test_a_row_alone_is_the_row_in_a_batch_and_no_mask_is_written():
     for row in range(3):
         alone = Prompt(tokens=prompt.tokens[row : row + 1], length=prompt.length[row : row + 1])
         assert (generate(writer, network(), alone, keys()[row : row + 1], 9).tokens[0] == batch.tokens[row]).all()
-    assert (generate(writer, network(), prompt, keys()[::-1], 9).tokens != batch.tokens).any()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Networks that are told more than the text: trained, asked, written with and distilled, as the launchers do it."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_lm import generate
+from diffusion_lm.build import build, load_for_inference
+from diffusion_lm.config import load, override
+from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.training import loop
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+ROOT = Path(__file__).parents[2]
+SMALL = "model.width=16 model.layers=1 model.heads=2 model.mlp=16 train.steps=3 train.batch=4 train.eval_batches=1"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(f"{i} green bottles hang on wall {i % 7}, and {i * i} more" for i in range(60)))
+    return path
+
+
+def config_of(kind, text, *settings):
+    """The kind of configs/tinyshakespeare.py, small."""
+    places = [f"data.path={text}", "data.length=32", "train.eval_every=0", "checkpoint.every=3"]
+    return override(load(f"{ROOT}/configs/tinyshakespeare.py:{kind}"), [*SMALL.split(), *places, *settings])
+
+
+def trained(kind, text, home, *settings):
+    """What three updates make of it."""
+    config = config_of(kind, text, *settings)
+    run = build(config, home)
+    return loop.run(run.job, config.train, home, run.checkpoints), load_for_inference(home)
+
+
+def asked(model, **rest):
+    return {"draw": Draw(suppressed=model.tokenizer.suppressed), "canvas": 0, "passes": 3, **rest}
+
+
+def test_a_uniform_canvas_over_a_causal_prefix(text, tmp_path):
+    """DiffusionGemma's way, end to end; what doesn't go with it says so."""
+    result, model = trained("joint_uniform", text, tmp_path)
+    assert np.isfinite(result.values["loss/canvas"]) and np.isfinite(result.values["loss/causal"])
+    assert "self_conditioning" in model.bound.params
+    answer = generate.write(model, generate.renoising(model, **asked(model)), ["7 green"], length=16, seed=0)
+    assert 0 < answer.generation.nfe <= 5 and answer.generation.tokens.shape == (1, 16)
+    with pytest.raises(ValueError, match="single passes"):
+        generate.population(model, particles=2, **asked(model))
+
+
+@pytest.fixture(scope="module")
+def flow(text, tmp_path_factory):
+    home = tmp_path_factory.mktemp("flow")
+    return home, *trained("embedding", text, home, "train.eval_every=3")
+
+
+def test_a_flow_of_vectors(flow):
+    """What is reported is the bound, not what was trained."""
+    _, result, model = flow
+    assert result.values["valid/canvas"] > 1.0 and model.process.width == 16
+    writer = generate.reverse(model, **asked(model))
+    answer = generate.write(model, writer, ["7 green"], length=20, seed=0)
+    assert answer.generation.nfe == 3 and (answer.generation.tokens < model.tokenizer.mask).all()
+    for other, cause in ((generate.ancestral, "use embedding"), (generate.confidence, "or embedding")):
+        with pytest.raises(ValueError, match=cause):
+            other(model, **asked(model))
+
+
+def test_a_student_begins_as_its_teacher(text, flow, tmp_path):
+    home, _, teacher = flow
+    named = f"objective.teacher={home}"
+    student = build(config_of("distilled_embedding", text, named), tmp_path / "student").job.initial().params
+    jax.tree.map(np.testing.assert_array_equal, student, teacher.bound.params)
+    for setting, cause in (
+        ("objective.teacher=", "needs a trained workdir"),
+        ("model.tied=false", "has another model"),
+        ("process.noise=2", "has another process"),
+    ):
+        with pytest.raises(ValueError, match=cause):
+            build(config_of("distilled_embedding", text, named, setting), tmp_path / "other")
