@@ -15,11 +15,13 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "sequence", "tensor")
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 
 # Logical axis -> mesh axes. Of two logical axes in one array that want the same mesh axis, the first gets it.
 RULES = (
-    ("batch", ("data", "fsdp")),
+    ("batch", ("data", "fsdp", "expert")),
+    ("routed", ("data", "fsdp")),  # rows again, where experts are cut
+    ("experts", "expert"),
     ("length", "sequence"),
     ("vocab", "tensor"),
     ("embed", ("fsdp", "sequence")),
@@ -37,12 +39,14 @@ class MeshShape:
 
     data      copies of the model, each on its own rows
     fsdp      rows too, with parameters cut along their width
+    expert    rows too, with the experts of a mixture shared out
     sequence  parts of each row, for long ones; parameters are cut along their width here, too
     tensor    heads, hidden units and vocabulary
     """
 
     data: int = -1
     fsdp: int = 1
+    expert: int = 1
     sequence: int = 1
     tensor: int = 1
 

@@ -1,9 +1,10 @@
 """Run with eight CPU devices: meshes against one device. The arguments are meshes, as in 'data=2,sequence=4'.
 
-A joint model of two layers: three updates, then a few canvases written behind prompts. Each mesh must give one
-device's losses (2e-6), parameters (1e-5) and tokens.
+A joint model of two layers, with experts on meshes that cut them: three updates, then a few canvases written behind
+prompts. Each mesh must give one device's losses (2e-6), parameters (1e-5) and tokens.
 """
 
+import dataclasses
 import functools
 import sys
 
@@ -28,21 +29,22 @@ from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.loop import Train
 
 MODEL = Architecture(width=32, layers=2, heads=8, products="float32")
+MIXED = dataclasses.replace(MODEL, mlp=16, experts=8, experts_per_token=2)
 DOCUMENTS = tuple(f"a line of text, number {i}, and some more of it" for i in range(200))
 TOKENIZER = train_tokenizer(DOCUMENTS, vocab=400, kind="char")
 TOKENS = loader.tokenize(Texts(texts=DOCUMENTS), TOKENIZER, pad=7)
 
 
-def config_of(shape: MeshShape) -> Config:
+def config_of(model: Architecture, shape: MeshShape) -> Config:
     return Config(
-        data=Data(path="none", length=32), model=MODEL, process=Absorbing(), objective=Joint(block=8), mesh=shape,
+        data=Data(path="none", length=32), model=model, process=Absorbing(), objective=Joint(block=8), mesh=shape,
         train=Train(batch=8, steps=3),
     )  # fmt: skip
 
 
-def trained(shape: MeshShape, mesh):
+def trained(model: Architecture, shape: MeshShape, mesh):
     """Three updates: the losses, the parameters, and how many of them the mesh cuts."""
-    config = config_of(shape)
+    config = config_of(model, shape)
     module, process = build_model(config, TOKENIZER)
     text, loss = Text(TOKENIZER, TOKENS, TOKENS, ""), build_loss(config, module, process)
     job = build_job(config, text, mesh, loss, functools.partial(init_params, module))
@@ -55,12 +57,24 @@ def trained(shape: MeshShape, mesh):
     return losses, jax.device_get(state.params), cut
 
 
-def written(params, shape: MeshShape, mesh):
+@functools.cache
+def single(model: Architecture):
+    """On one device: losses, parameters, louder ones, and what is written with those."""
+    shape, mesh = MeshShape(), sharding.make_mesh(MeshShape(), jax.devices()[:1])
+    losses, params, _ = trained(model, shape, mesh)
+    rng = np.random.default_rng(0)
+    loud = jax.tree.map(lambda a: a + rng.normal(scale=0.3, size=a.shape).astype("f4"), params)
+    tokens = written(loud, model, shape, mesh)
+    assert len(np.unique(tokens)) > 8, tokens
+    return losses, params, loud, tokens
+
+
+def written(params, model: Architecture, shape: MeshShape, mesh):
     """What a network with these parameters writes behind eight prompts."""
-    config = config_of(shape)
+    config = config_of(model, shape)
     module, process = build_model(config, TOKENIZER)
-    model = Model(config, TOKENIZER, process, bound=None, step=0, meta=None, ready={})
-    writer = generate.confidence(model, draw=Draw(), canvas=0, passes=3)
+    asked = Model(config, TOKENIZER, process, bound=None, step=0, meta=None, ready={})
+    writer = generate.confidence(asked, draw=Draw(), canvas=0, passes=3)
     bound = Bound(module=module, params=params).for_sampling()
     boxed = jax.eval_shape(functools.partial(init_params, bound.module), jax.random.key(0))
     rows = sharding.batch_sharding(mesh)
@@ -81,21 +95,17 @@ def main() -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_disable_most_optimizations", True)  # half of the time, otherwise
     attention._CHUNK, attention._WINDOWS, readout._CHUNK_ROWS = 4, 2, 16  # several turns of every loop
-    single = sharding.make_mesh(MeshShape(), jax.devices()[:1])
-    losses, params, _ = trained(MeshShape(), single)
-    rng = np.random.default_rng(0)
-    loud = jax.tree.map(lambda a: a + rng.normal(scale=0.3, size=a.shape).astype("f4"), params)
-    tokens = written(loud, MeshShape(), single)
-    assert len(np.unique(tokens)) > 8, tokens
     for name in sys.argv[1:]:
         sizes = dict(part.split("=") for part in name.split(","))
         shape = MeshShape(**{"data": 1} | {axis: int(size) for axis, size in sizes.items()})
         mesh = sharding.make_mesh(shape)
-        many, others, cut = trained(shape, mesh)
-        assert cut > 3 or set(sizes) == {"data"}, (name, cut)
+        model = MIXED if "expert" in sizes else MODEL
+        losses, params, loud, tokens = single(model)
+        many, others, cut = trained(model, shape, mesh)
+        assert cut > 1 or set(sizes) == {"data"}, (name, cut)
         np.testing.assert_allclose(many, losses, atol=2e-6, rtol=0, err_msg=name)
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0, err_msg=name), others, params)
-        np.testing.assert_array_equal(written(loud, shape, mesh), tokens, err_msg=name)
+        np.testing.assert_array_equal(written(loud, model, shape, mesh), tokens, err_msg=name)
         print(name, flush=True)
 
 

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_rest_of_the_devices():
-    assert MeshShape().sizes(8) == (8, 1, 1, 1)
-    assert MeshShape(data=1, fsdp=-1, tensor=2).sizes(8) == (1, 4, 1, 2)
-    assert MeshShape(data=2, sequence=2, tensor=2).sizes(8) == (2, 1, 2, 2)
+    assert MeshShape().sizes(8) == (8, 1, 1, 1, 1)
+    assert MeshShape(data=1, fsdp=-1, tensor=2).sizes(8) == (1, 4, 1, 1, 2)
+    assert MeshShape(data=2, sequence=2, tensor=2).sizes(8) == (2, 1, 1, 2, 2)
 
 
 @pytest.mark.parametrize("shape", [MeshShape(data=2), MeshShape(data=-1, tensor=3), MeshShape(data=1, tensor=16)])
@@ -48,7 +48,7 @@ def test_only_a_length_that_the_mesh_divides_is_cut():
         return cut(x, "batch", "length", None)
 
     def lowered(length):
-        mesh = jax.sharding.AbstractMesh((1, 1, 4, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+        mesh = jax.sharding.AbstractMesh((1, 1, 1, 4, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
         with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(RULES):
             return str(jax.make_jaxpr(function)(jnp.ones((2, length, 3))))
 
@@ -73,7 +73,7 @@ def eight_devices(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_eight_devices_give_what_one_gives():
     """Losses and parameters of three updates, and tokens written: see `meshes`."""
-    meshes = ("data=2,fsdp=2,sequence=2", "fsdp=2,sequence=2,tensor=2", "sequence=8")
+    meshes = ("data=2,fsdp=2,sequence=2", "fsdp=2,expert=2,tensor=2")
     done = eight_devices("tests/meshes.py", *meshes)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == list(meshes)
@@ -82,6 +82,6 @@ def test_eight_devices_give_what_one_gives():
 def test_more_devices_than_heads_are_refused():
     module = Denoiser(Architecture(width=32, layers=2, heads=4), vocab=127)
     boxed = jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
-    devices = jax.sharding.AbstractMesh((1, 1, 1, 8), AXES)
+    devices = jax.sharding.AbstractMesh((1, 1, 1, 1, 8), AXES)
     with pytest.raises(ValueError, match=r"mesh\.tensor=8 doesn't divide"):
         state_shardings(devices, boxed)

@@ -1,7 +1,5 @@
 """One layer of the transformer, and its parts."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,16 +7,12 @@ import jax.numpy as jnp
 from diffusion_lm.nn.attention import Sight, attend
 from diffusion_lm.nn.cache import LayerKV, Past, rewrite
 from diffusion_lm.nn.dot import dot
+from diffusion_lm.nn.experts import Experts
+from diffusion_lm.nn.matrix import matrix
 from diffusion_lm.sharding import cut
 
 Array = jax.Array
 _EPSILON = 1e-6
-
-
-def matrix(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> Array:
-    """A float32 parameter drawn from N(0, 1 / fan_in), or zeros for fan_in 0, with named axes."""
-    init = nn.initializers.normal(1 / math.sqrt(fan_in)) if fan_in else nn.initializers.zeros
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
 class RMSNorm(nn.Module):
@@ -87,8 +81,11 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + SwiGLU(norm(x)); with a time, norms are modulated and sums gated (adaLN-zero,
-    arXiv 2212.09748)."""
+    """x + attention(norm(x)), then x + SwiGLU(norm(x)), or a mixture of such experts; with a time, norms are modulated
+    and sums gated (adaLN-zero, arXiv 2212.09748).
+
+    Returns x and, where there are such, the new keys and values and the experts' balance loss.
+    """
 
     architecture: "Architecture"  # noqa: F821
 
@@ -99,9 +96,13 @@ class Block(nn.Module):
         h = RMSNorm(name="attention_norm")(x)
         h, new = Attention(a, name="attention")(h * (1 + scale[0]) + shift[0], angles, reading, sights, past)
         x = x + gate[0] * h
-        h = SwiGLU(a, name="mlp")(RMSNorm(name="mlp_norm")(x) * (1 + scale[1]) + shift[1])
+        h, uneven = RMSNorm(name="mlp_norm")(x) * (1 + scale[1]) + shift[1], None
+        if a.experts:
+            h, uneven = Experts(a, name="experts")(h)
+        else:
+            h = SwiGLU(a, name="mlp")(h)
         x = cut(x + gate[1] * h, "batch", "length", "embed")
-        return x, (new if past is not None else None)
+        return x, (new if past is not None else None, uneven)
 
     def _modulation(self, time: Array | None, length: int):
         """time [B, n, E] -> shift, scale, gate, each two of [B, L, E]; none: 0, 0, 1."""

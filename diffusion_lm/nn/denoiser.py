@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.nn.attention import sight_of_cache, sight_of_itself, sights_of_noisy
-from diffusion_lm.nn.blocks import Block, RMSNorm, matrix
+from diffusion_lm.nn.blocks import Block, RMSNorm
 from diffusion_lm.nn.cache import KVCache, Past
 from diffusion_lm.nn.dot import dot
+from diffusion_lm.nn.matrix import matrix
 from diffusion_lm.nn.readout import Projection, unit
 from diffusion_lm.nn.soft import SelfConditioning
 from diffusion_lm.sharding import cut, platform, ways_in_force
@@ -27,6 +28,8 @@ class Architecture:
     """Sizes. Zero means: derived (kv_heads = heads, head_width = width / heads, mlp = 8/3 width in steps of 64).
 
     time_conditioning  tell the network t (adaLN); masked diffusion's optimum doesn't need it
+    experts            feed-forwards of `mlp` units in a layer, of which a position takes experts_per_token (0: one)
+    balance            what an uneven use of experts costs in training, for each layer (arXiv 2101.03961)
     self_conditioning  tell the network what it said a reading ago (`soft`)
     remat              what a layer keeps for its backward pass: all, only its products ("dots"), or nothing ("full")
     products           the type of matrix products' factors; sums are float32 in any case
@@ -38,6 +41,9 @@ class Architecture:
     kv_heads: int = 0
     head_width: int = 0
     mlp: int = 0
+    experts: int = 0
+    experts_per_token: int = 0
+    balance: float = 0.01
     qk_norm: bool = True
     tied: bool = True
     time_conditioning: bool = False
@@ -53,6 +59,13 @@ class Architecture:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
         if self.heads % full["kv_heads"]:
             raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
+        if self.experts < 0 or not (self.experts > 0) <= self.experts_per_token <= self.experts:
+            raise ValueError(
+                f"model.experts_per_token={self.experts_per_token} must lie in 1..model.experts={self.experts}; where "
+                "there are no experts, both are 0"
+            )
+        if self.balance < 0:
+            raise ValueError(f"model.balance={self.balance} must not be negative: it would reward an uneven use")
         if full["head_width"] % 2:
             raise ValueError(f"model.head_width={full['head_width']} must be even: rotary positions turn pairs")
 
@@ -121,11 +134,11 @@ class Denoiser(nn.Module):
         if again:
             sights = (sight_of_cache(jnp.full_like(cache.length, cache.slots), cache.slots, tokens.shape[1]),)
         slots = positions if again else None
-        x, new = self._layers(x, cache, slots, time, _angles(a, reading, positions), reading, sights)
+        x, new, uneven = self._layers(x, cache, slots, time, _angles(a, reading, positions), reading, sights)
         x = RMSNorm(name="final_norm")(x)
         if not a.tied:
             table = matrix(self, "unembedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
-        return self._readouts(x, table, vectors, reading), new
+        return self._readouts(x, table, vectors, self._penalty(uneven), reading), new
 
     def _layers(self, x, cache, slots, time, angles, reading, sights):
         block = Block
@@ -144,13 +157,15 @@ class Denoiser(nn.Module):
                 unroll=self.architecture.layers if platform() == "cpu" else 1,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            return layers(self.architecture.resolved, name="layers")(x, None, time, angles, reading, sights)
-        new = []
+            x, (_, uneven) = layers(self.architecture.resolved, name="layers")(x, None, time, angles, reading, sights)
+            return x, None, uneven
+        new, uneven = [], []
         for i in range(self.architecture.layers):
             past = None if cache is None else Past(kv=cache.layers[i], length=cache.length, slots=slots)
-            x, kv = block(self.architecture.resolved, name=f"layer_{i}")(x, past, time, angles, reading, sights)
-            new.append(kv)
-        return x, (None if cache is None else tuple(new))
+            x, found = block(self.architecture.resolved, name=f"layer_{i}")(x, past, time, angles, reading, sights)
+            new.append(found[0])
+            uneven.append(found[1])
+        return x, (None if cache is None else tuple(new)), (jnp.stack(uneven) if self.architecture.experts else None)
 
     def _embed_time(self, t: Array) -> Array:
         """[B, n] -> [B, n, E]: sines and cosines of 1000 t (arXiv 2006.11239), then two products."""
@@ -163,12 +178,17 @@ class Denoiser(nn.Module):
         hidden = jax.nn.silu(dot("bnw,we->bne", waves, first, self.architecture.products))
         return dot("bne,ef->bnf", hidden, second, self.architecture.products)
 
-    def _readouts(self, x: Array, table: Array, vectors: Array | None, reading: Reading):
-        def project(hidden, alignment):
+    def _penalty(self, uneven: Array | None) -> Array | None:
+        """What the layers' uneven use of experts costs."""
+        return None if uneven is None else self.architecture.balance * jnp.sum(uneven)
+
+    def _readouts(self, x: Array, table: Array, vectors: Array | None, penalty: Array | None, reading: Reading):
+        def project(hidden, alignment, penalty=penalty):
             return Projection(
                 hidden=hidden,
                 table=table,
                 vectors=vectors,
+                penalty=penalty,
                 vocab=self.vocab,
                 alignment=alignment,
                 products=self.architecture.products,
@@ -178,7 +198,8 @@ class Denoiser(nn.Module):
 
         if isinstance(reading, NoisyClean):
             noisy, clean = (cut(half, "batch", "length", "embed") for half in jnp.split(x, 2, axis=1))
-            return project(noisy, Alignment.SAME), project(clean, _alignment(reading.clean))
+            # One pass, one penalty: the noisy half's.
+            return project(noisy, Alignment.SAME), project(clean, _alignment(reading.clean), penalty=None)
         return project(x, _alignment(reading))
 
 

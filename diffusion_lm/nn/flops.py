@@ -26,7 +26,7 @@ def of_pass(module: Denoiser, *, rows: int, length: int, reading: Reading, past:
     """
     a = module.architecture.resolved
     positions = 2 * length if isinstance(reading, NoisyClean) else length
-    heads, mlp = a.head_width * (2 * a.heads + 2 * a.kv_heads), 3 * a.mlp
+    heads, mlp = a.head_width * (2 * a.heads + 2 * a.kv_heads), 3 * a.mlp * (a.experts_per_token or 1) + a.experts
     weights = positions * a.layers * a.width * (heads + mlp) + (readouts or positions) * a.width * module.vocab
     pairs = _pairs(reading, length) + length * past
     return 2 * rows * (weights + 2 * pairs * a.layers * a.heads * a.head_width)

@@ -34,6 +34,7 @@ class Projection:
     shards: int = struct.field(pytree_node=False, default=1)  # ways that a mesh cuts rows
     along: int = struct.field(pytree_node=False, default=1)  # ways that it cuts each row
     vectors: Array | None = None
+    penalty: Array | None = None
 
     def logits(self) -> Array:
         """float32 [B, L, V]; the padding rows and the mask are cut off."""

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.types import Alignment, Batch, Causal, Denoise, Loss, Readout
+from diffusion_lm.types import Alignment, Batch, Causal, Denoise, Loss, Readout, loss_of
 
 Array = jax.Array
 
@@ -15,7 +15,7 @@ def next_token_loss(readout: Readout, batch: Batch) -> Loss:
     if readout.alignment is not Alignment.NEXT:
         raise ValueError(f"next-token loss needs logits that speak of the next token, not {readout.alignment}")
     weights = shifted(batch.target).astype(jnp.float32)
-    return Loss(sum=readout.cross_entropy(shifted(batch.tokens), weights), weight=jnp.sum(weights))
+    return loss_of(readout, readout.cross_entropy(shifted(batch.tokens), weights), jnp.sum(weights))
 
 
 def shifted(a: Array) -> Array:

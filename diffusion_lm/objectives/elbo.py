@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.processes.base import Process
-from diffusion_lm.types import Alignment, Batch, Bidirectional, Denoise, Loss, Readout
+from diffusion_lm.types import Alignment, Batch, Bidirectional, Denoise, Loss, Readout, loss_of
 
 Array = jax.Array
 
@@ -51,7 +51,7 @@ def noise_loss(
         raise ValueError(f"a bound needs logits that speak of the same token, not {readout.alignment}")
     scored = (~batch.given & (batch.segments > 0)).astype(jnp.float32)
     total = process.nelbo(readout, batch.tokens, xt, t, scored, steps)
-    return Loss(sum=total, weight=jnp.sum(batch.target, dtype=jnp.float32)), rest
+    return loss_of(readout, total, jnp.sum(batch.target, dtype=jnp.float32)), rest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diffusion_lm.objectives.elbo import draw_times, one_text
 from diffusion_lm.processes.base import Process, spread
-from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, surprise
+from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, loss_of, surprise
 
 Array = jax.Array
 
@@ -29,7 +29,7 @@ def filled_in(
     scored = (xt != batch.tokens) & (batch.segments > 0)
     weights = jnp.where(scored, spread(weight, xt.shape[1]), 0.0)
     total = readout.total(nats, weights, batch.tokens)
-    return Loss(sum=total, weight=jnp.sum(batch.target, dtype=jnp.float32))
+    return loss_of(readout, total, jnp.sum(batch.target, dtype=jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,8 @@ def make_step(
 
     The B rows go through in `accumulate` parts, which only changes the memory needed: sums and weights are added and
     divided once. The step's key is fold_in(key, state.step), so a run that resumes draws what it would have drawn.
-    Metrics: loss and each part in nats per target, targets, grad_norm (before clipping), lr, finite (0 or 1).
+    Metrics: loss and each part in nats per target, targets, grad_norm (before clipping), lr, finite (0 or 1); and, for
+    networks that have one, the penalty that is minimised beside the loss.
     """
 
     def step(state: TrainState, key: Array, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -61,7 +62,7 @@ def _gradients(loss: LossFn, params: Any, key: Array, batch: Batch, parts: int) 
 
     def total(params, key, rows):
         losses = loss(params, key, rows)
-        return sum(part.sum for part in losses.values()), losses
+        return sum(part.sum + (0.0 if part.penalty is None else part.penalty) for part in losses.values()), losses
 
     def micro(key, rows):
         (_, losses), grads = jax.value_and_grad(total, has_aux=True)(params, key, rows)
@@ -98,9 +99,11 @@ def _averaged(average: Any, params: Any, decay: float) -> Any:
 def _metrics(losses: dict[str, Loss], grad_norm: Array, lr: Array) -> dict[str, Array]:
     parts = {f"loss/{name}": part.mean for name, part in losses.items()}
     value = sum(parts.values())
+    penalties = [part.penalty / jnp.maximum(part.weight, 1.0) for part in losses.values() if part.penalty is not None]
     return {
         "loss": value,
         **parts,
+        **({"penalty": sum(penalties)} if penalties else {}),
         "targets": next(iter(losses.values())).weight,
         "grad_norm": grad_norm,
         "lr": lr,

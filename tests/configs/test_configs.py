@@ -24,6 +24,7 @@ STATED = {
     "base_125m": (126e6, 32_768),
     "base_1b": (1.02e9, 32_768),
     "base_8b": (8.05e9, 131_072),
+    "moe_26b_a4b": (25.5e9, 262_144),
 }
 KINDS = {
     "tinyshakespeare": (
@@ -69,6 +70,7 @@ def text(tmp_path_factory):
 def tiny(config, text, tmp_path):
     """The same experiment, small: only sizes and places change."""
     small = "model.width=16 model.layers=1 model.heads=2 model.kv_heads=1 model.mlp=16 train.steps=2 train.batch=8"
+    small += " mesh.expert=1"
     places = [f"data.path={text}", f"data.cache={tmp_path / 'tokens'}"]
     length = max(32, 2 * config.objective.canvas)
     return override(config, [*small.split(), *places, f"data.length={length}", "data.vocab=300"])

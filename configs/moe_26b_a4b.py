@@ -1,0 +1,38 @@
+"""A mixture of experts of 26B parameters, of which 4B read each token, that writes both ways: a shape to compile for.
+
+    python -m launch.compile --config=configs/moe_26b_a4b.py --topology=v5p:4x4x8
+    python -m launch.train --distributed --config=configs/moe_26b_a4b.py --workdir=runs/moe
+
+25.5B parameters: 30 layers, width 2,816, 48 heads of which 8 key-value, 128 experts of 704 hidden units; 262,144
+pieces, untied. Of the 22.8B in experts a token meets 8 in 128, 1.4B; with attention (1.2B), the router and the table
+that it is read out with (0.7B; a lookup costs nothing, so the other 0.7B isn't counted by `nn.flops`) 3.4B are in its
+products, 4.1B in all. Rows of 4,096 tokens, blocks of 32; batch 1,024 in 4 parts.
+Hardware: 128 chips of v5p, experts over 8 of them. docs/compile.md says what is known. Time: not yet run.
+Number to expect: not yet run. Learning rate and schedule are untuned.
+"""
+
+from diffusion_lm.config import Config, Data
+from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.sharding import MeshShape
+from diffusion_lm.training.checkpoint import Checkpointing
+from diffusion_lm.training.loop import Train
+from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
+
+
+def get_config() -> Config:
+    """The one setting there is; change it with --set."""
+    return Config(
+        data=Data(path="text/*.jsonl", length=4096, holdout=0.001, vocab=262_144, cache="runs/moe_26b_a4b-tokens"),
+        model=Architecture(
+            width=2816, layers=30, heads=48, kv_heads=8, head_width=128, mlp=704, experts=128, experts_per_token=8,
+            tied=False, rope_base=500_000.0, remat="full",
+        ),
+        process=Absorbing(),
+        objective=Joint(block=32),
+        optim=AdamW(lr=2e-4, schedule=WarmupStableDecay(warmup=2000, decay=8000)),
+        train=Train(steps=40_000, batch=1024, accumulate=4, log_every=10, eval_every=1000, eval_batches=8),
+        checkpoint=Checkpointing(every=1000),
+        mesh=MeshShape(data=1, fsdp=-1, expert=8),
+    )  # fmt: skip

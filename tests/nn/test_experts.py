@@ -1,0 +1,168 @@
+"""A mixture of experts against a loop over experts, by hand."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small import MASK, VOCAB, bound, extend, read, rows
+
+from diffusion_lm.nn import flops
+from diffusion_lm.nn.denoiser import Architecture, Denoiser
+from diffusion_lm.nn.experts import Experts, balance
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.training.state import initial
+from diffusion_lm.training.step import make_step
+from diffusion_lm.types import Batch, Bidirectional, Causal, Loss
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+MIXED = Architecture(width=16, layers=2, heads=2, mlp=6, experts=5, experts_per_token=2, products="float32")
+
+
+def params_of(architecture, lean=0.0):
+    """Random; `lean` draws all positions towards the first experts."""
+    a, rng = architecture, np.random.default_rng(0)
+    shapes = {"router": (a.width, a.experts), "gate_up": (a.experts, a.width, 2, a.mlp),
+              "down": (a.experts, a.mlp, a.width)}  # fmt: skip
+    params = {name: rng.normal(scale=0.3, size=shape).astype("f4") for name, shape in shapes.items()}
+    params["router"][0] -= lean * np.arange(a.experts)
+    return params
+
+
+def inputs(length=37):
+    x = np.random.default_rng(1).normal(size=(2, length, MIXED.width)).astype("f4")
+    x[..., 0] = abs(x[..., 0])
+    return jnp.asarray(x)
+
+
+def one_by_one(params, x, k):
+    """Every expert reads every position; all but the k best scored count nothing."""
+    scores = jnp.einsum("ble,ex->blx", x, params["router"])
+    best, chosen = jax.lax.top_k(scores, k)
+    gates = jax.nn.softmax(best, axis=-1)
+    total = 0.0
+    for i in range(scores.shape[-1]):
+        first, second = jnp.moveaxis(jnp.einsum("ble,ecm->blcm", x, params["gate_up"][i]), 2, 0)
+        said = jnp.einsum("blm,me->ble", jax.nn.silu(first) * second, params["down"][i])
+        total += jnp.sum(jnp.where(chosen == i, gates, 0.0), axis=-1, keepdims=True) * said
+    return total
+
+
+def mixture(architecture):
+    return jax.jit(lambda params, x: Experts(architecture).apply({"params": params}, x))
+
+
+@pytest.mark.parametrize(("length", "lean"), [(37, 0.0), (37, 9.0), (1, 0.0)], ids=["spread", "on two", "a token"])
+def test_it_is_the_loop_over_experts_forward_and_backward(length, lean):
+    """However unevenly positions choose: none is turned away."""
+    params, x = params_of(MIXED, lean), inputs(length)
+    g = jnp.asarray(np.random.default_rng(2).normal(size=x.shape).astype("f4"))
+
+    def both(function):
+        return jax.jit(jax.value_and_grad(lambda p, x: jnp.sum(g * function(p, x)), argnums=(0, 1)))(params, x)
+
+    found = both(lambda p, x: Experts(MIXED).apply({"params": p}, x)[0])
+    expected = both(lambda p, x: one_by_one(p, x, MIXED.experts_per_token))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
+
+
+def test_all_experts_with_equal_gates_are_their_average():
+    every = dataclasses.replace(MIXED, experts_per_token=MIXED.experts)
+    params, x = params_of(every) | {"router": np.zeros((every.width, every.experts), "f4")}, inputs()
+    alone = [
+        mixture(dataclasses.replace(MIXED, experts=1, experts_per_token=1))(
+            {name: a[:, i : i + 1] if name == "router" else a[i : i + 1] for name, a in params.items()}, x
+        )[0]
+        for i in range(every.experts)
+    ]
+    np.testing.assert_allclose(mixture(every)(params, x)[0], np.mean(alone, axis=0), atol=1e-5)
+
+
+def test_the_balance_is_least_where_all_experts_are_used_alike():
+    """One choice a position: 1 where both choices and probabilities are even, as many as there are experts where all
+    fall on one; and its gradient leads from here to there."""
+    even = 3.0 * jnp.eye(4)[jnp.arange(40, dtype=jnp.int32) % 4][None]
+    uneven = even.at[:, ::2, 0].add(4.0)
+
+    @jax.jit
+    def cost(scores):
+        return balance(scores, jax.lax.top_k(scores, 1)[1])
+
+    np.testing.assert_allclose(cost(even), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(cost(20.0 * jnp.eye(4)[jnp.zeros(40, jnp.int32)][None]), 4.0, rtol=1e-3)
+    way = jax.grad(cost)(uneven)
+    assert cost(uneven) > cost(uneven - way / jnp.abs(way).max())
+
+
+def test_with_a_cache_it_says_what_it_says_without():
+    net = bound(MIXED)
+    sampling, tokens = net.for_sampling(), rows(9)
+    full = read(net, tokens, Causal())
+    said, cache = extend(sampling, sampling.empty_cache(2, 9), tokens[:, :5], jnp.full(2, 5), Causal())
+    np.testing.assert_allclose(said, full[:, :5], atol=2e-5)
+    for at in range(5, 9):
+        said, cache = extend(sampling, cache, tokens[:, at : at + 1], jnp.ones(2, jnp.int32), Causal())
+        np.testing.assert_allclose(said[:, 0], full[:, at], atol=2e-5)
+
+
+def a_batch():
+    tokens = rows(16)
+    at = jnp.broadcast_to(jnp.arange(16, dtype=jnp.int32)[None], tokens.shape)
+    return Batch(tokens=tokens, segments=jnp.ones_like(tokens), positions=at, given=at == 0, target=at > 0)
+
+
+def test_a_joint_pass_has_one_penalty():
+    """Of two layers, of which each is about 1 at the least; layers one by one have the same."""
+
+    @jax.jit
+    def losses(net):
+        return Joint(block=4)(net.denoise, Absorbing(mask=MASK), jax.random.key(1), a_batch())
+
+    net = bound(MIXED)
+    stacked, apart = losses(net), losses(net.for_sampling())
+    assert stacked["causal"].penalty is None
+    price = stacked["canvas"].penalty / stacked["canvas"].weight
+    assert 1.9 < price / MIXED.balance < 2 * MIXED.experts
+    np.testing.assert_allclose(apart["canvas"].penalty, stacked["canvas"].penalty, rtol=1e-5)
+
+
+def test_training_minimises_the_penalty_and_reports_it_beside_the_loss():
+    def loss(params, key, batch):
+        return {"part": Loss(sum=4.0 * params, weight=jnp.float32(2.0), penalty=2.0 * params**2)}
+
+    step = make_step(loss, optax.sgd(1.0), lambda _: 1.0)
+    state = initial(lambda _: jnp.float32(3.0), optax.sgd(1.0), False, jax.random.key(0))
+    after, metrics = step(state, jax.random.key(0), None)
+    assert float(after.params) == 3.0 - (4.0 + 2 * 2 * 3.0) / 2
+    assert (float(metrics["loss"]), float(metrics["penalty"])) == (6.0, 9.0)
+
+
+def test_operations_count_the_experts_that_are_chosen():
+    def needed(**sizes):
+        module = Denoiser(dataclasses.replace(MIXED, **sizes), vocab=VOCAB)
+        return flops.of_pass(module, rows=2, length=8, reading=Bidirectional())
+
+    dense = needed(experts=0, experts_per_token=0, mlp=2 * MIXED.mlp)
+    router = 2 * 2 * 8 * MIXED.layers * MIXED.width * MIXED.experts
+    assert needed() == dense + router
+    assert needed(experts=10) == dense + 2 * router
+
+
+def test_every_parameter_has_a_place_on_the_mesh():
+    boxed = jax.eval_shape(lambda: Experts(MIXED).init(jax.random.key(0), inputs()))["params"]
+    axes = {name: leaf.names for name, leaf in boxed.items()}
+    assert axes["gate_up"][0] == axes["down"][0] == "experts"
+    assert all(isinstance(leaf, nn.Partitioned) for leaf in boxed.values())
+
+
+@pytest.mark.parametrize(
+    "bad", [{"experts": 4}, {"experts": 2, "experts_per_token": 3}, {"experts_per_token": 1}, {"experts": -1}]
+)
+def test_choices_that_can_not_be_are_refused(bad):
+    with pytest.raises(ValueError, match=r"model\.experts_per_token"):
+        Architecture(**bad)
