@@ -144,7 +144,8 @@ _mixture.defvjp(_forward, _backward)
 
 def _expert(rows: Array, gate: Array, up: Array, down: Array, products: str) -> Array:
     """rows [r, E], gate [r] -> float32 [r, E]."""
-    first, second = jnp.moveaxis(dot("re,ecm->rcm", rows, up, products), 1, 0)
+    # Flat: XLA's CPU can't multiply all forms of a bfloat16 product.
+    first, second = jnp.split(dot("re,em->rm", rows, up.reshape(up.shape[0], -1), products), 2, axis=-1)
     return dot("rm,me->re", gate[:, None] * jax.nn.silu(first) * second, down, products)
 
 
