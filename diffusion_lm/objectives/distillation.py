@@ -20,7 +20,7 @@ from diffusion_lm.objectives.autoregressive import next_token_loss
 from diffusion_lm.objectives.elbo import ELBO, draw_times, one_text
 from diffusion_lm.processes.base import Process
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, NoisyClean, Readout
+from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, NoisyClean, Readout, loss_of
 
 Array = jax.Array
 
@@ -78,7 +78,7 @@ class Distillation:
         student, clean = self._read(denoise, batch, noised, t)
         wanted = ~batch.given & (batch.segments > 0) & ~noise.done(noised, t)
         total = student.total(_divergence, wanted.astype(jnp.float32), said)
-        loss = {"canvas": Loss(sum=total, weight=jnp.sum(batch.target, dtype=jnp.float32))}
+        loss = {"canvas": loss_of(student, total, jnp.sum(batch.target, dtype=jnp.float32))}
         return {"causal": next_token_loss(clean, batch), **loss} if self.causal else loss
 
     def _taught(self, teacher: Denoise, noise: Any, key: Array, noised: dict, t: Array) -> Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from diffusion_lm.objectives.elbo import draw_times, one_text
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, Readout
+from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, Readout, loss_of
 
 Array = jax.Array
 
@@ -35,7 +35,7 @@ class EmbeddingFlow:
         batch, (time_key, noise_key) = one_text(batch), jax.random.split(key)
         t = _evenly(process, time_key, batch) * (1.0 - process.least) + process.least
         readout = _read(denoise, process, noise_key, batch, t)
-        return _loss(batch, readout.cross_entropy(batch.tokens, _scored(batch).astype(jnp.float32)))
+        return _loss(batch, readout, readout.cross_entropy(batch.tokens, _scored(batch).astype(jnp.float32)))
 
     def bound(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch) -> dict[str, Loss]:
         """-1/2 integral of SNR'(t) E |e - m|^2 dt + E[-log p(x_0 | z_least)] (VDM, arXiv 2107.00630, in continuous
@@ -48,7 +48,7 @@ class EmbeddingFlow:
         missed = jnp.take(readout.vectors, batch.tokens, axis=0) - readout.mean_vector()
         cost = -math.log(process.least) * t * process.rate(t) * jnp.sum(missed * missed, axis=-1)
         last = _read(denoise, process, last_key, batch, jnp.full_like(t, process.least))
-        return _loss(batch, jnp.sum(cost * scored) + last.cross_entropy(batch.tokens, scored))
+        return _loss(batch, readout, jnp.sum(cost * scored) + last.cross_entropy(batch.tokens, scored))
 
 
 def _evenly(process: Gaussian, key: Array, batch: Batch) -> Array:
@@ -68,5 +68,5 @@ def _scored(batch: Batch) -> Array:
     return ~batch.given & (batch.segments > 0)
 
 
-def _loss(batch: Batch, total: Array) -> dict[str, Loss]:
-    return {"canvas": Loss(sum=total, weight=jnp.sum(batch.target, dtype=jnp.float32))}
+def _loss(batch: Batch, readout: Readout, total: Array) -> dict[str, Loss]:
+    return {"canvas": loss_of(readout, total, jnp.sum(batch.target, dtype=jnp.float32))}
