@@ -15,18 +15,20 @@ from diffusion_lm.samplers.base import Prompt, Writer, run
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.speculative import Speculative
 
-_STEPS, _ROUNDS = 16, 12  # steps a timing, and timings, of which the median counts
+_STEPS, _ROUNDS = 32, 7  # steps a timing, and timings, of which the median counts
 _FEW_SLOTS = 64  # of a cache that takes next to nothing to read
 
 
 def break_even(model: Model, plain: Autoregressive, drafts: Speculative) -> float:
     """What a cycle of `drafts` (draft and check) takes, in steps of `plain`, with a cache as long as the context."""
-    tireless, length = dataclasses.replace(drafts, break_even=0.0, eot=-1), 2 * _STEPS + drafts.drafter.width
-    slots = max(model.config.data.length, length + 1)
-    step = _timed(model, dataclasses.replace(plain, eot=-1), rows=1, slots=slots, length=length, steps=_STEPS)
-    turn = _timed(model, tireless, rows=drafts.drafter.width + 1, slots=slots, length=length, steps=1)
-    step_s, turn_s = _seconds(step, turn)
-    return turn_s / tireless.cycles * _STEPS / step_s
+    wide, plain = drafts.drafter.width + 1, dataclasses.replace(plain, eot=-1)
+    tireless, length = dataclasses.replace(drafts, break_even=0.0, eot=-1), (_STEPS + 1) * wide
+    turns, slots = _STEPS // tireless.cycles, max(model.config.data.length, length + 1)
+    steps_s, cycles_s = _seconds(
+        _timed(model, plain, rows=1, slots=slots, length=length, steps=_STEPS),
+        _timed(model, tireless, rows=1, slots=slots, length=length, steps=turns),
+    )
+    return cycles_s / (turns * tireless.cycles) * _STEPS / steps_s
 
 
 def measured(model: Model, plain: Autoregressive, canvases: Canvases) -> Costs:
