@@ -12,6 +12,9 @@ SMALL = ("data.documents=paragraph", "data.length=64", "data.kind=char", "model.
 
 
 def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HOME": str(home)}
+    quick = {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"
+    }  # half of the time would go into optimising programs that run once
+    environment = {**os.environ, **quick, "JAX_PLATFORMS": "cpu", "HOME": str(home)}
     command = [sys.executable, "-m", f"launch.{name}", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

@@ -6,7 +6,7 @@ import jax
 import pytest
 from commands import launch
 
-from diffusion_lm import generate
+from diffusion_lm import costs, generate
 from diffusion_lm.samplers.draw import Draw
 from launch import tradeoffs
 
@@ -46,12 +46,12 @@ def test_sample_fills_in_and_chooses(trained):
     """One command each: a hole of one length and of several, and the best of a few under rules."""
     folder, _ = trained
     plain = [f"--workdir={folder}/work", "--canvas=16", "--passes=2"]
-    one = launch("sample", *plain, "--infill=Line [[2]]: the cat", "--infill=The [[3]] sat", home=folder)
+    one = launch("sample", *plain, "--infill=Line [[2]]: the cat", "--infill=Line [[3]] the dog", home=folder)
     assert one.returncode == 0, one.stderr
     texts = [text["text"] for text in json.loads(one.stdout.splitlines()[-1])["texts"]]
-    assert texts[0].startswith("Line ") and texts[0].endswith(": the cat") and texts[1].endswith(" sat")
-    several = launch("sample", *plain, "--infill=Line [[1-3]]: the cat", home=folder)
-    assert len(json.loads(several.stdout.splitlines()[-1])["scores"][0]) == 3, several.stderr
+    assert texts[0].startswith("Line ") and texts[0].endswith(": the cat") and texts[1].endswith(" the dog")
+    several = launch("sample", *plain, "--infill=Line [[1-2]]: the cat", home=folder)
+    assert len(json.loads(several.stdout.splitlines()[-1])["scores"][0]) == 2, several.stderr
     best = launch(
         "sample", *plain, "--prompt=Line", "--length=20", "--best_of=3", "--score=bound", "--guidance=1", "--ban=a",
         "--no_repeat=4", "--repetition=0.1", home=folder,
@@ -130,6 +130,7 @@ def test_the_story_ends_in_the_text_that_is_returned(model):
 def test_tradeoffs_measures_all_three_and_draws_them(trained, tmp_path, monkeypatch, quick_compile):
     for name, value in {"PASSES": (2,), "TEXTS": 4, "LENGTHS": (20,), "DIALS": {}, "REPEATS": 1}.items():
         monkeypatch.setattr(tradeoffs, name, value)
+    monkeypatch.setattr(costs, "break_even", lambda *_: 2.0)  # measuring is `test_the_other_writers_write`'s
     rows = tradeoffs.tradeoffs(f"{trained[0]}/work", None, tmp_path / "charts")
     assert {path.name for path in (tmp_path / "charts").iterdir()} == {"quality.svg", "length.svg", "context.svg"}
     found = {row.name: row for row in rows}

@@ -15,6 +15,8 @@ from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.gaussian import Gaussian
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 ROWS, DRAWS = 16_384, 12
 PARTS = EmbeddingFlow().bound, EmbeddingFlow()
 

@@ -20,6 +20,8 @@ from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.embedding_flow import EmbeddingFlow
 from diffusion_lm.samplers.self_conditioning import SelfConditioned
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 VOCAB = MASK = 12
 
 

@@ -16,6 +16,8 @@ from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.population import Population
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 WORLD = OracleModel(1 + LENGTH)
 
 
