@@ -64,13 +64,15 @@ def _timed(model: Model, writer: Writer, *, rows: int, slots: int, length: int, 
     bound, (first, *_) = model.for_sampling(rows), writer.phases(length)
     prompt = Prompt(tokens=jnp.full((1, 1), model.tokenizer.bos, jnp.int32), length=jnp.ones(1, jnp.int32))
     keys = jax.random.split(jax.random.key(0), 1)
-    state = jax.jit(lambda cache: writer.begin(bound, cache, prompt, keys, length=length))(bound.empty_cache(1, slots))
-    stepped = jax.jit(lambda state: run(first.sampler, bound, state, steps)[0].finished)
-    jax.block_until_ready(stepped(state))
+    # The network is handed over, as it is in writing: as a part of the program its weights would be laid out otherwise.
+    begin = jax.jit(lambda bound, cache: writer.begin(bound, cache, prompt, keys, length=length))
+    stepped = jax.jit(lambda bound, state: run(first.sampler, bound, state, steps)[0].finished)
+    state = begin(bound, bound.empty_cache(1, slots))
+    jax.block_until_ready(stepped(bound, state))
 
     def seconds() -> float:
         start = time.perf_counter()
-        jax.block_until_ready(stepped(state))
+        jax.block_until_ready(stepped(bound, state))
         return time.perf_counter() - start
 
     return seconds
