@@ -6,7 +6,9 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
+import jax
 from absl import app, flags
 
 from diffusion_lm.config import Config, load, override
@@ -15,6 +17,7 @@ from diffusion_lm.training.hosts import LostHostError
 from diffusion_lm.training.loop import NonFiniteError
 from launch import hosts
 
+COMPILE_CACHE = flags.DEFINE_string("compile_cache", None, "Folder that keeps what took over a second to compile.")
 # Numbers from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -56,6 +59,7 @@ def _guarded(main: Callable[[], dict], argv: list[str]) -> int:
     try:
         if argv[1:]:
             raise ValueError(f"unexpected argument {argv[1]!r}; every option starts with --")
+        _keep_programs()
         hosts.join()
         result = main()
         if hosts.is_first():
@@ -77,6 +81,13 @@ def _keep_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
             mallopt(parameter, value)
+
+
+def _keep_programs() -> None:
+    if COMPILE_CACHE.value is not None:
+        folder = Path(COMPILE_CACHE.value).absolute()
+        folder.mkdir(parents=True, exist_ok=True)  # JAX would only warn, and compile
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _set_up_logs() -> None:

@@ -6,6 +6,7 @@
     python -m launch.sample --workdir=runs/quickstart --prompt='Return the' --best_of=8 --score=causal
 
 The texts and how they were made are the last line on standard output, a JSON object; --out writes it to a file too.
+--profile=FOLDER writes all once more, traced.
 """
 
 import json
@@ -21,7 +22,7 @@ from diffusion_lm.build import Model, load_for_inference
 from diffusion_lm.visualize.page import write_page, write_whole
 from diffusion_lm.visualize.terminal import play
 from launch import flags as launch_flags
-from launch import ways
+from launch import profiler, ways
 
 WORKDIR = launch_flags.define_workdir()
 PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; given again, another row. None: a new document.")
@@ -47,9 +48,11 @@ def main() -> dict:
     _check()
     model = load_for_inference(WORKDIR.value, step=STEP.value)
     writer = ways.writer(model, record=bool(VIEW.value))
+    write = _filled if INFILL.value else _written
     start = time.perf_counter()
-    prompts, answer, more = _filled(model, writer) if INFILL.value else _written(model, writer)
+    prompts, answer, more = write(model, writer)
     seconds = time.perf_counter() - start
+    profiler.once_more(lambda: write(model, writer))
     if VIEW.value:
         _show(generate.story(model, answer, 0, length=LENGTH.value, title="canvas by canvas", subtitle=prompts[0]))
     results = {

@@ -2,12 +2,17 @@
 
     python -m launch.train --config=configs/tinyshakespeare.py --workdir=runs/shakespeare --set=data.path=input.txt
 
-SIGTERM and ^C save and exit 0. The last line on standard output is a JSON object with the results.
+SIGTERM and ^C save and exit 0. --profile=FOLDER traces three calls of the device, --compile_cache=FOLDER keeps compiled
+programs. The last line on standard output is a JSON object with the results.
 """
+
+import dataclasses
+
+import jax
 
 from diffusion_lm.build import build
 from diffusion_lm.training import loop
-from launch import flags
+from launch import flags, profiler
 
 CONFIG = flags.define_config()
 WORKDIR = flags.define_workdir()
@@ -16,12 +21,14 @@ WORKDIR = flags.define_workdir()
 def main() -> dict:
     config = CONFIG()
     run = build(config, WORKDIR.value)
-    result = loop.run(run.job, config.train, WORKDIR.value, run.checkpoints)
+    with profiler.some_calls(run.job.step) as step:
+        result = loop.run(dataclasses.replace(run.job, step=step), config.train, WORKDIR.value, run.checkpoints)
     return {
         "steps": result.steps,
         "interrupted": result.interrupted,
         **{name: value for name, value in result.values.items() if name != "step"},
         "tokens_per_s": result.tokens_per_s,
+        "chips": jax.device_count(),
         "seconds": result.seconds,
         "spent": result.spent,
         "goodput": result.goodput,

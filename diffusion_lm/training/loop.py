@@ -170,11 +170,10 @@ def run(job: Job, train: Train, workdir: Path | str, checkpoints: Checkpoints) -
     )
 
 
-def _cost(job: Job, clock: Clock, updates: int) -> str:
-    """What a line of the log says of it."""
+def _cost(job: Job, clock: Clock, updates: int) -> dict[str, float]:
+    """What the log says of it."""
     used = clock.utilisation(lambda: job.flops() * updates)
-    said = "" if used is None else f"MFU {used:.1%}  "
-    return f"{said}goodput {clock.goodput:.0%}"
+    return {**({} if used is None else {"MFU": used}), "goodput": clock.goodput}
 
 
 @contextlib.contextmanager
@@ -250,6 +249,7 @@ class _Pending:
             self._meter.show(step, row["loss"], row["targets"])
             if step % self._every == 0 or step == self._steps:
                 self._metrics.write(step, row)
+                self._metrics.show(step, self._meter.speeds(step))
 
     def _what_broke(self, step: int, row: dict[str, float], position: Any) -> str:
         good = self._checkpoints.steps()

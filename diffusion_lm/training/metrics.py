@@ -38,6 +38,10 @@ class Metrics:
         self.last |= {"step": step, **values}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+        self.show(step, values)
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """To TensorBoard alone: speeds, which no second run repeats, while the rows of two may be compared."""
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -85,11 +89,15 @@ def _tensorboard(folder: Path, step: int):
 class Meter:
     """Shows step, loss, tokens a second and time left: a bar on a terminal, otherwise a log line now and then.
 
-    cost: step -> what else to say.
+    cost: step -> shares of time and of the devices' peak, by name.
     """
 
     def __init__(
-        self, step: int, steps: int, cost: Callable[[int], str] = lambda step: "", seconds_between_lines: float = 10.0
+        self,
+        step: int,
+        steps: int,
+        cost: Callable[[int], dict[str, float]] = lambda step: {},
+        seconds_between_lines: float = 10.0,
     ):
         self._steps, self._cost = steps, cost
         self._started = None  # (time, step) of the first update seen: what came before it is compilation
@@ -108,6 +116,11 @@ class Meter:
             return None
         return self._tokens / (time.monotonic() - self._started[0])
 
+    def speeds(self, step: int) -> dict[str, float]:
+        """Targets a second, of all chips and of one, and what the cost says."""
+        speed = self.tokens_per_s or 0.0
+        return {"tokens_per_s": speed, "tokens_per_s_a_chip": speed / jax.device_count(), **self._cost(step)}
+
     def show(self, step: int, loss: float, tokens: float) -> None:
         """Counts the tokens of the updates up to `step`."""
         now = time.monotonic()
@@ -115,10 +128,11 @@ class Meter:
             self._started = now, step
         else:
             self._tokens += tokens
-        speed = self.tokens_per_s or 0.0
-        chips = jax.device_count()
-        each = f" ({speed / chips:,.0f} a chip)" if chips > 1 else ""
-        text = f"step {step}/{self._steps}  loss {loss:.4f}  {speed:,.0f} tokens/s{each}  {self._cost(step)}".rstrip()
+        cost = self.speeds(step)
+        speed, each = cost.pop("tokens_per_s"), cost.pop("tokens_per_s_a_chip")
+        shares = "".join(f"  {name} {value:.1%}" for name, value in cost.items())
+        each = f" ({each:,.0f} a chip)" if jax.device_count() > 1 else ""
+        text = f"step {step}/{self._steps}  loss {loss:.4f}  {speed:,.0f} tokens/s{each}{shares}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif now - self._said >= self._pause or step == self._steps:

@@ -15,7 +15,8 @@ def trained(tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_text(TEXT)
     settings = [f"--set={s}" for s in (*SMALL, f"data.path={folder}/text.txt")]
-    done = launch("train", "--config=configs/quickstart.py", f"--workdir={folder}/work", *settings, home=folder)
+    kept = f"--profile={folder}/profile", f"--compile_cache={folder}/programs"
+    done = launch("train", "--config=configs/quickstart.py", f"--workdir={folder}/work", *settings, *kept, home=folder)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1])
 

@@ -1,6 +1,8 @@
 """The commands a newcomer types, on a model small enough to train in seconds: results, and one line for bad input."""
 
+import contextlib
 import json
+import types
 
 import jax
 import pytest
@@ -8,13 +10,49 @@ from commands import launch
 
 from diffusion_lm import costs, generate
 from diffusion_lm.samplers.draw import Draw
-from launch import tradeoffs
+from launch import profiler, tradeoffs
 
 
 def test_training_ends_with_one_json_line_and_numbered_checkpoints(trained):
     folder, result = trained
     assert result["steps"] == 6 and result["loss"] > 0
     assert {p.name for p in (folder / "work/checkpoints").iterdir()} >= {"3", "6"}
+
+
+def test_training_leaves_a_trace_and_its_programs_where_they_are_asked_for(trained):
+    folder, _ = trained
+    assert [path.name for path in (folder / "profile").glob("plugins/profile/*/*.xplane.pb")]
+    assert list((folder / "programs").iterdir())
+
+
+@pytest.mark.parametrize("calls", [2, 4, 9])
+def test_a_trace_is_of_calls_3_to_5_or_of_those_that_there_are(calls, tmp_path, monkeypatch, caplog):
+    heard, on = [], []
+
+    @contextlib.contextmanager
+    def trace(folder):
+        assert folder == str(tmp_path / "new") and (tmp_path / "new").is_dir()
+        on.append(True)
+        yield
+        on.pop()
+
+    def work(number):
+        heard.extend([number] * len(on))
+        return number
+
+    monkeypatch.setattr(jax.profiler, "trace", trace)
+    monkeypatch.setattr(profiler, "PROFILE", types.SimpleNamespace(value=str(tmp_path / "new")))
+    with profiler.some_calls(work) as worked:
+        assert [worked(n) for n in range(1, calls + 1)] == list(range(1, calls + 1))
+    assert heard == [n for n in range(1, calls + 1) if 3 <= n <= 5] and not on
+    assert ("no trace" in caplog.text) == (calls < 3)
+
+
+def test_a_trace_goes_into_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(profiler, "PROFILE", types.SimpleNamespace(value=str(tmp_path / "file")))
+    with pytest.raises(NotADirectoryError, match="is no folder"), profiler.some_calls(print):
+        pass
 
 
 def test_evaluate_reports_both_readings_and_their_error(trained):
@@ -32,7 +70,7 @@ def test_sample_writes_text_its_file_and_a_page(trained):
     page, out = folder / "canvas.html", folder / "out.json"
     done = launch(
         "sample", f"--workdir={folder}/work", "--prompt=Line", "--prompt=", "--length=20", "--canvas=16", "--passes=4",
-        f"--view={page}", f"--out={out}", home=folder,
+        f"--view={page}", f"--out={out}", f"--profile={folder}/traced", home=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -40,6 +78,7 @@ def test_sample_writes_text_its_file_and_a_page(trained):
     assert [t["prompt"] for t in result["texts"]] == ["Line", ""]
     assert result["nfe"] <= 1 + 2 * 4 + 1  # the prompt, two canvases, and the first one's commit
     assert "</html>" in page.read_text()
+    assert list((folder / "traced").glob("plugins/profile/*/*.xplane.pb"))
 
 
 def test_sample_fills_in_and_chooses(trained):
@@ -70,6 +109,7 @@ def test_sample_fills_in_and_chooses(trained):
         ("sample", ["--workdir=WORK", "--sampler=renoise"], "masks only"),
         ("sample", ["--workdir=WORK", "--sampler=margin", "--particles=3"], "--particles is for"),
         ("sample", ["--workdir=nowhere"], "no checkpoint"),
+        ("sample", ["--workdir=WORK", "--compile_cache=setup.py"], "File exists"),
         ("sample", ["--workdir=WORK", "--passes=0"], "passes must be at least 1"),
         ("sample", ["--workdir=WORK", "--view=canvas.pdf"], "--view takes"),
         ("evaluate", ["--workdir=WORK", "--data=missing.txt"], "missing.txt"),
