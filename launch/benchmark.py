@@ -1,6 +1,6 @@
 """Measures speed and memory beside plain PyTorch and Hugging Face Transformers, in one run.
 
-    python -m launch.benchmark --suite=train|decode|canvas|memory|engine|all --out=rows.json
+    python -m launch.benchmark --suite=train|decode|canvas|memory|engine|feeding|all --out=rows.json
     python -m launch.benchmark --suite=tradeoffs --workdir=runs/quickstart [--judge=runs/other] --charts=charts
     python -m launch.benchmark --suite=drift --workdir=runs/masked --charts=charts
 
@@ -27,6 +27,7 @@ from diffusion_lm.samplers.draw import Draw
 from launch import flags, legs, torch_legs
 from launch.drift import drift
 from launch.engine import engine
+from launch.feeding import feeding
 from launch.tradeoffs import tradeoffs
 
 log = logging.getLogger("diffusion_lm.benchmark")
@@ -91,7 +92,9 @@ def memory() -> list[Row]:
     return [Row(name="loss temporaries", **gigabytes, ratio=ratio, target="<= 1.6 GB", note=note)]
 
 
-SUITES = {"train": train, "decode": decode, "canvas": canvas, "memory": memory, "engine": engine}
+SUITES = {
+    "train": train, "decode": decode, "canvas": canvas, "memory": memory, "engine": engine, "feeding": feeding
+}  # fmt: skip
 OF_A_RUN = ("tradeoffs", "drift")
 SUITE = absl_flags.DEFINE_enum(
     "suite", "all", [*SUITES, *OF_A_RUN, "all"], "What to measure; all: what needs no --workdir."

@@ -1,21 +1,21 @@
-"""The scoreboard's table, page and pictures, read off the cells' files."""
+"""The scoreboard's table and pictures, read off the cells' files."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion_lm.evaluation.accuracy import TOKENS, Way, by_way, read_predictions
+from diffusion_lm.evaluation.accuracy import TOKENS, Prediction, Way, by_difficulty, by_way, read_predictions
 from diffusion_lm.tasks.base import Example, Task
 from diffusion_lm.tasks.sudoku import BOXES, Sudoku
 from diffusion_lm.visualize.filling import Filling, filling_picture
 from diffusion_lm.visualize.page import write_whole
-from diffusion_lm.visualize.panels import Line, panels
 
 COLUMNS = (
     "task", "kind", "seed", "decoding", "passes", "NFE", "solved, %", "exact, %", "of", "taken back", "mended",
     "spoiled", "steps", "examples seen", "parameters", "minutes",
 )  # fmt: skip
+PREDICTIONS = "predictions.jsonl"  # in a cell's folder, of the last checkpoint; predictions-STEP.jsonl: of another
 FRAMES = "frames.json"  # in a cell's folder: one test's answers, pass by pass
 
 
@@ -41,12 +41,65 @@ class Row(NamedTuple):
     date: str
 
 
-def rows(folder: Path, task: Task, name: str, kind: str) -> list[Row]:
-    """A cell's rows, counted from its predictions."""
+class Cell(NamedTuple):
+    """What a cell's files say.
+
+    rows        the table's
+    learning    of the checkpoints along the way and of the last one, in the ways that stand for it, oldest first
+    difficulty  (how hard, its row) of the tests of each difficulty, in the same ways
+    measured    what difficulty counts
+    """
+
+    rows: list[Row]
+    learning: list[Row]
+    difficulty: list[tuple[int, Row]]
+    measured: str
+
+
+def read(folder: Path, task: Task, name: str, kind: str) -> Cell:
+    """A cell, counted from its predictions."""
     cell = json.loads((folder / "cell.json").read_text())
-    predictions = read_predictions(folder / "predictions.jsonl")
+    predictions = read_predictions(folder / PREDICTIONS)
+    rows, takebacks = _rows(task, name, kind, cell, predictions), cell.get("takebacks", {})
+    ways = standing(task, [Way(row.decoding, row.passes) for row in rows])
+    learning = []
+    for step, path in earlier(folder).items():
+        then = {**cell, "steps": step, "examples": cell["examples"] * step // cell["steps"]}
+        learning += _rows(task, name, kind, then, read_predictions(path))
+    final = _rows(task, name, kind, cell, [one for one in predictions if one.way in ways])
+    groups = by_difficulty(task, [one for one in predictions if one.way in ways])
+    return Cell(
+        rows=[row._replace(takebacks=takebacks.get(row.decoding, {}).get(str(row.passes))) for row in rows],
+        learning=[*learning, *final] if learning else [],
+        difficulty=[(hard, row) for hard, some in groups.items() for row in _rows(task, name, kind, cell, some)],
+        measured=task.measured,
+    )
+
+
+def standing(task: Task, ways: Sequence[Way]) -> list[Way]:
+    """The ways that stand for a network where few can be shown: token by token, and of the first decoding the most
+    passes for which an answer has positions."""
+    passes = [way for way in ways if way.passes]
+    first = [way for way in passes if way.decoding == passes[0].decoding]
+    useful = [way for way in first if way.passes <= task.longest[1] + 1] or first[:1]
+    most = [max(useful, key=lambda way: way.passes)] if useful else []
+    return [way for way in ways if way == TOKENS] + most
+
+
+def earlier(folder: Path) -> dict[int, Path]:
+    """Step -> the predictions of a cell's checkpoint before the last."""
+    stem, _, ending = PREDICTIONS.partition(".")
+    found = {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{stem}-*.{ending}")}
+    return dict(sorted(found.items()))
+
+
+def of_step(folder: Path, step: int) -> Path:
+    """Where the predictions of a checkpoint before the last are."""
+    return folder / PREDICTIONS.replace(".", f"-{step}.")
+
+
+def _rows(task: Task, name: str, kind: str, cell: dict, predictions: Sequence[Prediction]) -> list[Row]:
     nfe = {one.way: one.nfe for one in predictions}
-    takebacks = cell.get("takebacks", {})
     return [
         Row(
             task=name,
@@ -58,7 +111,7 @@ def rows(folder: Path, task: Task, name: str, kind: str) -> list[Row]:
             solved=(found.verified.value, found.verified.low, found.verified.high),
             exact=(found.exact.value, found.exact.low, found.exact.high),
             tests=found.verified.total,
-            takebacks=takebacks.get(way.decoding, {}).get(str(way.passes)),
+            takebacks=None,
             steps=cell["steps"],
             examples=cell["examples"],
             parameters=cell["parameters"],
@@ -70,34 +123,13 @@ def rows(folder: Path, task: Task, name: str, kind: str) -> list[Row]:
     ]
 
 
-def write(found: list[Row], folder: Path) -> None:
-    """scoreboard.md and scoreboard.svg in a folder: a chart a task, or, where there are several decodings, a task's
-    kind of network."""
+def write(cells: Sequence[Cell], folder: Path) -> None:
+    """scoreboard.md in a folder."""
+    found = [row for cell in cells for row in cell.rows]
     head = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---|" + "---:|" * (len(COLUMNS) - 4)]
     where = sorted({f"{row.hardware}, {row.date}" for row in found})
     lines = [*head, *map(_line, found), "", *where]
     (folder / "scoreboard.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    charts, levels = {}, {}
-    for (title, name), mine in _grouped(found).items():
-        chart = charts.setdefault(title, {})
-        if mine[0].passes:
-            solved = zip(*(row.solved for row in mine), strict=True)
-            chart[name] = Line([row.passes for row in mine], *solved)
-        else:
-            levels.setdefault(title, {})[name] = mine[0].solved[0]
-    panels(charts, folder / "scoreboard.svg", x_label="passes", y_label="solved", levels=levels)
-
-
-def _grouped(found: list[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The rows of each line, by its chart's title and its name there."""
-    seeds, several, groups = len({row.seed for row in found}), len({r.decoding for r in found if r.passes}) > 1, {}
-    for row in found:
-        kind = row.kind if seeds == 1 else f"{row.kind}, seed {row.seed}"
-        how = row.decoding if row.passes else "token by token"
-        alone = kind if row.passes else f"{kind}, {how}"
-        key = (f"{row.task}, {kind}", how) if several else (row.task, alone)
-        groups.setdefault(key, []).append(row)
-    return groups
 
 
 def _line(row: Row) -> str:

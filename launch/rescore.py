@@ -1,40 +1,37 @@
 """Counts saved predictions again, from the file alone.
 
-    python -m launch.rescore --task=sudoku4 --predictions=runs/board/sudoku4-masked-0/predictions.jsonl
+    python -m launch.rescore --cell=sudoku4-masked --predictions=runs/board/sudoku4-masked-0/predictions.jsonl
 
 The last line on standard output is a JSON object: by decoding and passes, how many were exact and how many right.
---by=0 counts prompts apart that have a different number of zeros, which are a sudoku's blanks: that number, then the
-same.
+--by_difficulty counts prompts apart that are hard to a different degree, a sudoku's by its blanks for example (see the
+tasks' `measure`): that number, then the same.
 """
 
 from absl import flags
 
-from configs.planning.cells import TASKS
-from diffusion_lm.evaluation.accuracy import Prediction, by_way, read_predictions
+from configs.planning.cells import kind_of
+from diffusion_lm.evaluation.accuracy import Prediction, by_difficulty, by_way, read_predictions
+from diffusion_lm.tasks.base import Task
 from launch import flags as launch_flags
 
-TASK = flags.DEFINE_enum("task", None, list(TASKS), "What was asked.", required=True)
+CELL = flags.DEFINE_string("cell", None, "What was asked, as TASK-KIND.", required=True)
 PREDICTIONS = flags.DEFINE_string("predictions", None, "A file that launch.scoreboard wrote.", required=True)
 
-BY = flags.DEFINE_string("by", None, "A character: prompts are counted apart by how often they have it.")
+BY_DIFFICULTY = flags.DEFINE_bool("by_difficulty", False, "Prompts are counted apart by how hard they are.")
 
 
 def main() -> dict:
+    task, _ = kind_of(CELL.value)
     predictions = read_predictions(PREDICTIONS.value)
-    if BY.value is None:
-        return counted(predictions)
-    if len(BY.value) != 1:
-        raise ValueError(f"--by={BY.value}: give one character")
-    groups = {}
-    for prediction in predictions:
-        groups.setdefault(prediction.prompt.count(BY.value), []).append(prediction)
-    return {str(times): counted(groups[times]) for times in sorted(groups)}
+    if not BY_DIFFICULTY.value:
+        return counted(task, predictions)
+    return {str(hard): counted(task, some) for hard, some in by_difficulty(task, predictions).items()}
 
 
-def counted(predictions: list[Prediction]) -> dict:
+def counted(task: Task, predictions: list[Prediction]) -> dict:
     """Both shares, by decoding and passes."""
     found = {}
-    for (decoding, passes), both in by_way(TASKS[TASK.value], predictions).items():
+    for (decoding, passes), both in by_way(task, predictions).items():
         shares = {name: share._asdict() for name, share in both._asdict().items()}
         found.setdefault(decoding, {})[str(passes)] = shares
     return found

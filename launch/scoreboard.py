@@ -5,8 +5,9 @@
 --config names the file whose argument is TASK-KIND (configs/planning). Each cell has a folder in --workdir: its run,
 the predictions, and what it took. Started again with more tasks, kinds, seeds, decodings or passes it trains and asks
 only what is missing, and a cell that was cut off goes on from its checkpoint. --test=TASK=FILE asks a public file, of
-which nothing is trained on; otherwise the task's own tests are asked. launch.rescore counts predictions again. The last
-line on standard output is a JSON object with the table's rows.
+which nothing is trained on; otherwise the task's own tests are asked. The checkpoints along the way (checkpoint.every)
+are asked too, for the page's curves by examples seen. launch.rescore counts predictions again. The last line on
+standard output is a JSON object with the table's rows.
 
 --decodings: which positions are written when. confidence and entropy: the surest first, by the likeliest token's
 probability or by the least entropy. random: the reverse process. remask: that, with tokens taken back (ReMDM). revise:
@@ -28,14 +29,15 @@ from absl import flags
 
 from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import Config, load, override
-from diffusion_lm.evaluation.accuracy import read_predictions, write_predictions
+from diffusion_lm.evaluation.accuracy import Prediction, Way, read_predictions, write_predictions
 from diffusion_lm.evaluation.speed import updates
 from diffusion_lm.tasks import base
 from diffusion_lm.tasks.base import Example
 from diffusion_lm.training import loop
+from diffusion_lm.training.checkpoint import Checkpoints
 from diffusion_lm.training.state import parameter_count
 from diffusion_lm.visualize.page import write_whole
-from launch import board, decodings
+from launch import board, curves, decodings
 from launch import flags as launch_flags
 
 TASKS = flags.DEFINE_list("tasks", ["sudoku4"], "Tasks of the config file.")
@@ -75,17 +77,20 @@ def main() -> dict:
     out.mkdir(parents=True, exist_ok=True)
     cells = list(itertools.product(TASKS.value, MODELS.value, range(SEEDS.value)))
     configs = {cell: _config(*cell) for cell in cells}  # whatever is wrong with one is said before any is trained
-    rows = []
+    found = []
     for (task, kind, seed), config in configs.items():
         folder = Path(WORKDIR.value) / f"{task}-{kind}-{seed}"
         if not (folder / "cell.json").exists() and not _train(folder, config):
-            return {"interrupted": True, "cells": len(rows)}
-        _ask(folder, config, passes)
-        rows += board.rows(folder, config.data.task, task, kind)
-        board.write(rows, out)
+            return {"interrupted": True, "cells": len(found)}
+        wanted = decodings.wanted(config.objective, DECODINGS.value, passes, BEST_OF.value)
+        _ask_earlier(folder, config, board.standing(config.data.task, wanted))
+        _ask(folder, config, wanted)
+        found.append(board.read(folder, config.data.task, task, kind))
+        board.write(found, out)
+        curves.write(found, out / "scoreboard.svg")
         board.picture(folder, config.data.task, out)
     return {
-        "rows": [row._asdict() for row in rows],
+        "rows": [row._asdict() for cell in found for row in cell.rows],
         "table": str(out / "scoreboard.md"),
         "page": str(out / "scoreboard.svg"),
     }
@@ -96,7 +101,12 @@ def _config(task: str, kind: str, seed: int) -> Config:
     if unknown := files.keys() - set(TASKS.value):
         raise ValueError(f"--test={unknown.pop()}=...: not one of --tasks={','.join(TASKS.value)}")
     config = override(load(f"{CONFIG.value}:{task}-{kind}"), [*SETTINGS.value, f"seed={seed}"])
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, test=files.get(task)))
+    saves = max(SAVES, config.train.steps // config.checkpoint.every)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, test=files.get(task)),
+        checkpoint=dataclasses.replace(config.checkpoint, keep=saves),  # all are asked
+    )
 
 
 def _train(folder: Path, config: Config) -> bool:
@@ -124,18 +134,32 @@ def _train(folder: Path, config: Config) -> bool:
     return True
 
 
-def _ask(folder: Path, config: Config, passes: list[int]) -> None:
-    """Asks a cell in each way in which it was not asked yet, and keeps what each gave."""
-    path = folder / "predictions.jsonl"
+def _ask_earlier(folder: Path, config: Config, ways: list[Way]) -> None:
+    """Asks each checkpoint but the last."""
+    for step in Checkpoints(folder / "run").steps()[:-1]:
+        path = board.of_step(folder, step)
+        found, missing = _asked(path, ways)
+        if missing:
+            log.info("the checkpoint of step %d", step)
+            model = load_for_inference(folder / "run", step=step)
+            asked = decodings.ask(model, _tests(config, path, found), missing)
+            write_predictions(path, [*found, *(p for one in asked for p in one.predictions)])
+
+
+def _asked(path: Path, ways: list[Way]) -> tuple[list[Prediction], list[Way]]:
+    """The predictions that there are, and the ways that are missing."""
     found = read_predictions(path) if path.exists() else []
     asked = {one.way for one in found}
-    wanted = decodings.wanted(config.objective, DECODINGS.value, passes, BEST_OF.value)
-    missing = [way for way in wanted if way not in asked]
+    return found, [way for way in ways if way not in asked]
+
+
+def _ask(folder: Path, config: Config, wanted: list[Way]) -> None:
+    """Asks a cell in each way in which it was not asked yet, and keeps what each gave."""
+    path = folder / board.PREDICTIONS
+    found, missing = _asked(path, wanted)
     if not missing:
         return
-    tests, cell = _tests(config), json.loads((folder / "cell.json").read_text())
-    if found and [one.prompt for one in found if one.way == found[0].way] != [test.prompt for test in tests]:
-        raise ValueError(f"{path} asks other examples: give the same --examples and --test, or another --workdir")
+    tests, cell = _tests(config, path, found), json.loads((folder / "cell.json").read_text())
     model, begun = load_for_inference(folder / "run"), time.perf_counter()
     before, shown = cell["ask_seconds"], board.shown(tests, SHOW.value)
     for one in decodings.ask(model, tests, missing, best_of=BEST_OF.value, shown=shown):
@@ -184,11 +208,16 @@ def _steps(folder: Path, config: Config, seconds: float) -> int:
     return steps
 
 
-def _tests(config: Config) -> list[Example]:
+def _tests(config: Config, path: Path, found: list[Prediction]) -> list[Example]:
+    """The tests, which are those of what was found in a file of predictions."""
     data = config.data
     if data.test is not None:
-        return data.task.read(data.test)[: EXAMPLES.value]
-    return base.test_examples(data.task, TEST_SEED, EXAMPLES.value)
+        tests = data.task.read(data.test)[: EXAMPLES.value]
+    else:
+        tests = base.test_examples(data.task, TEST_SEED, EXAMPLES.value)
+    if found and [one.prompt for one in found if one.way == found[0].way] != [test.prompt for test in tests]:
+        raise ValueError(f"{path} asks other examples: give the same --examples and --test, or another --workdir")
+    return tests
 
 
 if __name__ == "__main__":

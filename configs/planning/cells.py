@@ -22,6 +22,7 @@ from diffusion_lm.tasks.path import Path
 from diffusion_lm.tasks.queens import Queens
 from diffusion_lm.tasks.satisfiability import Satisfiability
 from diffusion_lm.tasks.sudoku import Sudoku
+from diffusion_lm.tasks.worked import Worked
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import AdamW, WarmupCosine
@@ -37,38 +38,49 @@ TASKS: dict[str, Task] = {
     "sat5": Satisfiability(variables=5),
     "sat7": Satisfiability(variables=7),
     "sat9": Satisfiability(variables=9),
+    "path4": Path(nodes=7, length=4),
     "path": Path(),
     "queens": Queens(),
 }
 
 
-def objectives(task: Task) -> dict[str, Objective]:
-    """The kinds of network: ar; masked (the bound) and mgdm (token reweighting); fixed, the control without diffusion;
-    block and joint, whose canvases hold half an answer and a whole one."""
+def kinds(task: Task) -> dict[str, tuple[Task, Objective]]:
+    """The kinds of network, each with what it writes: ar; masked (the bound) and mgdm (token reweighting); fixed, the
+    control without diffusion; block and joint, whose canvases hold half an answer and a whole one; scratch, which is
+    joint with a canvas of work before the answer's, of tasks that have any."""
     answer = task.longest[1] + 1
-    return {
+    joint = Joint(block=answer)
+    plain = {
         "ar": Autoregressive(),
         "masked": ELBO(),
         "mgdm": MGDM(),
         "fixed": FixedRate(),
         "block": BlockELBO(block=math.ceil(answer / 2)),
-        "joint": Joint(block=answer),
+        "joint": joint,
     }
+    worked = {"scratch": (Worked(task=task), joint)} if hasattr(task, "work") else {}
+    return {**{kind: (task, objective) for kind, objective in plain.items()}, **worked}
+
+
+def kind_of(cell: str) -> tuple[Task, Objective]:
+    """What a cell writes and learns by. ValueError for one that isn't there."""
+    name, _, kind = cell.partition("-")
+    if name not in TASKS:
+        raise ValueError(f"planning: task {name!r} is none of {', '.join(TASKS)}")
+    known = kinds(TASKS[name])
+    if kind not in known:
+        raise ValueError(f"planning: kind {kind!r} is none of {', '.join(known)}: name a cell as sudoku4-masked")
+    return known[kind]
 
 
 def config(cell: str, model: Architecture, *, steps: int, batch: int, lr: float) -> Config:
     """The experiment of a cell. ValueError for one that isn't there."""
-    name, _, kind = cell.partition("-")
-    if name not in TASKS:
-        raise ValueError(f"planning: task {name!r} is none of {', '.join(TASKS)}")
-    kinds = objectives(TASKS[name])
-    if kind not in kinds:
-        raise ValueError(f"planning: kind {kind!r} is none of {', '.join(kinds)}: name a cell as sudoku4-masked")
+    task, objective = kind_of(cell)
     return Config(
-        data=Examples(task=TASKS[name], length=width(TASKS[name], kinds[kind])),
+        data=Examples(task=task, length=width(task, objective)),
         model=model,
         process=Absorbing(),
-        objective=kinds[kind],
+        objective=objective,
         optim=AdamW(lr=lr, schedule=WarmupCosine(warmup=min(200, steps // 10), final=0.01)),
         train=Train(steps=steps, batch=batch, log_every=20, eval_every=0, eval_batches=2),
         checkpoint=Checkpointing(every=steps),

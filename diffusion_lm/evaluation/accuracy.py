@@ -1,12 +1,13 @@
 """How many of a task's prompts were answered rightly, and how sure that is."""
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion_lm.tasks.base import Task
+from diffusion_lm.tasks.base import Example, Task
 
 
 class Share(NamedTuple):
@@ -79,6 +80,14 @@ def by_way(task: Task, predictions: Iterable[Prediction]) -> dict[Way, Accuracy]
         groups.setdefault(prediction.way, []).append(prediction)
         order.setdefault(prediction.decoding, len(order))
     return {way: accuracy(task, groups[way]) for way in sorted(groups, key=lambda way: (order[way[0]], way[1]))}
+
+
+def by_difficulty(task: Task, predictions: Iterable[Prediction]) -> dict[int, list[Prediction]]:
+    """The predictions apart by what the task measures of their examples, ascending."""
+    measured, groups = functools.cache(task.measure), {}
+    for one in predictions:
+        groups.setdefault(measured(Example(one.prompt, one.answer)), []).append(one)
+    return dict(sorted(groups.items()))
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:

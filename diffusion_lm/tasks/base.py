@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 HELD = 10  # one of so many kinds of example is a test's
 TRIES = 100_000  # draws before it is said that there is nothing more to draw
@@ -29,7 +29,10 @@ class Task(Protocol):
 
     alphabet  the characters of prompts and answers
     longest   the most characters of a prompt, and of an answer
+    measured  what `measure` counts, in a word or a few
     """
+
+    measured: ClassVar[str]
 
     @property
     def alphabet(self) -> str: ...
@@ -42,6 +45,9 @@ class Task(Protocol):
 
     def verify(self, prompt: str, answer: str) -> bool:
         """Whether the answer is right, be it the example's own or another; False for what is no answer at all."""
+
+    def measure(self, example: Example) -> int:
+        """How hard an example is among those of one difficulty: a count of something, see `measured`."""
 
     def unseen(self, example: Example) -> str:
         """What a test example shares with no training example: its prompt, its target, its grid."""

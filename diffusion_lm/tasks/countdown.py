@@ -22,6 +22,7 @@ class Countdown:
 
     numbers: int = 4
     alphabet = "0123456789,+-*/="
+    measured = "products and quotients"
 
     def __post_init__(self):
         if not 2 <= self.numbers <= 9:
@@ -57,6 +58,9 @@ class Countdown:
                 pool.remove(used)
             pool.append(c)
         return pool == [target]
+
+    def measure(self, example: Example) -> int:
+        return sum(map(example.answer.count, "*/"))
 
     def unseen(self, example: Example) -> str:
         return example.prompt.rpartition(",")[2]

@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path as File
 
@@ -23,6 +24,7 @@ class Path:
     nodes: int = 12
     length: int = 6
     alphabet = "0123456789,/-"
+    measured = "edges from where the chains meet to the goal"
 
     def __post_init__(self):
         if self.length < 3:
@@ -64,12 +66,31 @@ class Path:
         firsts, lasts = zip(*(edge.split(",") for edge in way), strict=True)
         return firsts[0] == start and lasts[-1] == goal and firsts[1:] == lasts[:-1]
 
+    def measure(self, example: Example) -> int:
+        """How far has to be looked ahead. The chains are as long before they meet as behind, so that the node where
+        they do is at the same place in any way."""
+        way = [edge.split(",")[0] for edge in example.answer.split("/")]
+        return self.length - 1 - _meeting(way, example.prompt)
+
+    def work(self, example: Example) -> str:
+        """From the goal back to where the chains meet: `3,5,11`. What is ahead of that node is then known."""
+        back = [edge.split(",")[1] for edge in reversed(example.answer.split("/"))]
+        start = example.answer.partition(",")[0]
+        return ",".join([*back, start][: self.measure(example) + 1])
+
     def unseen(self, example: Example) -> str:
         edges, _, ends = example.prompt.partition("-")
         return "/".join(sorted(edges.split("/"))) + "-" + ends
 
     def read(self, path: str | File) -> list[Example]:
         return read_rows(self, path, "input", "output")
+
+
+def _meeting(way: list[str], prompt: str) -> int:
+    """The place in a way of the node that stands in other edges too than the way's; its end, if none before it does."""
+    edges = [edge.split(",") for edge in prompt.partition("-")[0].split("/")]
+    froms, tos = Counter(a for a, _ in edges), Counter(b for _, b in edges)
+    return next((at for at, node in enumerate(way) if max(froms[node], tos[node]) == 2), len(way))
 
 
 def _edges(chain: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ class Satisfiability:
 
     variables: int = 5
     clauses: int = 0
+    measured = "right assignments"
 
     def __post_init__(self):
         if not 3 <= self.variables <= 9:
@@ -64,6 +65,12 @@ class Satisfiability:
         if not self._known(chosen) or [self._variable(literal) for literal in chosen] != list(range(self.variables)):
             return False
         return all(set(chosen) & set(clause) for clause in clauses)
+
+    def measure(self, example: Example) -> int:
+        clauses = [set(clause.split(",")) for clause in example.prompt.split("/")]
+        signs = itertools.product((True, False), repeat=self.variables)
+        assignments = (_written(self.literals, enumerate(choice)) for choice in signs)
+        return sum(not any(clause.isdisjoint(chosen) for clause in clauses) for chosen in assignments)
 
     def unseen(self, example: Example) -> str:
         return "/".join(sorted(example.prompt.split("/")))

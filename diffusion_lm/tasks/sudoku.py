@@ -41,6 +41,7 @@ class Sudoku:
     size: Literal[4, 6, 9] = 9
     least: int = 31
     most: int = 36
+    measured = "blanks"
 
     def __post_init__(self):
         if self.size not in BOXES:
@@ -78,6 +79,15 @@ class Sudoku:
             return False
         digits = set("123456789"[: self.size])
         return all({answer[cell] for cell in unit} == digits for unit in _units(self.size))
+
+    def measure(self, example: Example) -> int:
+        return example.prompt.count("0")
+
+    def work(self, example: Example) -> str:
+        """The grid after half of the rounds (rounded up) in which blanks follow from what stands (see `_rounds`)."""
+        rounds = _rounds(self.size, *example)
+        half = (max(rounds) + 1) // 2
+        return "".join([digit if when <= half else "0" for digit, when in zip(example.answer, rounds, strict=True)])
 
     def unseen(self, example: Example) -> str:
         return example.answer if self.size == 4 else _class(self.size, example.answer)
@@ -156,6 +166,29 @@ def _only_place(candidates, free, homes) -> tuple[int, int] | None:
             bit = single & -single
             return next(c for c, bits in candidates.items() if bits & bit and unit in homes[c]), bit
     return None
+
+
+def _rounds(size: int, puzzle: str, grid: str) -> list[int]:
+    """The round that finds each cell of a puzzle's grid: 0 a given one; each round those that have one candidate, or
+    are the one place of a digit in a row, column or box, by what stood before. What no round finds comes last."""
+    units, homes = _units(size), _homes(size)
+    rounds, standing, number = [0 if digit != "0" else None for digit in puzzle], list(puzzle), 0
+    while None in rounds:
+        number += 1
+        candidates = {
+            cell: set(grid) - {standing[i] for unit in homes[cell] for i in units[unit]}
+            for cell, when in enumerate(rounds)
+            if when is None
+        }
+        places = [Counter(d for cell in unit for d in candidates.get(cell, ())) for unit in units]
+        found = [
+            cell
+            for cell, digits in candidates.items()
+            if len(digits) == 1 or any(places[unit][grid[cell]] == 1 for unit in homes[cell])
+        ]
+        for cell in found or candidates:
+            rounds[cell], standing[cell] = number, grid[cell]
+    return rounds
 
 
 def _toggle(free: list[int], units: tuple[int, int, int], bit: int) -> None:

@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from diffusion_lm.visualize.page import write_whole
@@ -23,18 +24,21 @@ class Line(NamedTuple):
     high: Sequence[float]
 
 
-def panels(
-    charts: Mapping[str, Mapping[str, Line]],
-    path: str | os.PathLike,
-    *,
-    x_label: str,
-    y_label: str,
-    levels: Mapping[str, Mapping[str, float]] | None = None,
-) -> None:
-    """Write a chart a title, each with its named lines, as .svg, .png or .pdf. xs are powers of 2, ys shares.
+class Chart(NamedTuple):
+    """Named lines over one axis. doubling: a step to the right is twice as much. levels: name -> y, drawn across the
+    chart, for what has no x."""
 
-    levels: title -> name -> y, drawn across the chart, for what has no x. Raises ImportError without matplotlib,
-    ValueError where there is no chart or matplotlib doesn't know the ending, OSError where path can't be written.
+    lines: Mapping[str, Line]
+    x_label: str
+    doubling: bool = True
+    levels: Mapping[str, float] = MappingProxyType({})
+
+
+def panels(charts: Mapping[str, Chart], path: str | os.PathLike, *, y_label: str) -> None:
+    """Write a chart a title, as .svg, .png or .pdf; ys are shares.
+
+    Raises ImportError without matplotlib, ValueError where there is no chart or matplotlib doesn't know the ending,
+    OSError where path can't be written.
     """
     if not charts:
         raise ValueError("no chart to draw: give at least one")
@@ -45,22 +49,28 @@ def panels(
     across = min(ACROSS, len(charts))
     down = -(-len(charts) // across)
     figure = Figure(figsize=(4.2 * across, 3.4 * down), layout="constrained", dpi=150)
-    for axes, (title, lines) in zip(figure.subplots(down, across, squeeze=False).flat, charts.items(), strict=False):
-        for (name, line), style in zip(lines.items(), itertools.cycle(STYLES), strict=False):
-            (drawn,) = axes.plot(line.xs, line.ys, style, label=name, linewidth=1.6, marker="o", markersize=3.5)
-            axes.fill_between(line.xs, line.low, line.high, color=drawn.get_color(), alpha=0.15, linewidth=0)
-        for (name, y), dashes in zip((levels or {}).get(title, {}).items(), itertools.cycle(DASHES), strict=False):
-            axes.axhline(y, label=name, linewidth=1.2, linestyle=dashes, color="0.4")
-        axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(-0.02, 1.02))
-        ticks = sorted({x for line in lines.values() for x in line.xs})
-        if ticks:
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+    for axes, (title, chart) in zip(figure.subplots(down, across, squeeze=False).flat, charts.items(), strict=False):
+        axes.set(title=title, xlabel=chart.x_label, ylabel=y_label, ylim=(-0.02, 1.02))
+        _draw(axes, chart)
     for axes in list(figure.axes)[len(charts) :]:
         axes.remove()
     image = io.BytesIO()
     figure.savefig(image, format=Path(path).suffix.removeprefix("."))
     write_whole(path, image.getvalue())
+
+
+def _draw(axes, chart: Chart) -> None:
+    for (name, line), style in zip(chart.lines.items(), itertools.cycle(STYLES), strict=False):
+        (drawn,) = axes.plot(line.xs, line.ys, style, label=name, linewidth=1.6, marker="o", markersize=3.5)
+        axes.fill_between(line.xs, line.low, line.high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+    for (name, y), dashes in zip(chart.levels.items(), itertools.cycle(DASHES), strict=False):
+        axes.axhline(y, label=name, linewidth=1.2, linestyle=dashes, color="0.4")
+    ticks = sorted({x for line in chart.lines.values() for x in line.xs})
+    if ticks and chart.doubling:
+        axes.set_xscale("log", base=2)
+    if ticks:
+        axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
+        axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)

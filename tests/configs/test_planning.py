@@ -9,14 +9,14 @@ import flax.linen as nn
 import jax
 import pytest
 
-from configs.planning.cells import TASKS, objectives
+from configs.planning.cells import TASKS, kinds
 from diffusion_lm.build import build
 from diffusion_lm.config import from_json, load, override, to_json
 from diffusion_lm.nn.denoiser import Denoiser, init_params
 
 FOLDER = Path(__file__).parents[2] / "configs/planning"
 STATED = {"m1": 0.87e6, "m6": 5.4e6, "m85": 85e6}  # parameters, as their docstrings say
-CELLS = [f"{task}-{kind}" for task in TASKS for kind in objectives(TASKS[task])]
+CELLS = [f"{task}-{kind}" for task in TASKS for kind in kinds(TASKS[task])]
 TINY = ["model.width=16", "model.layers=1", "model.heads=2", "model.mlp=16", "train.steps=2", "train.batch=2"]
 
 
@@ -37,11 +37,12 @@ def test_loads_and_survives_json(cell):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_kinds_of_a_task_differ_in_objective_and_row_alone(task):
-    one, *others = [config_of("m1", f"{task}-{kind}") for kind in objectives(TASKS[task])]
+    one, *others = [config_of("m1", f"{task}-{kind}") for kind in kinds(TASKS[task])]
     for other in others:
-        data = dataclasses.replace(other.data, length=one.data.length)
+        data = dataclasses.replace(other.data, length=one.data.length, task=one.data.task)
         assert dataclasses.replace(other, objective=one.objective, data=data) == one
-    assert len({one.objective, *(other.objective for other in others)}) == len(others) + 1
+        assert getattr(other.data.task, "task", other.data.task) == one.data.task
+    assert len({(found.objective, found.data.task) for found in (one, *others)}) == len(others) + 1
 
 
 @pytest.mark.parametrize("size", STATED)

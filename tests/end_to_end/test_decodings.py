@@ -16,7 +16,7 @@ from diffusion_lm.nn.denoiser import init_params
 from diffusion_lm.tasks import base
 from diffusion_lm.tasks.countdown import Countdown
 from diffusion_lm.tasks.queens import Queens
-from launch import board, decodings
+from launch import board, curves, decodings
 
 TINY = ("model.width=16", "model.layers=1", "model.heads=2", "model.mlp=16")
 
@@ -94,15 +94,26 @@ def test_rows_and_charts_say_which_decoding(tmp_path):
     ways = [("tokens", 0), ("confidence", 8), ("revise", 8)]
     right = decodings.Prediction("2000", "2413", "2413", "", 0, 5)
     write_predictions(cell / "predictions.jsonl", [right._replace(decoding=d, passes=p) for d, p in ways])
-    rows = board.rows(cell, task, "queens", "joint")
-    assert [(row.decoding, row.passes) for row in rows] == ways and all(row.solved[0] == 1 for row in rows)
-    board.write(rows, tmp_path)
+    found = board.read(cell, task, "queens", "joint")
+    assert [(row.decoding, row.passes) for row in found.rows] == ways and all(r.solved[0] == 1 for r in found.rows)
+    assert not found.learning and {hard for hard, _ in found.difficulty} == {1}
+    board.write([found], tmp_path)
     lines = [line.split(" | ") for line in (tmp_path / "scoreboard.md").read_text().splitlines()[2:5]]
     assert [line[3:5] for line in lines] == [["token by token", ""], ["confidence", "8"], ["revise", "8"]]
     assert lines[2][9:12] == ["31", "21", "11"] and lines[1][9:12] == ["", "", ""]
-    page = (tmp_path / "scoreboard.svg").read_text()
+    path = tmp_path / "scoreboard.svg"
+    curves.write([found], path)
     for text in ("queens, joint", "token by token", "confidence", "revise"):
-        assert f"<!-- {text} -->" in page
-    board.write(rows[:2], tmp_path)
-    page = (tmp_path / "scoreboard.svg").read_text()
+        assert f"<!-- {text} -->" in path.read_text()
+    curves.write([found._replace(rows=found.rows[:2])], path)
+    page = path.read_text()
     assert "<!-- queens -->" in page and "<!-- joint, token by token -->" in page and "<!-- joint -->" in page
+
+
+def test_what_stands_for_a_network_where_few_ways_can():
+    """The passes beyond an answer's positions would commit nothing more."""
+    task, ways = Queens(size=4), [Way("tokens", 0), *(Way("random", p) for p in (1, 4, 1000)), Way("revise", 5)]
+    assert board.standing(task, ways) == [ways[0], ways[2]]
+    assert (
+        board.standing(task, [Way("random", 64)]) == [Way("random", 64)] and board.standing(task, ways[:1]) == ways[:1]
+    )

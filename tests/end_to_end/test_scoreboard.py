@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_lm.evaluation.accuracy import read_predictions
+
 ROOT = Path(__file__).parents[2]
 TINY = ("model.width=16", "model.layers=1", "model.heads=2", "model.mlp=16", "train.steps=2", "train.batch=4",
         "checkpoint.every=2", "data.valid=2")  # fmt: skip
@@ -38,11 +40,13 @@ def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_
         assert 0 <= row["solved"][1] <= row["solved"][0] <= row["solved"][2] <= 1
     table = (tmp_path / "scoreboard.md").read_text().splitlines()
     assert sum(line.startswith("| sudoku4 |") for line in table) == 2
-    assert "<svg" in (tmp_path / "scoreboard.svg").read_text()
+    page = (tmp_path / "scoreboard.svg").read_text()
+    assert "<!-- sudoku4, by difficulty -->" in page and "<!-- blanks -->" in page
+    assert "as it learns" not in page  # there is but one checkpoint
 
     path = tmp_path / "sudoku4-joint-0/predictions.jsonl"
     assert len(path.read_text().splitlines()) == 12
-    code, out, err = launch("rescore", "--task=sudoku4", f"--predictions={path}")
+    code, out, err = launch("rescore", "--cell=sudoku4-joint", f"--predictions={path}")
     assert code == 0, err
     counts = json.loads(out[-1])
     assert {decoding: list(of) for decoding, of in counts.items()} == {"tokens": ["0"], "confidence": ["3"]}
@@ -51,7 +55,7 @@ def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_
         assert [found["count"] / found["total"], found["low"], found["high"]] == row["solved"]
 
     prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
-    code, out, err = launch("rescore", "--task=sudoku4", f"--predictions={path}", "--by=0")
+    code, out, err = launch("rescore", "--cell=sudoku4-joint", f"--predictions={path}", "--by_difficulty")
     assert code == 0, err
     apart = {int(blanks): counted for blanks, counted in json.loads(out[-1]).items()}
     assert list(apart) == sorted({prompt.count("0") for prompt in prompts}) and len(apart) > 1
@@ -78,13 +82,17 @@ def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_
     assert "confidence, 3 passes" in picture and "remask, 3 passes" in picture
 
 
-def test_a_cell_keeps_the_steps_that_were_measured_first(tmp_path):
+def test_a_cell_keeps_the_steps_that_were_measured_first_and_each_checkpoint_is_asked(tmp_path):
     """What goes on after a stop must end where it would have ended."""
     (tmp_path / "sudoku4-ar-0").mkdir()
     (tmp_path / "sudoku4-ar-0/steps.json").write_text('{"steps": 9}')
     code, out, err = board(tmp_path, "--models=ar", "--budget=1")
     assert code == 0, err
     assert [row["steps"] for row in json.loads(out[-1])["rows"]] == [8]  # four checkpoints
+    asked = [read_predictions(tmp_path / f"sudoku4-ar-0/predictions{step}.jsonl") for step in ("-2", "-4", "-6", "")]
+    assert len({tuple(one.prompt for one in found) for found in asked}) == 1 and len(asked[0]) == 6
+    page = (tmp_path / "scoreboard.svg").read_text()
+    assert "<!-- sudoku4, as it learns -->" in page and "<!-- examples seen -->" in page and "<!-- 24 -->" in page
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_lm.config import load, override
 from diffusion_lm.evaluation import speed
 from diffusion_lm.evaluation.speed import Row, Timing
 from diffusion_lm.nn.bound import Bound
@@ -20,7 +21,7 @@ from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.types import Bidirectional, Causal
-from launch import legs, torch_legs
+from launch import feeding, legs, torch_legs
 
 SIZES = legs.Sizes(vocab=11, width=16, layers=1, heads=2, mlp=24)
 WRITES = {"mask": 11, "eot": 12}
@@ -115,6 +116,13 @@ def test_a_generation_leg_writes_all_that_is_asked_again_and_again(writer, nfe):
     one, two = generate(), generate()
     assert int(one.length[0]) == 6 and int(one.nfe) == nfe
     np.testing.assert_array_equal(one.tokens, two.tokens)
+
+
+def test_what_drawing_costs_is_held_against_one_batch_again_and_again(quick_compile):
+    tiny = ("model.width=16", "model.layers=1", "model.heads=2", "model.mlp=16", "train.batch=2", "data.valid=2")
+    row = feeding.fed("path", override(load("configs/planning/m1.py:path-ar"), tiny), drawn=20, repeats=2)
+    assert row.name == "feed path, batch 2" and row.value > 0 < row.reference and row.ratio > 0 < row.best_ratio
+    assert "one core draws" in row.note
 
 
 def test_the_loss_needs_no_memory_for_all_logits():
