@@ -1,5 +1,5 @@
 """Characters of Shakespeare at nanoGPT's CPU setting, as ar, masked, uniform, mixture, score, flow, embedding, block,
-joint, joint_uniform, distilled or distilled_embedding.
+joint, joint_uniform, distilled, distilled_uniform or distilled_embedding.
 
     curl -O https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt
     python -m launch.train --config=configs/tinyshakespeare.py:ar --workdir=runs/ar --set=data.path=input.txt
@@ -11,7 +11,7 @@ docs/tinyshakespeare.md has ar and joint at other sizes and times; docs/compare.
 `embedding` is flow matching of the characters' vectors. `joint_uniform` is DiffusionGemma's way: a uniform-noise canvas
 over a causal prefix, told what the last pass said; write with it by --sampler=renoise or ancestral. `distilled` begins
 as a trained `masked` and learns to write in 8 passes what that writes in 16: --set=objective.teacher=runs/masked;
-`distilled_embedding` as an `embedding`, 4 passes for 16 of its ODE.
+`distilled_uniform` as a `uniform`; `distilled_embedding` as an `embedding`, 4 passes for 16 of its ODE.
 """
 
 from diffusion_lm.config import Config, Data
@@ -44,6 +44,7 @@ KINDS = {
     "joint": (Absorbing(), Joint(block=16)),
     "joint_uniform": (Uniform(), Joint(block=16)),
     "distilled": (Absorbing(), Distillation(objective=ELBO(), steps=8)),
+    "distilled_uniform": (Uniform(), Distillation(objective=ELBO(), steps=8)),
     "distilled_embedding": (Gaussian(noise=4.0), Distillation(objective=EmbeddingFlow(), steps=4, passes=4)),
 }
 TOLD = {  # what else than the text these networks are told

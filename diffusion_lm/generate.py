@@ -6,6 +6,7 @@ from typing import Any
 from diffusion_lm import costs
 from diffusion_lm.answers import Answer, fill, story, write
 from diffusion_lm.build import Model
+from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.samplers.ancestral import Ancestral
@@ -124,9 +125,12 @@ def embedding(
 
 
 def reverse(model: Model, *, draw: Draw, canvas: int, passes: int) -> Canvases:
-    """The writer of canvases that undoes the noise as the process has it, whatever it lies on."""
-    way = embedding if isinstance(model.process, Gaussian) else ancestral
-    return way(model, draw=draw, canvas=canvas, passes=passes)
+    """The writer of canvases that undoes the noise as the process has it, whatever it lies on; a student of a flow
+    by the ODE that it was taught."""
+    if not isinstance(model.process, Gaussian):
+        return ancestral(model, draw=draw, canvas=canvas, passes=passes)
+    churn = 0.0 if isinstance(model.config.objective, Distillation) else 1.0
+    return embedding(model, draw=draw, canvas=canvas, passes=passes, churn=churn)
 
 
 def remasking(

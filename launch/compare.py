@@ -2,10 +2,13 @@
 
     python -m launch.compare --data=input.txt --budget=10 --workdir=runs/compare --out=runs/compare
 
-Families are kinds of configs/tinyshakespeare.py. All make the same number of updates, as many as fit `--budget` minutes
-a family on average by their speed in a first few; `ar` comes first, as it judges what the others write. Started again,
-it goes on from where it was, within a family too. A family that fails keeps its row and says why. Written: table.md
-and figure.png (or --figure=svg), and as the last line on standard output a JSON object.
+Families are kinds of configs/tinyshakespeare.py, with settings of their own behind colons where there are any:
+mixture:process.uniform=0.2. All make the same number of updates, as many as fit `--budget` minutes a family on average
+by their speed in a first few; `ar` comes first, as it judges what the others write. A student (kinds `distilled...`)
+makes its updates behind those of its teacher, the family of the same network, noise and objective, and isn't asked for
+its speed beforehand. Started again, it goes on from where it was, within a family too. A family that fails keeps its
+row and says why. Written: table.md and figure.png (or --figure=svg), and as the last line on standard output a JSON
+object.
 """
 
 import functools
@@ -25,6 +28,7 @@ from diffusion_lm.data import loader
 from diffusion_lm.evaluation.likelihood import held_out
 from diffusion_lm.evaluation.samples import judged, quality
 from diffusion_lm.evaluation.speed import updates
+from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.training import loop
 from diffusion_lm.visualize.page import write_whole
@@ -34,7 +38,7 @@ from launch import flags as launch_flags
 CONFIG = Path(__file__).parents[1] / "configs/tinyshakespeare.py"
 DATA = flags.DEFINE_string("data", None, "A file, folder or glob of text.", required=True)
 ALL = "ar,masked,uniform,mixture,score,flow,embedding,joint,joint_uniform"
-FAMILIES = flags.DEFINE_list("families", ALL, "Kinds to train, ar among them.")
+FAMILIES = flags.DEFINE_list("families", ALL, "Kinds to train, ar among them; or KIND:KEY=VALUE.")
 BUDGET = flags.DEFINE_float("budget", 10.0, "Minutes a family, on average.")
 WORKDIR = launch_flags.define_workdir()
 OUT = flags.DEFINE_string("out", None, "Folder for table and figure; none: the workdir.")
@@ -53,7 +57,12 @@ def main() -> dict:
     plan = _plan(home, families)
     for family in families:
         record = records[family] = Record(home / family / "record.json")
-        if not _train(family, home / family, plan["steps"], record):
+        config = _config(family, plan["steps"])
+        if teacher := _teacher(family, families):
+            config = override(config, [f"objective.teacher={home / teacher}"])
+            if "failed" in records[teacher]:
+                record.keep(failed=f"its teacher, {teacher}, failed")
+        if not _train(family, config, home / family, record):
             return {"interrupted": family, **plan}
         if "failed" not in record:
             model, judge = load_for_inference(home / family), load_for_inference(home / "ar")
@@ -69,9 +78,11 @@ def main() -> dict:
 
 
 def _families() -> list[str]:
-    families = sorted(dict.fromkeys(FAMILIES.value), key=lambda family: family != "ar")
-    for check in (passes_asked, *(functools.partial(_config, family) for family in families)):
+    """ar first, students behind their teachers."""
+    families = list(dict.fromkeys(FAMILIES.value))
+    for check in (passes_asked, *(functools.partial(_teacher, family, families) for family in families)):
         check()  # what is wrong with any of it is said before the first update
+    families.sort(key=lambda family: (family != "ar", _is_student(_config(family))))
     if families[:1] != ["ar"]:
         raise ValueError("--families needs ar among them: it judges what the others write")
     if not BUDGET.value > 0 or TEXTS.value < 2:
@@ -87,7 +98,8 @@ def passes_asked() -> list[int]:
 
 
 def _config(family: str, steps: int = 20) -> Config:
-    """The family's kind on rows of one length."""
+    """The family's kind on rows of one length, as it is set."""
+    kind, *own = family.split(":")
     fixed = [
         f"data.path={DATA.value}",
         f"data.length={GIVEN + WRITTEN}",
@@ -95,7 +107,24 @@ def _config(family: str, steps: int = 20) -> Config:
         "train.eval_every=0",
         "train.eval_batches=1",
     ]
-    return override(load(f"{CONFIG}:{family}"), [*fixed, f"seed={SEED.value}", *SETTINGS.value])
+    return override(load(f"{CONFIG}:{kind}"), [*fixed, f"seed={SEED.value}", *SETTINGS.value, *own])
+
+
+def _is_student(config: Config) -> bool:
+    return isinstance(config.objective, Distillation)
+
+
+def _teacher(family: str, families: list[str]) -> str | None:
+    """The family that this one learns from, if it is a student; ValueError where there is none."""
+    asked = _config(family)
+    if not _is_student(asked):
+        return None
+    wanted = (asked.model, asked.process, asked.objective.objective)
+    for other in families:
+        found = _config(other)
+        if (found.model, found.process, found.objective) == wanted:
+            return other
+    raise ValueError(f"--families: {family} needs a teacher among them, of the same network, noise and objective")
 
 
 class Record(dict):
@@ -119,8 +148,9 @@ def _plan(home: Path, families: list[str]) -> dict:
         was = {name: plan[name] for name in asked}
         raise ValueError(f"--workdir={home} holds another comparison, {json.dumps(was)}: use a new one")
     if "steps" not in plan:
-        slow = {family: _seconds_an_update(_config(family)) for family in families}
-        fit = 60 * BUDGET.value * len(families) / sum(slow.values())
+        configs = {family: _config(family) for family in families}
+        slow = {family: _seconds_an_update(c) for family, c in configs.items() if not _is_student(c)}
+        fit = 60 * BUDGET.value * len(slow) / sum(slow.values())
         plan.keep(**asked, steps=max(10, int(fit) // 10 * 10), seconds_an_update=slow)
     return dict(plan)
 
@@ -130,11 +160,10 @@ def _seconds_an_update(config: Config) -> float:
         return updates(build(config, nowhere).job)[1]
 
 
-def _train(family: str, home: Path, steps: int, record: Record) -> bool:
+def _train(family: str, config: Config, home: Path, record: Record) -> bool:
     """False if it was told to stop."""
     if "steps" in record or "failed" in record:
         return True
-    config = _config(family, steps)
     run = build(config, home)
     try:
         done = loop.run(run.job, config.train, home, run.checkpoints)
@@ -144,7 +173,7 @@ def _train(family: str, home: Path, steps: int, record: Record) -> bool:
         record.keep(failed=str(error))
         return True
     if not done.interrupted:
-        record.keep(steps=steps, tokens_per_s=done.tokens_per_s, train_seconds=done.seconds)
+        record.keep(steps=config.train.steps, tokens_per_s=done.tokens_per_s, train_seconds=done.seconds)
     return not done.interrupted
 
 
