@@ -1,5 +1,5 @@
-"""Characters of Shakespeare at nanoGPT's CPU setting, as ar, masked, uniform, mixture, score, flow, embedding, block,
-joint, joint_uniform, distilled, distilled_uniform or distilled_embedding.
+"""Characters of Shakespeare at nanoGPT's CPU setting, as ar, masked, uniform, mixture, score, flow, embedding,
+learned, block, joint, joint_uniform, distilled, distilled_uniform or distilled_embedding.
 
     curl -O https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt
     python -m launch.train --config=configs/tinyshakespeare.py:ar --workdir=runs/ar --set=data.path=input.txt
@@ -8,10 +8,12 @@ joint, joint_uniform, distilled, distilled_uniform or distilled_embedding.
 Hardware: 2 CPU cores. Time: ar 86 s, compilation included; the others not yet run at this setting.
 Number to expect, nats per held-out character: ar 1.654 (2026-11-21, seed 0; nanoGPT's own, published: 1.88).
 docs/tinyshakespeare.md has ar and joint at other sizes and times; docs/compare.md most of them side by side.
-`embedding` is flow matching of the characters' vectors. `joint_uniform` is DiffusionGemma's way: a uniform-noise canvas
-over a causal prefix, told what the last pass said; write with it by --sampler=renoise or ancestral. `distilled` begins
-as a trained `masked` and learns to write in 8 passes what that writes in 16: --set=objective.teacher=runs/masked;
-`distilled_uniform` as a `uniform`; `distilled_embedding` as an `embedding`, 4 passes for 16 of its ODE.
+`embedding` is flow matching of the characters' vectors. `learned` is masked diffusion that learns which characters are
+masked late and revealed early, and reads each row twice for that. `joint_uniform` is DiffusionGemma's way: a uniform-
+noise canvas over a causal prefix, told what the last pass said; write with it by --sampler=renoise or ancestral.
+`distilled` begins as a trained `masked` and learns to write in 8 passes what that writes in 16:
+--set=objective.teacher=runs/masked; `distilled_uniform` as a `uniform`; `distilled_embedding` as an `embedding`, 4
+passes for 16 of its ODE.
 """
 
 from diffusion_lm.config import Config, Data
@@ -22,11 +24,13 @@ from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
 from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.objectives.learned_noise import LearnedNoise
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.flow import UniformFlow
 from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore
+from diffusion_lm.processes.tokenwise import Learned
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
@@ -40,6 +44,7 @@ KINDS = {
     "score": (AbsorbingScore(), ELBO()),
     "flow": (UniformFlow(), ELBO()),
     "embedding": (Gaussian(noise=4.0), EmbeddingFlow()),
+    "learned": (Learned(), LearnedNoise()),
     "block": (Absorbing(), BlockELBO(block=16)),
     "joint": (Absorbing(), Joint(block=16)),
     "joint_uniform": (Uniform(), Joint(block=16)),

@@ -3,17 +3,16 @@
 import dataclasses
 import functools
 import itertools
-import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from diffusion_lm import sharding
+from diffusion_lm.checks import check_config, check_rows, check_workdir
 from diffusion_lm.config import Config, Data, from_json, to_json
 from diffusion_lm.data import corpora, examples, loader
 from diffusion_lm.data.tokenizer import Tokenizer, train_tokenizer
@@ -21,21 +20,16 @@ from diffusion_lm.nn import flops
 from diffusion_lm.nn.bound import Bound
 from diffusion_lm.nn.denoiser import Denoiser, init_params
 from diffusion_lm.objectives.distillation import Distillation
+from diffusion_lm.objectives.learned_noise import LearnedNoise
 from diffusion_lm.objectives.self_conditioning import SelfConditioned
 from diffusion_lm.processes.base import Process
 from diffusion_lm.processes.gaussian import Gaussian
+from diffusion_lm.processes.tokenwise import Learned, Tokenwise
 from diffusion_lm.training import state as train_state
 from diffusion_lm.training.checkpoint import Checkpoints, Meta
 from diffusion_lm.training.loop import Job
 from diffusion_lm.training.step import LossFn, make_step, make_steps
 from diffusion_lm.types import Batch
-
-log = logging.getLogger(__name__)
-
-# What may change between a checkpoint and the run that goes on from it; anything else would be another experiment.
-FREE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.steps_per_call",
-        "train.accumulate", "checkpoint.", "mesh.", "optim.", "data.path", "data.tokenizer", "data.cache",
-        "data.workers")  # fmt: skip
 
 
 class Text(NamedTuple):
@@ -114,10 +108,8 @@ def build(config: Config, workdir: Path | str) -> Run:
     text = read_data(config, stored and stored[1])
     module, process = build_model(config, text.tokenizer)
     teacher = load_teacher(config, text.tokenizer)
-    loss = build_loss(config, module, process, teacher=teacher)
-    bound = build_loss(config, module, process, bound=True)
-    init = functools.partial(init_params, module) if teacher is None else teacher.boxed
-    job = build_job(config, text, mesh, loss, init, bound=bound)
+    loss, bound = build_loss(config, module, process), build_loss(config, module, process, bound=True)
+    job = build_job(config, text, mesh, loss, build_init(module, process), bound=bound, teacher=teacher)
     job = dataclasses.replace(job, flops=functools.cache(lambda: update_flops(config, module, process)))
     return Run(config, job, checkpoints, text, module, process)
 
@@ -179,26 +171,36 @@ def build_model(config: Config, tokenizer: Tokenizer) -> tuple[Denoiser, Process
     return Denoiser(architecture=config.model, vocab=tokenizer.vocab), process
 
 
-def build_loss(
-    config: Config, module: Denoiser, process: Process, *, bound: bool = False, teacher: Bound | None = None
-) -> LossFn:
-    """The objective, as a function of the parameters. bound, teacher: see `objective_of`."""
-    objective = objective_of(config, bound=bound, teacher=teacher)
+def build_init(module: Denoiser, process: Process) -> Callable:
+    """key -> fresh parameters, boxed with their logical axes: the network's, and the process's if it learns any."""
+    learned = {"noise": process.fresh()} if isinstance(process, Learned) else {}
+    return lambda key: init_params(module, key) | learned
 
-    def loss(params, key, batch):
-        return objective(Bound(module=module, params=params).denoise, process, key, batch)
+
+def noise_of(process: Process, params: dict) -> Process:
+    """The process, with what was learned of it."""
+    return process.of(params["noise"]) if isinstance(process, Learned) else process
+
+
+def build_loss(config: Config, module: Denoiser, process: Process, *, bound: bool = False) -> LossFn:
+    """The objective, as a function of the parameters; behind the batch, of a teacher if it has one. bound: see
+    `objective_of`."""
+    objective = objective_of(config, bound=bound)
+
+    def loss(params, key, batch, teacher: Bound | None = None):
+        taught = {} if teacher is None else {"teacher": teacher.denoise}
+        return objective(Bound(module=module, params=params).denoise, noise_of(process, params), key, batch, **taught)
 
     return loss
 
 
-def objective_of(config: Config, *, bound: bool, teacher: Bound | None = None) -> Callable:
-    """What is trained (by a teacher, if the objective has one); or the bound that evaluation reports, which is the same
-    unless the objective has another (`types.Objective`). Called as an objective is; without teachers, equal configs'
-    are equal. ValueError for a mixture that can't be."""
+def objective_of(config: Config, *, bound: bool) -> Callable:
+    """What is trained; or the bound that evaluation reports, which is the same unless the objective has another
+    (`types.Objective`). Called as an objective is; equal configs' are equal. ValueError for a mixture that can't be."""
     objective = config.objective
     asked = objective.bound if bound and hasattr(objective, "bound") else objective
-    if teacher is not None:
-        asked = functools.partial(asked, teacher=teacher.denoise)
+    if isinstance(config.process, Learned) != isinstance(getattr(objective, "objective", objective), LearnedNoise):
+        raise ValueError("process=Learned() and objective=LearnedNoise() need each other: set both, or neither")
     if not config.model.self_conditioning:
         return asked
     if objective.canvas == 1 and objective.prefix is None:
@@ -207,7 +209,7 @@ def objective_of(config: Config, *, bound: bool, teacher: Bound | None = None) -
 
 
 def load_teacher(config: Config, tokenizer: Tokenizer) -> Bound | None:
-    """The trained network that the objective learns from, as numbers that go with any mesh; None where it has none.
+    """The trained network that the objective learns from, its numbers on the host; None where it has none.
 
     ValueError unless it is of the same network, noise, objective and tokenizer.
     """
@@ -229,11 +231,12 @@ def load_teacher(config: Config, tokenizer: Tokenizer) -> Bound | None:
 
 
 def update_flops(config: Config, module: Denoiser, process: Process) -> int:
-    """An update's useful operations, by the formula of `nn.flops`; not those of a teacher."""
-    asked = config.objective.objective if isinstance(config.objective, Distillation) else config.objective
+    """An update's useful operations, by the formula of `nn.flops`."""
+    noise = process.of(process.fresh()) if isinstance(process, Learned) else process
 
-    def objective(denoise, key, batch):
-        return asked(denoise, process, key, batch)
+    def objective(denoise, teacher, key, batch):
+        taught = {"teacher": teacher} if isinstance(config.objective, Distillation) else {}
+        return config.objective(denoise, noise, key, batch, **taught)
 
     return config.train.accumulate * flops.of_update(module, objective, abstract_batch(config))
 
@@ -245,13 +248,17 @@ def build_job(
     loss: LossFn,
     init: Callable,
     bound: LossFn | None = None,
+    teacher: Bound | None = None,
 ) -> Job:
-    """Everything jitted and laid out on the mesh. bound: what is evaluated; none: the loss."""
+    """Everything jitted and laid out on the mesh. bound: what is evaluated; none: the loss. teacher: whom the loss
+    learns from."""
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-    update, whole = build_update(config, mesh, loss, init), sharding.replicated(mesh)
+    update, whole = build_update(config, mesh, loss, init, teacher), sharding.replicated(mesh)
     batches = _train_batches(config, text, mesh)
     # a row of the wrong length shows here
-    jax.eval_shape(loss, update.abstract.params, train_key, abstract_batch(config))
+    jax.eval_shape(
+        loss, update.abstract.params, train_key, abstract_batch(config), *(() if teacher is None else (teacher,))
+    )
     return Job(
         initial=lambda: update.initial(init_key),
         abstract=update.abstract,
@@ -264,22 +271,48 @@ def build_job(
     )
 
 
-def build_update(config: Config, mesh: jax.sharding.Mesh, loss: LossFn, init: Callable) -> Update:
-    """The jitted update and its state's layout; runs nothing, so the mesh's devices need not be there."""
+def build_update(
+    config: Config, mesh: jax.sharding.Mesh, loss: LossFn, init: Callable, teacher: Bound | None = None
+) -> Update:
+    """The jitted update and its state's layout; runs nothing, so the mesh's devices need not be there, but for a
+    teacher's parameters: those go there, for the state to begin with and for each update to be handed."""
     train, optim = config.train, config.optim
     optimizer = optim.build(train.steps, jax.eval_shape(init, jax.random.key(0)))
 
-    def initial(key):
-        return train_state.initial(init, optimizer, train.ema > 0, key)
+    def initial(key, *teacher):
+        begin = functools.partial(_boxed_as, init, *teacher) if teacher else init
+        return train_state.initial(begin, optimizer, train.ema > 0, key)
+
+    def steps(state, key, batches, *teacher):
+        asked = functools.partial(_behind, loss, *teacher) if teacher else loss
+        step = make_step(asked, optimizer, optim.rate(train.steps), accumulate=train.accumulate, ema=train.ema)
+        return make_steps(step)(state, key, batches)
 
     boxed = jax.eval_shape(initial, jax.random.key(0))
     shardings, whole = sharding.state_shardings(mesh, boxed), sharding.replicated(mesh)
-    step = make_steps(make_step(loss, optimizer, optim.rate(train.steps), accumulate=train.accumulate, ema=train.ema))
+    abstract = sharding.placed(train_state.unboxed(boxed), shardings)
+    first = sharding.on(mesh, lambda key, *teacher: train_state.unboxed(initial(key, *teacher)))
+    first = jax.jit(first, out_shardings=shardings)
+    step = jax.jit(sharding.on(mesh, steps), donate_argnums=0, out_shardings=(shardings, whole))
+    if teacher is None:
+        return Update(initial=first, abstract=abstract, step=step)
+    teacher = teacher.replace(params=jax.device_put(teacher.params, shardings.params))
     return Update(
-        initial=jax.jit(sharding.on(mesh, lambda key: train_state.unboxed(initial(key))), out_shardings=shardings),
-        abstract=sharding.placed(train_state.unboxed(boxed), shardings),
-        step=jax.jit(sharding.on(mesh, step), donate_argnums=0, out_shardings=(shardings, whole)),
+        initial=lambda key: first(key, teacher),
+        abstract=abstract,
+        step=lambda state, key, batches: step(state, key, batches, teacher),
     )
+
+
+def _boxed_as(init: Callable, teacher: Bound, key: jax.Array) -> dict:
+    """The teacher's parameters, boxed with their logical axes as `init` has fresh ones."""
+    is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
+    put = lambda fresh, known: fresh.replace_boxed(known) if is_box(fresh) else known  # noqa: E731
+    return jax.tree.map(put, init(key), teacher.params, is_leaf=is_box)
+
+
+def _behind(loss: LossFn, teacher: Bound, params, key: jax.Array, batch: Batch):
+    return loss(params, key, batch, teacher)
 
 
 def _train_batches(config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
@@ -325,55 +358,15 @@ def load_for_inference(workdir: Path | str, *, step: int | None = None, ema: boo
         raise FileNotFoundError(f"{checkpoints.folder} holds no checkpoint; train one with launch.train")
     config, tokenizer = from_json(found[1].config), Tokenizer.from_bytes(found[1].tokenizer)
     module, process = build_model(config, tokenizer)
-    boxed = jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
+    boxed = jax.eval_shape(build_init(module, process), jax.random.key(0))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = nn.meta.unbox(boxed)
     abstract = sharding.placed(abstract, jax.tree.map(lambda _: here, abstract))
     step, params = checkpoints.restore_params(abstract, step=step, ema=ema)
+    process = noise_of(process, params)
+    if isinstance(process, Tokenwise):  # as numbers: a sampler, which holds the process, is a static argument
+        process = dataclasses.replace(process, powers=tuple(np.asarray(process.powers, np.float64).tolist()))
     return Model(config, tokenizer, process, Bound(module=module, params=params), step, found[1], {})
-
-
-def check_workdir(workdir: Path | str) -> None:
-    """Raises OSError with one line where nothing could be written; writes nothing itself."""
-    workdir = Path(workdir).absolute()
-    place = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
-    if not place.is_dir():
-        raise NotADirectoryError(f"--workdir={workdir}: {place} is not a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"--workdir={workdir}: no permission to write in {place}")
-
-
-def check_config(config: Config, stored: Meta, where: Path) -> None:
-    """Raises ValueError naming each field that makes the config another experiment than the checkpoint's."""
-    # Through the config, so that fields that came later have what they stood for.
-    before, now = _flat(to_json(from_json(stored.config))), _flat(to_json(config))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    wrong = [f"{key}={now.get(key)} (it has {before.get(key)})" for key in changed if not key.startswith(FREE)]
-    if wrong:
-        raise ValueError(f"the config doesn't match {where}: {', '.join(wrong)}; set them back or use a new workdir")
-    if changed:
-        log.info("changed since %s: %s", where, ", ".join(f"{key}={now.get(key)}" for key in changed))
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {key: value}
-    return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}".lstrip(".")).items()}
-
-
-def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError unless every device that holds rows of its own gets as many, and parts of rows are equal."""
-    ways, parts, train = sharding.row_ways(mesh), sharding.length_ways(mesh), config.train
-    if config.data.length % parts:
-        raise ValueError(
-            f"data.length={config.data.length} can't be cut into {parts} equal parts; choose a multiple of it, or a "
-            "mesh with less mesh.sequence"
-        )
-    if (train.batch // train.accumulate) % ways:
-        raise ValueError(
-            f"train.batch={train.batch} in train.accumulate={train.accumulate} parts can't be cut into rows for "
-            f"{ways} devices; choose a batch that {ways * train.accumulate} divides, or a mesh with more mesh.tensor"
-        )
 
 
 def abstract_batch(config: Config) -> Batch:

@@ -197,7 +197,7 @@ def ways_in_force(logical: str) -> int:
 def cut(x: jax.Array, *axes: str | None) -> jax.Array:
     """x, laid out as its logical axes say while a mesh is in force; None: whole along it.
 
-    A length that the mesh doesn't divide stays whole: a token, a canvas. (Of rows, `build.check_rows` asks it.)
+    A length that the mesh doesn't divide stays whole: a token, a canvas. (Of rows, `checks.check_rows` asks it.)
     """
     ways = ways_in_force("length")
     whole = (axis == "length" and size % ways for axis, size in zip(axes, x.shape, strict=True))

@@ -113,16 +113,31 @@ class Readout(Protocol):
     def pick(self, index: Array) -> "Readout":
         """The readout of one position a row: index int32 [B] -> [B, 1]."""
 
-    def total(self, nats: Callable[..., Array], weights: Array, *arguments: Array) -> Array:
-        """sum of weights * nats(logits, *arguments), float32 [], in memory that doesn't grow with L x V.
+    def total(
+        self,
+        nats: Callable[..., Array],
+        weights: Array,
+        *arguments: Array,
+        shared: tuple[Array, ...] = (),
+        teacher: "Readout | None" = None,
+    ) -> Array:
+        """sum of weights * nats(logits, *arguments, *shared), float32 [], in memory that doesn't grow with L x V.
 
-        weights float32 [B, L]; arguments [B, L, ...]. `nats` is called with parts of them: logits [B, c, W] with
-        W >= V, minus infinity from V on, and arguments [B, c, ...] -> [B, c]. Its gradient must be finite at those
-        minus infinities; it reaches the network only, neither weights nor arguments.
+        weights float32 [B, L]; arguments [B, L, ...]; shared: what all positions have in common. `nats` is called with
+        parts of them: logits [B, c, W] with W >= V, minus infinity from V on, behind them a teacher's of the same
+        positions if there is one, arguments [B, c, ...] and all of shared -> [B, c]. Its gradient must be finite at
+        those minus infinities; it reaches the network, weights and shared, but neither arguments nor a teacher.
         """
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """sum of weights * -log softmax(logits)[targets]; targets int32 [B, L] in 0..V-1 where weights is not 0."""
+
+    def each(self, ask: Callable[..., Array], *arguments: Array) -> Array:
+        """ask(logits [B, c, V], *arguments [B, c, ...]) -> [B, c, ...], asked of parts of the positions and joined to
+        [B, L, ...], in memory that doesn't grow with L x V; without gradient."""
+
+    def where(self, here: Array, other: "Readout") -> "Readout":
+        """This readout where `here`, bool [B, L]; elsewhere another one of the same network."""
 
     @property
     def vectors(self) -> Array:
@@ -210,11 +225,19 @@ class Logits:
     def pick(self, index: Array) -> "Logits":
         return self.replace(values=jnp.take_along_axis(self.values, index[:, None, None], axis=1))
 
-    def total(self, nats: Callable[..., Array], weights: Array, *arguments: Array) -> Array:
-        return jnp.sum(jnp.where(weights != 0, weights * nats(self.values, *arguments), 0.0))
+    def total(self, nats: Callable[..., Array], weights: Array, *arguments: Array, shared=(), teacher=None) -> Array:
+        said = () if teacher is None else (jax.lax.stop_gradient(teacher.logits()),)
+        arguments = jax.lax.stop_gradient(arguments)
+        return jnp.sum(jnp.where(weights != 0, weights * nats(self.values, *said, *arguments, *shared), 0.0))
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         return self.total(surprise, weights, targets)
+
+    def each(self, ask: Callable[..., Array], *arguments: Array) -> Array:
+        return jax.lax.stop_gradient(ask(self.values, *arguments))
+
+    def where(self, here: Array, other: Readout) -> "Logits":
+        return self.replace(values=jnp.where(here[..., None], self.values, other.logits()))
 
     def mean_vector(self) -> Array:
         vectors = self.vectors[: self.values.shape[-1]]

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from absl import flags as absl_flags
 
 from diffusion_lm import generate, sharding
-from diffusion_lm.build import Model, abstract_batch, build_loss, build_model, build_update, check_rows, update_flops
+from diffusion_lm.build import Model, abstract_batch, build_init, build_loss, build_model, build_update, update_flops
+from diffusion_lm.checks import check_rows
 from diffusion_lm.config import Config, Data
 from diffusion_lm.data.examples import char_tokenizer
 from diffusion_lm.data.tokenizer import Tokenizer
@@ -115,7 +116,7 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
     check_rows(config, mesh)
     module, process = build_model(config, pieces(config))
     loss = build_loss(config, module, process)
-    update = build_update(config, mesh, loss, lambda key: init_params(module, key))
+    update = build_update(config, mesh, loss, build_init(module, process))
     key = jax.eval_shape(lambda: jax.random.key(0))
     part = abstract_batch(config)
     whole = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, batch, *a.shape[1:]), a.dtype), part)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lm.build import check_config, check_workdir
+from diffusion_lm.checks import check_config, check_workdir
 from diffusion_lm.config import Config, Data, from_json, load, override, to_json
 from diffusion_lm.nn.denoiser import Architecture
 from diffusion_lm.objectives.block import BlockELBO

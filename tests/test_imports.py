@@ -22,6 +22,7 @@ FLOORS = {
     "evaluation": 4,
     "visualize": 4,
     "config": 5,
+    "checks": 5.5,
     "build": 6,  # assembles what a config says
     "answers": 6.3,  # writes with it
     "costs": 6.4,

@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from diffusion_lm.nn import cache as kv_cache
 from diffusion_lm.nn.cache import KVCache
-from diffusion_lm.nn.denoiser import Denoiser, init_params
+from diffusion_lm.nn.denoiser import Denoiser
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.readout import unit
 from diffusion_lm.sharding import platform
@@ -29,11 +28,6 @@ class Bound:
         """`types.Denoise`."""
         where = {"positions": positions, "segments": segments}
         return self.module.apply({"params": self.params}, tokens, t, reading=reading, **where, **vectors)[0]
-
-    def boxed(self, key: Array) -> dict:
-        """The parameters, boxed with their axes' names as `nn.denoiser.init_params` has fresh ones."""
-        boxes, is_box = init_params(self.module, key), lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
-        return jax.tree.map(lambda box, a: box.replace_boxed(jnp.asarray(a)), boxes, self.params, is_leaf=is_box)
 
     def for_sampling(self, rows: int = 0) -> "Bound":
         """The same network with its layers apart and its matrices already rounded to the products' type.

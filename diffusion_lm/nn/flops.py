@@ -1,9 +1,9 @@
 """The operations that a network's products need, by formula: useful ones, whatever a compiler makes of them.
 
 Two for each multiplication and addition. Counted are the products with weights and those of attention, for pairs of
-positions that see each other; not the lookup of embeddings, norms, softmax, time conditioning, self-conditioning and
-its first reading, or what a backward pass computes anew. Documents that end inside a row would make attention cheaper:
-each row counts as one document.
+positions that see each other; not the lookup of embeddings, norms, softmax, time conditioning, self-conditioning's own
+layer, or what a backward pass computes anew. Documents that end inside a row would make attention cheaper: each row
+counts as one document.
 (Appendix B of PaLM, arXiv 2204.02311, counts alike, but for a full square of attention.)
 """
 
@@ -14,7 +14,7 @@ import jax
 
 from diffusion_lm.nn.bound import Bound
 from diffusion_lm.nn.denoiser import Denoiser, init_params
-from diffusion_lm.types import Batch, Bidirectional, BlockCausal, NoisyClean, Reading
+from diffusion_lm.types import Batch, Bidirectional, BlockCausal, Causal, NoisyClean, Reading
 
 BACKWARD = 3  # a step's operations for each of its forward pass: the pass, and two products for each of its products
 
@@ -34,23 +34,36 @@ def of_pass(module: Denoiser, *, rows: int, length: int, reading: Reading, past:
 
 def of_update(module: Denoiser, objective: Callable, batch: Batch) -> int:
     """One update's operations on a Batch (abstract will do): what `objective` asks of the network, and its gradient.
+    A network that is told what it said reads half of what is noised once before, for which there is no gradient.
 
-    objective: (denoise, key, batch) -> Losses.
+    objective: (denoise, teacher, key, batch) -> Losses; both are the network, of which teacher has no gradient.
     """
-    asked = []
+    found = []
 
     def traced(params, key, batch):
-        def denoise(tokens, t, *, reading, positions, segments, **vectors):
-            asked.append((*positions.shape, reading))
-            bound = Bound(module=module, params=params)
-            return bound.denoise(tokens, t, reading=reading, positions=positions, segments=segments, **vectors)
+        bound = Bound(module=module, params=params)
 
-        return objective(denoise, key, batch)
+        def counting(times):
+            def denoise(tokens, t, *, reading, positions, segments, **vectors):
+                where = {"rows": len(positions), "length": positions.shape[1], "reading": reading}
+                found.append(times * of_pass(module, **where))
+                if times == BACKWARD and module.architecture.self_conditioning and not isinstance(reading, Causal):
+                    found.append(_told(module, **where))
+                return bound.denoise(tokens, t, reading=reading, positions=positions, segments=segments, **vectors)
+
+            return denoise
+
+        return objective(counting(BACKWARD), counting(1), key, batch)
 
     params = nn.meta.unbox(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
     jax.eval_shape(traced, params, jax.random.key(0), batch)
-    passes = (of_pass(module, rows=rows, length=length, reading=reading) for rows, length, reading in asked)
-    return BACKWARD * sum(passes)
+    return sum(found)
+
+
+def _told(module: Denoiser, rows: int, length: int, reading: Reading) -> int:
+    """Half of a first reading, and of the mean vectors that it gives."""
+    mean = 2 * rows * length * module.architecture.width * module.vocab
+    return (of_pass(module, rows=rows, length=length, reading=reading, readouts=length) + mean) // 2
 
 
 def _pairs(reading: Reading, length: int) -> int:

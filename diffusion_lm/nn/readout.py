@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,25 +45,50 @@ class Projection:
         """See `types.Readout`."""
         return self.replace(hidden=jnp.take_along_axis(self.hidden, index[:, None, None], axis=1))
 
-    def total(self, nats: Callable, weights: Array, *arguments: Array) -> Array:
+    def total(
+        self,
+        nats: Callable,
+        weights: Array,
+        *arguments: Array,
+        shared: tuple[Array, ...] = (),
+        teacher: "Projection | None" = None,
+    ) -> Array:
         """See `types.Readout`. Exact; gradients are formed chunk by chunk in the forward pass (no logits are kept)."""
-        return _total(self.hidden, self.table, weights, arguments, nats, self.vocab, self.products, self._ways)
+        if teacher is not None:
+            nats = functools.partial(_beside, nats, teacher.vocab, teacher.products)
+            hidden, table = jax.lax.stop_gradient((teacher.hidden, _gathered(teacher.table, teacher.products)))
+            arguments, shared = (hidden, arguments), (table, shared)
+        return _total(self.hidden, self.table, weights, arguments, shared, nats, self.vocab, self.products, self._ways)
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """See `types.Readout`."""
         return self.total(surprise, weights, targets)
 
+    def each(self, ask: Callable, *arguments: Array) -> Array:
+        """See `types.Readout`."""
+        return self._each(lambda scores, *rest: ask(scores[..., : self.vocab], *rest), *arguments)
+
+    def where(self, here: Array, other: "Projection") -> "Projection":
+        """See `types.Readout`."""
+        return self.replace(hidden=jnp.where(here[..., None], self.hidden, other.hidden))
+
     def mean_vector(self) -> Array:
         """See `types.Readout`. Raises ValueError for a network that isn't fed vectors."""
         if self.vectors is None:
             raise ValueError("this network is fed no vectors: set model.self_conditioning=true")
-        hidden, table, vectors = jax.lax.stop_gradient((self.hidden, self.table, self.vectors))
+        vectors = jax.lax.stop_gradient(self.vectors)
+        return self._each(lambda scores: dot("blv,ve->ble", jax.nn.softmax(scores, axis=-1), vectors, self.products))
 
-        def one(_, h):
-            p = jax.nn.softmax(_scores(h, table, self.vocab, self.products), axis=-1)
-            return None, dot("blv,ve->ble", p, vectors, self.products)
+    def _each(self, ask: Callable, *arguments: Array) -> Array:
+        """`each`, of scores [B, c, rows] as `_scores` has them."""
 
-        return _joined(jax.lax.scan(one, None, _chunks(hidden, *self._ways))[1], hidden.shape, self._ways[1])
+        def one(_, chunk):
+            h, rest = chunk
+            return None, ask(_scores(h, table, self.vocab, self.products), *rest)
+
+        hidden, table = jax.lax.stop_gradient((self.hidden, _gathered(self.table, self.products)))
+        said = jax.lax.scan(one, None, _chunks((hidden, arguments), *self._ways))[1]
+        return _joined(said, *self.hidden.shape[:2], self._ways[1])
 
     @property
     def _ways(self) -> tuple[int, int]:
@@ -71,34 +97,42 @@ class Projection:
         return 1 if batch % self.shards else self.shards, 1 if length % self.along else self.along
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _total(hidden, table, weights, arguments, nats, vocab, products, ways):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+def _total(hidden, table, weights, arguments, shared, nats, vocab, products, ways):
     def add(total, chunk):
         h, w, rest = chunk
-        return total + _weighed(nats, _scores(h, table, vocab, products), w, rest), None
+        return total + _weighed(_scores(h, table, vocab, products), shared, nats, w, rest)[0], None
 
     total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), _chunks((hidden, weights, arguments), *ways))
     return total
 
 
-def _forward(hidden, table, weights, arguments, nats, vocab, products, ways):
+def _forward(hidden, table, weights, arguments, shared, nats, vocab, products, ways):
     """The loss and its gradients in one sweep. Each device sums up the table's gradient of its own rows; they are added
     to each other once, after the sweep, and not in each of its turns."""
-    # Gathered here, once: what is cut along its width would be gathered anew in each turn.
-    rounded = nn.with_logical_constraint(table.astype(products), ("vocab", None))
+    rounded = _gathered(table, products)
+    sweep = jax.value_and_grad(_weighed, argnums=(0, 1), has_aux=True)
 
     def add(carry, chunk):
-        total, d_table = carry
+        total, d_table, d_shared = carry
         h, w, rest = chunk
-        scores = _scores(h, rounded, vocab, products)
-        here, d_scores = jax.value_and_grad(_weighed, argnums=1)(nats, scores, w, rest)
+        (here, costs), (d_scores, more) = sweep(_scores(h, rounded, vocab, products), shared, nats, w, rest)
         d_table += _of_table(d_scores, h, products, ways)
-        return (total + here, d_table), dot("blv,ve->ble", d_scores, rounded, products)
+        d_shared = jax.tree.map(jnp.add, d_shared, more)
+        return (total + here, d_table, d_shared), (dot("blv,ve->ble", d_scores, rounded, products), costs)
 
     start = jnp.zeros((), jnp.float32), jnp.zeros((*ways, *table.shape), jnp.float32)
-    (total, d_table), d_hidden = jax.lax.scan(add, start, _chunks((hidden, weights, arguments), *ways))
+    start = *start, jax.tree.map(jnp.zeros_like, shared)
+    (total, d_table, d_shared), found = jax.lax.scan(add, start, _chunks((hidden, weights, arguments), *ways))
     d_table = nn.with_logical_constraint(jnp.sum(d_table, axis=(0, 1)), ("vocab", "embed"))
-    return total, (_joined(d_hidden, hidden.shape, ways[1]), d_table, weights, arguments)
+    d_hidden, costs = (_joined(a, *hidden.shape[:2], ways[1]) for a in found)
+    return total, (d_hidden, d_table, costs, arguments, d_shared)
+
+
+def _gathered(table: Array, products: str) -> Array:
+    """The table as products take it, and gathered, once: what is cut along its width would be gathered anew in each
+    turn of a sweep."""
+    return nn.with_logical_constraint(table.astype(products), ("vocab", None))
 
 
 def _of_table(d_scores: Array, h: Array, products: str, ways: tuple[int, int]) -> Array:
@@ -112,16 +146,24 @@ def _of_table(d_scores: Array, h: Array, products: str, ways: tuple[int, int]) -
 
 
 def _backward(nats, vocab, products, ways, gradients, g):
-    d_hidden, d_table, weights, arguments = gradients
-    return g * d_hidden, g * d_table, jnp.zeros_like(weights), jax.tree.map(_no_gradient, arguments)
+    d_hidden, d_table, costs, arguments, d_shared = gradients
+    d_shared = jax.tree.map(lambda a: g.astype(a.dtype) * a, d_shared)
+    return g * d_hidden, g * d_table, g * costs, jax.tree.map(_no_gradient, arguments), d_shared
 
 
 _total.defvjp(_forward, _backward)
 
 
-def _weighed(nats: Callable, scores: Array, weights: Array, arguments: tuple) -> Array:
-    """sum of weights * nats, whatever nats are where the weight is 0."""
-    return jnp.sum(jnp.where(weights != 0, weights * nats(scores, *arguments), 0.0))
+def _weighed(scores: Array, shared: Any, nats: Callable, weights: Array, arguments: Any) -> tuple[Array, Array]:
+    """sum of weights * nats, and the nats, both without those where the weight is 0, whatever they are."""
+    costs = jnp.where(weights != 0, nats(scores, *arguments, *shared), 0.0)
+    return jnp.sum(weights * costs), costs
+
+
+def _beside(nats, vocab, products, scores, hidden, arguments, table, shared) -> Array:
+    """`nats`, called with a teacher's scores as well."""
+    said = _scores(hidden, jax.lax.stop_gradient(table), vocab, products)
+    return nats(scores, said, *arguments, *shared)
 
 
 def _no_gradient(a: Array) -> Array:
@@ -156,8 +198,8 @@ def _chunks(arrays, shards: int, along: int):
     return jax.tree.map(cut, arrays)
 
 
-def _joined(chunks: Array, shape: tuple[int, ...], along: int) -> Array:
-    """What `_chunks` did to [B, L, E], undone."""
-    batch, length, width = shape
-    parts = jnp.moveaxis(chunks.reshape(-1, batch, along, chunks.shape[2] // along, width), 0, 2)
-    return parts.reshape(batch, along, -1, width)[:, :, : length // along].reshape(shape)
+def _joined(chunks: Array, batch: int, length: int, along: int) -> Array:
+    """[chunks, B, c, ...] -> [B, L, ...]: what `_chunks` did, undone."""
+    rest = chunks.shape[3:]
+    parts = jnp.moveaxis(chunks.reshape(-1, batch, along, chunks.shape[2] // along, *rest), 0, 2)
+    return parts.reshape(batch, along, -1, *rest)[:, :, : length // along].reshape(batch, length, *rest)

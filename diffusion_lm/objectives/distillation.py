@@ -31,8 +31,6 @@ class Distillation:
     teacher    its workdir; `diffusion_lm.build` loads it, and begins with its parameters
     steps      passes a canvas in which the student is to write
     passes     the teacher's passes in each of them
-
-    The teacher's probabilities, [B, L, V], exist at once.
     """
 
     objective: Any = dataclasses.field(default_factory=ELBO)
@@ -74,21 +72,20 @@ class Distillation:
         noise = (_OnVectors if isinstance(process, Gaussian) else _OnTokens)(process, batch)
         t = noise.at(draw_times(time_key, (batch.tokens.shape[0], 1), self.steps))
         noised = noise.laid(noise_key, t)
-        said = jax.lax.stop_gradient(self._taught(teacher, noise, key, noised, t))
+        said = self._taught(teacher, noise, key, noised, t)
         student, clean = self._read(denoise, batch, noised, t)
         wanted = ~batch.given & (batch.segments > 0) & ~noise.done(noised, t)
-        total = student.total(_divergence, wanted.astype(jnp.float32), said)
+        total = student.total(_divergence, wanted.astype(jnp.float32), teacher=said)
         loss = {"canvas": loss_of(student, total, jnp.sum(batch.target, dtype=jnp.float32))}
         return {"causal": next_token_loss(clean, batch), **loss} if self.causal else loss
 
-    def _taught(self, teacher: Denoise, noise: Any, key: Array, noised: dict, t: Array) -> Array:
-        """float32 [B, L, V]: of each token, what was said in the last pass that had it to write."""
+    def _taught(self, teacher: Denoise, noise: Any, key: Array, noised: dict, t: Array) -> Readout:
+        """Of each token, what was said in the last pass that had it to write."""
         said, size = None, 1.0 / (self.steps * self.passes)
         for i, pass_key in enumerate(jax.random.split(key, self.passes)):
             now, then = noise.at(t - i * size), noise.at(t - (i + 1) * size)
             readout, _ = self._read(teacher, noise.batch, noised, now)
-            here = jax.nn.softmax(readout.logits(), axis=-1)
-            said = here if said is None else jnp.where(noise.done(noised, now)[..., None], said, here)
+            said = readout if said is None else readout.where(~noise.done(noised, now), said)
             if i + 1 < self.passes:
                 noised = noise.back(jax.random.split(pass_key, t.shape[0]), readout, noised, now, then)
         return said
@@ -121,7 +118,14 @@ class _OnTokens(NamedTuple):
         return self.process.settled(noised["tokens"], t[:, 0])
 
     def back(self, keys: Array, readout: Readout, noised: dict, t: Array, s: Array) -> dict:
-        return self._given(self.process.reverse(keys, readout.logits(), noised["tokens"], t[:, 0], s[:, 0]))
+        """One position at a time, each with a key of its own: however a readout parts them, the draws are these."""
+
+        def one(logits, at, xt):
+            row = (jax.vmap(jax.random.fold_in)(keys, at), logits[:, None], xt[:, None], t[:, 0], s[:, 0])
+            return self.process.reverse(*row)[:, 0]
+
+        at = jnp.broadcast_to(jnp.arange(self.batch.tokens.shape[1])[None], self.batch.tokens.shape)
+        return self._given(readout.each(jax.vmap(one, 1, 1), at, noised["tokens"]))
 
     def _given(self, xt: Array) -> dict:
         return {"tokens": jnp.where(self.batch.given, self.batch.tokens, xt)}
@@ -151,7 +155,9 @@ class _OnVectors(NamedTuple):
 
 
 def _divergence(logits: Array, said: Array) -> Array:
-    """KL(said | softmax(logits)): [..., W] and [..., V] -> [...]."""
-    said = jnp.pad(said, [(0, 0)] * (said.ndim - 1) + [(0, logits.shape[-1] - said.shape[-1])])
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    return jnp.sum(jnp.where(said > 0, said * (jnp.log(jnp.where(said > 0, said, 1.0)) - log_p), 0.0), axis=-1)
+    """KL(softmax(said) | softmax(logits)): [..., W] twice -> [...]."""
+    p, log_ratio = (
+        jax.nn.softmax(said, axis=-1),
+        jax.nn.log_softmax(said, axis=-1) - jax.nn.log_softmax(logits, axis=-1),
+    )
+    return jnp.sum(jnp.where(p > 0, p * log_ratio, 0.0), axis=-1)

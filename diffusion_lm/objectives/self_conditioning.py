@@ -27,9 +27,10 @@ class SelfConditioned:
 
     objective: Any
 
-    def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
+    def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch, **taught) -> dict[str, Loss]:
+        """taught: what else the objective takes, as it is."""
         coin, key = jax.random.split(key)
-        return self.objective(_ReadsTwice(denoise, jax.random.bernoulli(coin)), process, key, batch)
+        return self.objective(_ReadsTwice(denoise, jax.random.bernoulli(coin)), process, key, batch, **taught)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ KINDS = {
         "block",
         "joint",
         "joint_uniform",
+        "learned",
     ),
     "text8": ("ar", "masked", "block4", "block8", "block16", "joint"),
     "owt": ("ar", "masked", "block4", "block8", "block16"),

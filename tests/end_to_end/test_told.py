@@ -1,5 +1,6 @@
 """Networks that are told more than the text: trained, asked, written with and distilled, as the launchers do it."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,6 +10,8 @@ import pytest
 from diffusion_lm import generate
 from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import load, override
+from diffusion_lm.objectives.elbo import ELBO
+from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.training import loop
 
@@ -68,6 +71,20 @@ def test_a_flow_of_vectors(flow):
     for other, cause in ((generate.ancestral, "use embedding"), (generate.confidence, "or embedding")):
         with pytest.raises(ValueError, match=cause):
             other(model, **asked(model))
+
+
+def test_exponents_are_learned_with_the_network(text, tmp_path):
+    """They come back with it, and the text is written by them."""
+    result, model = trained("learned", text, tmp_path / "learned", "train.eval_every=3", "train.ema=0.5")
+    powers = np.array(model.process.powers)
+    assert powers.shape == (model.tokenizer.mask,) and 0 < np.abs(np.log(powers)).max() < 0.01
+    np.testing.assert_allclose(np.exp(model.bound.params["noise"]["log_powers"]), powers, rtol=1e-6)
+    assert np.isfinite(result.values["valid/canvas"]) and build(model.config, tmp_path / "learned").job.flops() > 0
+    answer = generate.write(model, generate.reverse(model, **asked(model)), ["7 green"], length=20, seed=0)
+    assert (answer.generation.tokens < model.tokenizer.mask).all()
+    for half in ({"objective": ELBO()}, {"process": Absorbing()}):
+        with pytest.raises(ValueError, match="need each other"):
+            build(dataclasses.replace(model.config, **half), tmp_path / "other")
 
 
 def test_a_student_begins_as_its_teacher(text, flow, tmp_path):

@@ -1,5 +1,6 @@
 """The formula against the products that a traced network really has."""
 
+import dataclasses
 import math
 
 import jax
@@ -73,7 +74,7 @@ def test_an_update_is_what_its_objective_asks_for_three_times():
     number, truth = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32), jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.bool_)
     batch = Batch(tokens=number, segments=number, positions=number, given=truth, target=truth)
 
-    def objective(denoise, key, batch):
+    def objective(denoise, teacher, key, batch):
         tokens = jnp.concatenate([batch.tokens, batch.tokens], axis=1)
         where = {"positions": batch.positions, "segments": batch.segments}
         noisy, _ = denoise(tokens, jnp.zeros((ROWS, 1)), reading=asked, **where)
@@ -84,3 +85,22 @@ def test_an_update_is_what_its_objective_asks_for_three_times():
     clean = flops.of_pass(MODULE, rows=ROWS, length=LENGTH, reading=Causal())
     blocks = flops.of_pass(MODULE, rows=ROWS, length=LENGTH, reading=BlockCausal(4))
     assert one == clean + blocks  # a noisy position sees its block and the clean ones before it
+
+
+def test_what_is_read_without_a_gradient_is_counted_once():
+    """A teacher; and, of a network that is told what it said, a first reading of every second batch."""
+    number, truth = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32), jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.bool_)
+    batch = Batch(tokens=number, segments=number, positions=number, given=truth, target=truth)
+
+    def asks(*readers):
+        def objective(denoise, teacher, key, batch):
+            where = {"positions": batch.positions, "segments": batch.segments, "reading": Bidirectional()}
+            return [(denoise, teacher)[reader](batch.tokens, jnp.zeros((ROWS, 1)), **where) for reader in readers]
+
+        return objective
+
+    told = MODULE.clone(architecture=dataclasses.replace(MODULE.architecture, self_conditioning=True))
+    one = flops.of_pass(MODULE, rows=ROWS, length=LENGTH, reading=Bidirectional())
+    mean = 2 * ROWS * LENGTH * 32 * MODULE.vocab
+    assert flops.of_update(MODULE, asks(0, 1, 1), batch) == (3 + 2) * one
+    assert flops.of_update(told, asks(0, 1), batch) == (3 + 1) * one + (one + mean) // 2

@@ -7,6 +7,7 @@ import pytest
 
 from diffusion_lm.nn import readout as readout_module
 from diffusion_lm.nn.readout import Projection
+from diffusion_lm.objectives.distillation import _divergence
 from diffusion_lm.processes.flow import UniformFlow
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
@@ -97,6 +98,51 @@ def test_every_processes_bound_and_its_gradients_are_the_plain_ones(monkeypatch,
     for g, e in zip(gradients, expected_gradients, strict=True):
         assert jnp.isfinite(e).all() and (e != 0).any()
         np.testing.assert_allclose(g, e, atol=1e-5 * float(jnp.abs(e).max()))
+
+
+def test_gradients_reach_weights_and_what_positions_share(monkeypatch):
+    """As noise that is learned needs it."""
+    chunks_of(monkeypatch, 10)
+    hidden, table, x0, weights = arrays(13)
+    t, powers = jnp.array([[0.3], [0.8]]), jnp.linspace(0.5, 2.0, 19)
+    xt = Tokenwise(mask=19, powers=powers).corrupt(jax.random.key(0), x0, t)
+
+    def bound(said):
+        ask = lambda powers, weights: Tokenwise(mask=19, powers=powers).nelbo(said, x0, xt, t, weights, 0)  # noqa: E731
+        return jax.grad(ask, argnums=(0, 1))(powers, weights)
+
+    for g, e in zip(bound(projection(hidden, table)), bound(all_logits(hidden, table)), strict=True):
+        assert jnp.isfinite(e).all() and (e != 0).any()
+        np.testing.assert_allclose(g, e, atol=1e-5 * float(jnp.abs(e).max()))
+
+
+def test_a_teacher_is_read_in_parts_and_gets_no_gradient(monkeypatch):
+    chunks_of(monkeypatch, 10)
+    hidden, table, _, weights = arrays(13)
+    others = hidden[::-1], table[::-1]
+
+    def apart(said):
+        def loss(hidden, table, *others):
+            return said(hidden, table).total(_divergence, weights, teacher=said(*others))
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(hidden, table, *others)
+
+    (value, gradients), (expected, expected_gradients) = apart(projection), apart(all_logits)
+    assert expected > 1 and (gradients[0] != 0).any()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for g, e in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(g, e, atol=2e-5)
+    assert all((g == 0).all() for g in gradients[2:])
+
+
+def test_asked_in_parts_and_mixed(monkeypatch):
+    chunks_of(monkeypatch, 10)
+    hidden, table, targets, _ = arrays(13)
+    here = targets % 2 == 0
+    ask = lambda logits, more: jax.nn.softmax(logits)[..., :3] + more[..., None]  # noqa: E731
+    one, other = (said(hidden, table).where(here, said(-hidden, table)) for said in (projection, all_logits))
+    np.testing.assert_allclose(one.logits(), other.logits(), atol=1e-5)
+    np.testing.assert_allclose(one.each(ask, targets), other.each(ask, targets), atol=1e-5)
 
 
 def test_a_factor_on_the_loss_scales_gradients():

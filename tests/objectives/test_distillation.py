@@ -1,8 +1,10 @@
 """Distillation through time, on all canvases of a small world: what a student learns is what more passes say."""
 
 import dataclasses
+import functools
 
 import chain
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,9 @@ from oracle import LENGTH, MASK, TEXTS, VOCAB, batch_of, truth
 from vectors import PROCESS as GAUSSIAN
 from vectors import Seer
 
+from diffusion_lm.nn import readout as readout_module
+from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.denoiser import Architecture, Denoiser, init_params
 from diffusion_lm.objectives.autoregressive import Autoregressive
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.distillation import Distillation
@@ -98,6 +103,24 @@ def test_blocks_are_asked_behind_clean_text():
     ask = lambda: objective(teacher, Absorbing(mask=MASK), jax.random.key(0), batch_of(TEXTS[:2]), teacher=teacher)  # noqa: E731
     assert jax.jit(ask)()["canvas"].sum == 0
     assert seen == [((2, 8), (2, 2), 2)] * 3 and objective.prefix.block == 2
+
+
+@pytest.mark.parametrize("process", [Absorbing(mask=300), Uniform(mask=300)], ids=["masks", "uniform"])
+def test_no_array_of_all_logits_exists(monkeypatch, process):
+    """Neither the teacher's nor the student's, with the teacher's steps and the gradient."""
+    monkeypatch.setattr(readout_module, "_CHUNK_ROWS", 16)
+    module = Denoiser(architecture=Architecture(width=8, layers=1, heads=1, mlp=8), vocab=300)
+    params = nn.meta.unbox(jax.eval_shape(functools.partial(init_params, module), jax.random.key(0)))
+    batch = batch_of(np.zeros((2, 64), np.int32))
+
+    def loss(params, teacher):
+        student, teacher = (Bound(module=module, params=p).denoise for p in (params, teacher))
+        objective = Distillation(teacher="t")
+        return objective(student, process, jax.random.key(0), batch, teacher=teacher)["canvas"].sum
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(params, params))
+    assert "f32[2,8,384]" in text
+    assert not [shape for shape in ("[2,64,384]", "[2,64,300]", "[2,64,301]") if shape in text]
 
 
 @dataclasses.dataclass(frozen=True)

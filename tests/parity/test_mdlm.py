@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.score import AbsorbingScore
 from diffusion_lm.schedules import Linear
 from diffusion_lm.types import Logits
 
@@ -64,6 +65,38 @@ def test_losses_at_stored_noise(stored, weights, name):
         given = jnp.asarray(x0[one]), jnp.asarray(xt[one]), jnp.asarray(t[one, None], jnp.float32)
         loss = process.nelbo(said, *given, jnp.ones((1, x0.shape[1])), steps)
         np.testing.assert_allclose(loss, stored[f"loss/{name}/nlls"][row].sum(), rtol=near)
+
+
+def test_score_entropy_at_stored_noise(stored, weights):
+    """MDLM's network as SEDD's: told the noise, its logits are those that scores are made of."""
+    xt, t, x0 = stored["loss/sedd/xt"], stored["loss/sedd/t"], stored["x0"]
+    process = AbsorbingScore(schedule=LOG_LINEAR, mask=MASK)
+    logits = dit.logits(weights, xt, np.asarray(LOG_LINEAR.sigma(jnp.asarray(t))))[..., :MASK]
+    for row in range(2):
+        one = slice(row, row + 1)
+        given = jnp.asarray(x0[one]), jnp.asarray(xt[one]), jnp.asarray(t[one, None], jnp.float32)
+        said = Logits(values=jnp.asarray(logits[one], jnp.float32))
+        loss = process.nelbo(said, *given, jnp.ones((1, x0.shape[1])), 0)
+        np.testing.assert_allclose(loss, stored["loss/sedd/nlls"][row].sum(), rtol=2e-5)
+
+
+def test_d3pm_at_stored_noise(stored, weights):
+    """D3PM's network may also say that a token is the mask. Its loss is our bound, what that costs (by Bayes, with the
+    mask as one more thing that a text may hold), and a clean text's surprise."""
+    steps, xt, x0 = 1000, stored["loss/d3pm_T1000/xt"], stored["x0"]
+    t = (np.floor(stored["loss/d3pm_T1000/t"] * steps) / steps + 1 / steps)[:, None]
+    log_p = np.asarray(jax.nn.log_softmax(jnp.asarray(dit.logits(weights, xt, np.zeros(2)), jnp.float32), axis=-1))
+    clean = np.asarray(jax.nn.log_softmax(jnp.asarray(dit.logits(weights, x0, np.zeros(2)), jnp.float32), axis=-1))
+    for row, expected in enumerate(stored["loss/d3pm_T1000/nlls"]):
+        one, now, then = slice(row, row + 1), t[row, 0], t[row, 0] - 1 / steps
+        given = jnp.asarray(x0[one]), jnp.asarray(xt[one]), jnp.asarray(t[one], jnp.float32)
+        said = Logits(values=jnp.asarray(log_p[one, :, :MASK]))
+        bound = Absorbing(mask=MASK).nelbo(said, *given, jnp.ones((1, x0.shape[1])), steps)
+        mask = np.exp(log_p[row, :, MASK].astype(np.float64))[xt[row] == MASK]
+        whole, before = (np.log1p((1 - s) / s * mask) for s in (now, then))
+        extra = 1 / steps / now * (whole - np.log1p(-mask)) + (1 - 1 / steps / now) * (whole - before)
+        surprise = -clean[row, np.arange(x0.shape[1]), x0[row]].sum()
+        np.testing.assert_allclose(float(bound) + steps * extra.sum() + surprise, expected.sum(), rtol=2e-4)
 
 
 def test_importance_sampling_is_the_change_of_variables(stored):

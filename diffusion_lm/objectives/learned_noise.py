@@ -1,0 +1,53 @@
+"""The bound of noise that is learned with the network (MD4's generalised form, arXiv 2406.04329, section 6).
+
+The exponents of `processes.tokenwise.Learned` stand in the bound's weights, where a gradient finds them, and in the law
+of the noise that is drawn, where none does: q'(x_t | x_0) = q (log q)'. Of two draws x, y at one time t, each is the
+other's baseline (REINFORCE, leave one out, as in the paper): the missing part is, without bias,
+(f(x) - f(y)) / 2 x (log q(x) - log q(y))', f being what the text's row costs.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.objectives.elbo import ELBO, check_steps, draw_times, one_text
+from diffusion_lm.processes.tokenwise import Learned, Tokenwise
+from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, loss_of
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedNoise:
+    """The whole row is one canvas, as in `elbo.ELBO`, and is read twice, under two draws of noise. steps: 0 for
+    continuous time, else T."""
+
+    steps: int = 0
+    canvas = 0
+    causal = False
+    prefix = None
+
+    def __post_init__(self):
+        check_steps(self.steps)
+
+    def bound(self, denoise: Denoise, process: Tokenwise, key: Array, batch: Batch) -> dict[str, Loss]:
+        """The same bound for its value only: one draw is enough."""
+        return ELBO(steps=self.steps)(denoise, process, key, batch)
+
+    def __call__(self, denoise: Denoise, process: Tokenwise, key: Array, batch: Batch) -> dict[str, Loss]:
+        if not isinstance(process, Tokenwise) or isinstance(process, Learned):
+            raise ValueError(f"LearnedNoise moves exponents, {type(process).__name__} has none: set process=Learned()")
+        batch, (time_key, *noise_keys) = one_text(batch), jax.random.split(key, 3)
+        t = draw_times(time_key, (batch.tokens.shape[0], 1), self.steps)
+        drawn = [jnp.where(batch.given, batch.tokens, process.corrupt(key, batch.tokens, t)) for key in noise_keys]
+        scored = (~batch.given & (batch.segments > 0)).astype(jnp.float32)
+        one, other = (jnp.sum(process.log_noise(batch.tokens, xt, t) * scored, axis=1) for xt in drawn)
+        lead = one - other - jax.lax.stop_gradient(one - other)  # 0, but for its gradient
+        where = {"reading": Bidirectional(), "positions": batch.positions, "segments": batch.segments}
+        losses = []
+        for xt, share in zip(drawn, (1.0 + lead, 1.0 - lead), strict=True):
+            readout = denoise(xt, t, **where)
+            total = process.nelbo(readout, batch.tokens, xt, t, 0.5 * share[:, None] * scored, self.steps)
+            losses.append(loss_of(readout, total, 0.5 * jnp.sum(batch.target, dtype=jnp.float32)))
+        return {"canvas": losses[0] + losses[1]}
