@@ -1,6 +1,6 @@
 """Measures speed and memory beside plain PyTorch and Hugging Face Transformers, in one run.
 
-    python -m launch.benchmark --suite=train|decode|canvas|memory|engine|feeding|all --out=rows.json
+    python -m launch.benchmark --suite=train|processes|decode|canvas|memory|engine|feeding|all --out=rows.json
     python -m launch.benchmark --suite=tradeoffs --workdir=runs/quickstart [--judge=runs/other] --charts=charts
     python -m launch.benchmark --suite=drift --workdir=runs/masked --charts=charts
 
@@ -19,7 +19,17 @@ from absl import flags as absl_flags
 from diffusion_lm.evaluation import speed
 from diffusion_lm.evaluation.speed import Row, Timing, times_faster
 from diffusion_lm.objectives.autoregressive import Autoregressive as NextToken
+from diffusion_lm.objectives.elbo import ELBO
+from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
 from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.objectives.learned_noise import LearnedNoise
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.flow import UniformFlow
+from diffusion_lm.processes.gaussian import Gaussian
+from diffusion_lm.processes.mixture import Mixture
+from diffusion_lm.processes.score import AbsorbingScore, UniformScore
+from diffusion_lm.processes.tokenwise import Learned
+from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
@@ -35,6 +45,18 @@ TRAIN = legs.Sizes(vocab=8192, width=384, layers=6, heads=6, mlp=1312)  # 18.9M 
 DECODE = legs.Sizes(vocab=32_000, width=512, layers=12, heads=8, mlp=1408)
 ROWS, LENGTH = 8, 256
 PROMPT, NEW = 128, 256
+PROCESSES = {
+    "masked": (Absorbing(), ELBO()),
+    "masked, 1000 steps": (Absorbing(), ELBO(steps=1000)),
+    "uniform": (Uniform(), ELBO()),
+    "uniform, 1000 steps": (Uniform(), ELBO(steps=1000)),
+    "mixture": (Mixture(), ELBO()),
+    "score": (AbsorbingScore(), ELBO()),
+    "uniform score": (UniformScore(), ELBO()),
+    "flow": (UniformFlow(), ELBO()),
+    "embedding": (Gaussian(width=TRAIN.width), EmbeddingFlow()),
+    "learned": (Learned(), LearnedNoise()),
+}
 FLOORS = {32: 70, 64: 115, 256: 240}  # tokens/s at 12 passes, on a quiet machine on which ...
 QUIET_TRANSFORMERS = 74  # ... Transformers' decoding reads this many
 WRITES = {"mask": DECODE.vocab, "eot": DECODE.vocab + 1}  # an end of text that is no piece: all NEW tokens are written
@@ -56,6 +78,20 @@ def train() -> list[Row]:
         _compared("train autoregressive", timings, tokens, absent, target="ratio >= 2", note=note),
         _alone("train joint (canvas 16)", timings["joint"], tokens, note=size),
     ]
+
+
+def processes() -> list[Row]:
+    """Tokens/s of one update under each noise, beside masks, with one network."""
+    made = {
+        name: legs.TrainStep(TRAIN, objective, process, batch=ROWS, length=LENGTH, time_conditioning=True)
+        for name, (process, objective) in PROCESSES.items()
+    }
+    timings, tokens, rows = speed.alternate(made, repeats=5), ROWS * LENGTH, []
+    for name, timing in timings.items():
+        note = "reads each row twice" if name == "learned" else ""
+        row = _alone(f"train {name}", timing, tokens, note=note)
+        rows.append(_beside(row, timing, timings["masked"], tokens, target="ratio >= 0.87: at most 1.15 x masked"))
+    return rows
 
 
 def decode() -> list[Row]:
@@ -93,7 +129,8 @@ def memory() -> list[Row]:
 
 
 SUITES = {
-    "train": train, "decode": decode, "canvas": canvas, "memory": memory, "engine": engine, "feeding": feeding
+    "train": train, "processes": processes, "decode": decode, "canvas": canvas, "memory": memory, "engine": engine,
+    "feeding": feeding,
 }  # fmt: skip
 OF_A_RUN = ("tradeoffs", "drift")
 SUITE = absl_flags.DEFINE_enum(
@@ -143,12 +180,15 @@ def _compared(name: str, timings: dict[str, Timing], tokens: int, absent: str, *
     row = _alone(name, timings["ours"], tokens, note=note)
     if absent:
         return dataclasses.replace(row, target=target, skipped=f"the reference: {absent}")
-    theirs = timings["theirs"]
+    return _beside(row, timings["ours"], timings["theirs"], tokens, target=target)
+
+
+def _beside(row: Row, ours: Timing, theirs: Timing, tokens: int, *, target: str) -> Row:
     return dataclasses.replace(
         row,
         reference=tokens / theirs.wall,
-        ratio=times_faster(timings["ours"], theirs),
-        best_ratio=theirs.best / timings["ours"].best,
+        ratio=times_faster(ours, theirs),
+        best_ratio=theirs.best / ours.best,
         target=target,
         reference_cpu_s=theirs.cpu,
     )

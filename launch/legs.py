@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.build import build_init, noise_of
 from diffusion_lm.nn.bound import Bound
 from diffusion_lm.nn.denoiser import Architecture, Denoiser, init_params
 from diffusion_lm.nn.readout import Projection
@@ -29,24 +30,23 @@ class Sizes:
     heads: int
     mlp: int
 
-    def denoiser(self, *, tied: bool) -> Denoiser:
+    def denoiser(self, *, tied: bool, **told: bool) -> Denoiser:
         sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "mlp": self.mlp}
-        return Denoiser(architecture=Architecture(**sizes, qk_norm=False, tied=tied), vocab=self.vocab)
+        return Denoiser(architecture=Architecture(**sizes, qk_norm=False, tied=tied, **told), vocab=self.vocab)
 
 
 class TrainStep:
-    """One update a call, of `batch` rows of `length` random tokens; `parameters` counts what it moves."""
+    """One update a call, of `batch` rows of `length` random tokens; `parameters` counts what it moves. told: what else
+    the network is told, as `Architecture` names it."""
 
-    def __init__(self, sizes: Sizes, objective: Objective, *, batch: int, length: int):
-        module, optim = sizes.denoiser(tied=False), AdamW()
-        process = Absorbing(mask=sizes.vocab)
+    def __init__(self, sizes: Sizes, objective: Objective, process: Any = None, *, batch: int, length: int, **told):
+        module, optim = sizes.denoiser(tied=False, **told), AdamW()
+        process = dataclasses.replace(process or Absorbing(), mask=sizes.vocab)
 
         def loss(params, key, rows):
-            return objective(Bound(module=module, params=params).denoise, process, key, rows)
+            return objective(Bound(module=module, params=params).denoise, noise_of(process, params), key, rows)
 
-        def init(key):
-            return init_params(module, key)
-
+        init = build_init(module, process)
         self._key = jax.random.key(0)
         optimizer = optim.build(1000, jax.eval_shape(init, self._key))
         fresh = jax.jit(lambda key: train_state.unboxed(train_state.initial(init, optimizer, False, key)))

@@ -17,6 +17,8 @@ from diffusion_lm.evaluation.speed import Row, Timing
 from diffusion_lm.nn.bound import Bound
 from diffusion_lm.objectives.autoregressive import Autoregressive as NextToken
 from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.objectives.learned_noise import LearnedNoise
+from diffusion_lm.processes.tokenwise import Learned
 from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
@@ -91,10 +93,14 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it():
     assert said.startswith("no_such_package not installed") and "pip install" in said
 
 
-@pytest.mark.parametrize("objective", [NextToken(), Joint(block=4)], ids=["autoregressive", "joint"])
-def test_a_training_leg_takes_step_after_step(objective):
+@pytest.mark.parametrize(
+    ("objective", "process"),
+    [(NextToken(), None), (Joint(block=4), None), (LearnedNoise(), Learned())],
+    ids=["autoregressive", "joint", "learned"],
+)
+def test_a_training_leg_takes_step_after_step(objective, process, quick_compile):
     """At the default precision and in rows shorter than one chunk of attention, too."""
-    step = legs.TrainStep(SIZES, objective, batch=2, length=8)
+    step = legs.TrainStep(SIZES, objective, process, batch=2, length=8)
     first, second = step(), step()
     assert first["targets"] == 2 * 7 and first["finite"] == second["finite"] == 1
     assert first["lr"] < second["lr"] and first["loss"] != second["loss"]
