@@ -69,8 +69,12 @@ def _draw(axes, chart: Chart) -> None:
     if ticks and chart.doubling:
         axes.set_xscale("log", base=2)
     if ticks:
-        axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
+        axes.set_xticks(ticks, [_said(x) for x in ticks])
         axes.set_xticks([], minor=True)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+
+
+def _said(x: float) -> str:
+    return f"{x / 1000:g}k" if x >= 10_000 else f"{x:g}"

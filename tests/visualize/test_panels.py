@@ -11,12 +11,13 @@ LINE = Line([1, 2, 4], [0.1, 0.5, 0.9], [0.05, 0.4, 0.8], [0.2, 0.6, 0.95])
 def test_a_chart_a_title(tmp_path):
     path = tmp_path / "page.svg"
     charts = {title: Chart({"masked": LINE}, "passes") for title in ("sudoku", "path", "queens")}
-    charts["sat"] = Chart({"masked": LINE}, "blanks", doubling=False, levels={"ar": 0.7})
+    many = LINE._replace(xs=[9000, 18_000, 36_500])
+    charts["sat"] = Chart({"masked": many}, "blanks", doubling=False, levels={"ar": 0.7})
     panels(charts, path, y_label="solved")
     page = path.read_text()
     assert page.count('id="axes_') == 4
     assert page.count("<!-- masked -->") == 4 and page.count("<!-- ar -->") == 1
-    for said in (*charts, "passes", "blanks"):
+    for said in (*charts, "passes", "blanks", "9000", "18k", "36.5k"):
         assert f"<!-- {said} -->" in page
 
 
