@@ -78,8 +78,8 @@ def curve(
         raise ImportError("curve needs matplotlib: pip install 'diffusion_lm[viz]'") from error
     figure = Figure(figsize=(7, 4), layout="constrained", dpi=150)
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, title=title)
-    for name, ys in series.items():
-        axes.plot(xs, ys, label=name, linewidth=1.6)
+    for at, (name, ys) in enumerate(series.items()):
+        axes.plot(xs, ys, label=name, linewidth=1.6, linestyle=("-", "--", ":")[at // 10 % 3])  # of 10 colours
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if series:

@@ -78,3 +78,11 @@ def test_without_matplotlib_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'diffusion_lm\[viz\]'"):
         curve([1], {"train": [1.0]}, tmp_path / "a.png")
+
+
+def test_no_two_of_many_curves_look_alike(tmp_path):
+    pytest.importorskip("matplotlib")
+    curve([0, 1], {f"line {i}": [i, i + 1] for i in range(14)}, tmp_path / "a.svg")
+    picture = (tmp_path / "a.svg").read_text()
+    drawn = re.findall(r'clip-path="[^"]*" style="(fill: none; [^"]*stroke-width: 1.6[^"]*)"', picture)
+    assert len(drawn) == len(set(drawn)) == 14
