@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 # What may change between a checkpoint and the run that goes on from it; anything else would be another experiment.
 FREE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.steps_per_call",
-        "train.accumulate", "checkpoint.", "mesh.", "optim.", "data.path", "data.tokenizer", "data.cache",
-        "data.workers")  # fmt: skip
+        "train.accumulate", "model.attention", "checkpoint.", "mesh.", "optim.", "data.path", "data.tokenizer",
+        "data.cache", "data.workers")  # fmt: skip
 
 
 def check_workdir(workdir: Path | str) -> None:

@@ -206,7 +206,7 @@ def examine(program: Program, memory: int) -> dict:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         result |= {"fits": False, "bytes": result["bytes"] | {"total": _needed(str(error))}}
-        result |= {"largest_temporaries": _named(str(error)), "collectives": None}
+        result |= {"largest_temporaries": _named(str(error)), "collectives": None, "kernels": None}
         log.info("doesn't fit: %s of %s bytes a chip", f"{result['bytes']['total']:,}", f"{memory:,}")
         return result
     stats, text = compiled.memory_analysis(), hlo.read(compiled.as_text())
@@ -222,6 +222,7 @@ def examine(program: Program, memory: int) -> dict:
         "total": total,
     }
     result |= {"largest_temporaries": text.largest(8), "collectives": text.collectives()}
+    result["kernels"] = text.kernels()
     log.info("%s bytes a chip, compiled in %.0f s", f"{total:,}", time.monotonic() - started)
     return result
 

@@ -64,6 +64,14 @@ class Program:
             found[kind]["bytes"] += runs * size
         return {kind: found[kind] for kind in COLLECTIVES if kind in found}
 
+    def kernels(self) -> dict[str, int]:
+        """Hand-written kernels for TPUs by name, and how often they run."""
+        found = defaultdict(int)
+        for instruction in self.instructions:
+            if instruction.kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.line:
+                found[instruction.name.partition(".")[0]] += self.times[instruction.computation]
+        return dict(found)
+
     def largest(self, count: int) -> list[dict]:
         """The largest arrays made on a device that the program doesn't hand back: name, place, bytes; no name twice."""
         kept = {i.line.split("(", 2)[-1] for i in self.instructions if i.is_root and i.computation == self.entry}

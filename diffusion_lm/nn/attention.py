@@ -1,21 +1,16 @@
-"""Who sees whom, and the attention that follows from it, without a mask of length squared.
-
-A query sees a run of keys, first..last, of each source of keys. That says all that a reading needs: causal,
-block-causal, bidirectional, a cache's filled slots, or a noisy block beside the clean blocks before it.
-"""
+"""Attention that follows from who sees whom (`nn.sight`), without a mask of length squared."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from diffusion_lm.nn.cache import LayerKV, Past
 from diffusion_lm.nn.dot import dot
-from diffusion_lm.sharding import cut, each_device, ways_in_force
-from diffusion_lm.types import Bidirectional, BlockCausal, Causal, NoisyClean, Reading
+from diffusion_lm.nn.sight import Sight, sight_of_cache
+from diffusion_lm.sharding import cut, each_device, platform, ways_in_force
+from diffusion_lm.types import BlockCausal, NoisyClean, Reading
 
 Array = jax.Array
 _CHUNK = 128  # queries that share one window of keys
@@ -24,84 +19,27 @@ _KEEP_SCORES = 1024  # longer rows compute their scores anew in the backward pas
 _HIDDEN = -1e30
 
 
-@struct.dataclass
-class Sight:
-    """What each of L queries sees of one source of S keys.
-
-    first, last     int32 [1 or B, L]: the run of key indices that it sees; empty where last < first
-    query_segments  int32 [B, L], and key_segments [B, S]: only keys of its own document; None where there is one
-    window          (query start, query stop) -> (key start, key stop), static: no query of that chunk sees beyond
-    """
-
-    first: Array
-    last: Array
-    query_segments: Array | None
-    key_segments: Array | None
-    window: Callable[[int, int], tuple[int, int]] = struct.field(pytree_node=False)
-
-    def dealt(self, count: int, size: int) -> "Sight":
-        """first, last and query_segments as `count` chunks, [count, 1 or B, size]; queries past L see nothing."""
-
-        def chunks(a: Array, filler: int) -> Array:
-            a = jnp.pad(a, ((0, 0), (0, count * size - a.shape[1])), constant_values=filler)
-            return jnp.moveaxis(a.reshape(-1, count, size), 1, 0)
-
-        segments = None if self.query_segments is None else chunks(self.query_segments, 0)
-        return self.replace(first=chunks(self.first, 0), last=chunks(self.last, -1), query_segments=segments)
-
-
-def sight_of_itself(reading: Causal | Bidirectional | BlockCausal, length: int, segments: Array | None) -> Sight:
-    """A row that reads itself."""
-    at = jnp.arange(length, dtype=jnp.int32)[None]
-    if isinstance(reading, Bidirectional):
-        last, window = jnp.full_like(at, length - 1), lambda start, stop: (0, length)
-    else:
-        block = reading.block if isinstance(reading, BlockCausal) else 1
-        last, window = at // block * block + block - 1, lambda start, stop: (0, min(length, -(-stop // block) * block))
-    return Sight(first=jnp.zeros_like(at), last=last, query_segments=segments, key_segments=segments, window=window)
-
-
-def sight_of_cache(length: Array, slots: int, queries: int) -> Sight:
-    """Rows [B] that see their cache's filled slots: length int32 [B]."""
-    last = jnp.broadcast_to(length[:, None] - 1, (length.shape[0], queries))
-    return Sight(
-        first=jnp.zeros_like(last),
-        last=last,
-        query_segments=None,
-        key_segments=None,
-        window=lambda start, stop: (0, slots),
-    )
-
-
-def sights_of_noisy(block: int, length: int, segments: Array | None) -> tuple[Sight, Sight]:
-    """A noisy half: what it sees of itself (its own block), and of the clean half (the blocks before its own).
-
-    Chunks of queries must hold whole blocks: `_dealt` sees to it.
-    """
-    at = jnp.arange(length, dtype=jnp.int32)[None]
-    start_of_block = at // block * block
-    both = {"query_segments": segments, "key_segments": segments}
-    itself = Sight(
-        first=start_of_block, last=start_of_block + block - 1, window=lambda start, stop: (start, stop), **both
-    )
-    clean = Sight(
-        first=jnp.zeros_like(at),
-        last=start_of_block - 1,
-        window=lambda start, stop: (0, (stop - 1) // block * block),
-        **both,
-    )
-    return itself, clean
-
-
 def attend(
-    q: Array, new: LayerKV, reading: Reading, sights: tuple[Sight, ...], past: Past | None = None, *, products: str
+    q: Array,
+    new: LayerKV,
+    reading: Reading,
+    sights: tuple[Sight, ...],
+    past: Past | None = None,
+    *,
+    products: str,
+    by: str = "auto",
 ) -> Array:
     """softmax(q k / sqrt(D)) v over all that a reading lets each query see: q [B, H, L, D] -> float32, alike.
 
     new: the L positions' own keys and values (or, where past.slots says which they are, all that the cache holds);
     sights: how they are seen, for NoisyClean the noisy half's of itself and of the clean half, and the clean half's.
+    by: see `Architecture.attention`; behind a cache it is always chunks.
     A program's size doesn't grow with L, and what it keeps grows with L and not its square.
     """
+    if past is None and (by == "splash" or (by == "auto" and platform() == "tpu" and products == "bfloat16")):
+        from diffusion_lm.nn import splash  # half a second, of which only those who use it should know
+
+        return splash.attend(q, new, reading, sights, products=products)
     length, chunks = q.shape[2], _dealt(q, reading)
     if isinstance(reading, NoisyClean):
         half, count = length // 2, chunks.shape[2] // 2

@@ -4,11 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.nn.attention import Sight, attend
+from diffusion_lm.nn.attention import attend
 from diffusion_lm.nn.cache import LayerKV, Past, rewrite
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.experts import Experts
 from diffusion_lm.nn.matrix import matrix
+from diffusion_lm.nn.sight import Sight
 from diffusion_lm.sharding import cut
 
 Array = jax.Array
@@ -60,7 +61,8 @@ class Attention(nn.Module):
         q = rotate(q, angles)
         if past is not None and past.slots is not None:
             new = rewrite(past.kv, new, past.slots)
-        mixed = jnp.swapaxes(attend(q, new, reading, sights, past, products=a.products), 1, 2)
+        mixed = attend(q, new, reading, sights, past, products=a.products, by=a.attention)
+        mixed = jnp.swapaxes(mixed, 1, 2)
         # Flat, so that no compiler thinks of turning the weights over instead of a few activations.
         mixed, wo = mixed.reshape(*x.shape[:2], -1), wo.reshape(-1, a.width)
         return dot("blm,me->ble", mixed, wo, a.products), new

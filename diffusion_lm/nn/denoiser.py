@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.nn.attention import sight_of_cache, sight_of_itself, sights_of_noisy
 from diffusion_lm.nn.blocks import Block, RMSNorm
 from diffusion_lm.nn.cache import KVCache, Past
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.matrix import matrix
 from diffusion_lm.nn.readout import Projection, unit
+from diffusion_lm.nn.sight import sight_of_cache, sights_of
 from diffusion_lm.nn.soft import SelfConditioning
 from diffusion_lm.sharding import cut, platform, ways_in_force
 from diffusion_lm.types import Alignment, Causal, NoisyClean, Reading
@@ -31,6 +31,7 @@ class Architecture:
     experts            feed-forwards of `mlp` units in a layer, of which a position takes experts_per_token (0: one)
     balance            what an uneven use of experts costs in training, for each layer (arXiv 2101.03961)
     self_conditioning  tell the network what it said a reading ago (`soft`)
+    attention          "splash", TPUs' kernel; "chunked", plain XLA; "auto": the kernel on TPUs in bfloat16, else chunks
     remat              what a layer keeps for its backward pass: all, only its products ("dots"), or nothing ("full")
     products           the type of matrix products' factors; sums are float32 in any case
     """
@@ -49,6 +50,7 @@ class Architecture:
     time_conditioning: bool = False
     self_conditioning: bool = False
     rope_base: float = 10_000.0
+    attention: Literal["auto", "splash", "chunked"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     products: Literal["bfloat16", "float32"] = "bfloat16"
 
@@ -130,7 +132,7 @@ class Denoiser(nn.Module):
             raise ValueError("this network takes no soft prediction: set model.self_conditioning=true and train anew")
         vectors = unit(table) if a.self_conditioning or mixed is not None else None
         time = self._embed_time(t) if a.time_conditioning else None
-        sights = _sights(reading, positions, segments)
+        sights = sights_of(reading, positions.shape[1], segments)
         if again:
             sights = (sight_of_cache(jnp.full_like(cache.length, cache.slots), cache.slots, tokens.shape[1]),)
         slots = positions if again else None
@@ -223,13 +225,6 @@ def _angles(a: Architecture, reading: Reading, positions: Array) -> Array:
         positions = jnp.concatenate([positions, positions], axis=1)
     rates = a.rope_base ** -jnp.linspace(0.0, 1.0, a.head_width // 2, endpoint=False)
     return positions[..., None].astype(jnp.float32) * rates[None, None]
-
-
-def _sights(reading: Reading, positions: Array, segments: Array | None):
-    length = positions.shape[1]
-    if isinstance(reading, NoisyClean):
-        return *sights_of_noisy(reading.block, length, segments), sight_of_itself(reading.clean, length, segments)
-    return (sight_of_itself(reading, length, segments),)
 
 
 def init_params(module: Denoiser, key: Array):

@@ -103,9 +103,22 @@ def test_the_largest_that_fits_is_found_in_few_tries(each, known):
     assert len(asked) <= compiling.TRIES and len(set(asked)) == len(asked)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install 'diffusion_lm[aot]'")
+tpus = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install '.[aot]'")
+
+
+@tpus
 def test_an_update_on_tpus_that_are_not_there():
     found = compiled("--topology=v5e:2x2")
     assert found["fits"] and found["chips"] == 4
-    small = compiled("--topology=v5e:2x2", "--num_slices=2", settings=("mesh.data=2",))
-    assert small["chips"] == 8 and small["mesh"] == {"data": 2, "fsdp": 4}
+    # Forward, forward anew, and backward to queries and to keys and values, in each of two layers.
+    assert sorted(found["kernels"].values()) == [2, 2, 4] and all("splash" in name for name in found["kernels"])
+    small = compiled("--topology=v5e:2x2", "--num_slices=2", settings=("mesh.data=2", "model.attention=chunked"))
+    assert small["chips"] == 8 and small["mesh"] == {"data": 2, "fsdp": 4} and not small["kernels"]
+
+
+@tpus
+def test_a_row_cut_along_its_length_reaches_the_kernel_in_parts():
+    """Each chip has its part of the queries' squares, and all keys."""
+    settings = "mesh.fsdp=1", "mesh.sequence=4", "train.accumulate=1", "data.length=256"
+    found = compiled("--topology=v5e:2x2", "--batch=1", settings=settings)
+    assert found["fits"] and found["kernels"]

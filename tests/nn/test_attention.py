@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_lm.nn import attention
-from diffusion_lm.nn.attention import attend, sight_of_itself, sights_of_noisy
+from diffusion_lm.nn import attention, splash
+from diffusion_lm.nn.attention import attend
 from diffusion_lm.nn.cache import LayerKV, Past
+from diffusion_lm.nn.sight import sights_of
 from diffusion_lm.types import Bidirectional, BlockCausal, Causal, NoisyClean
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -55,20 +56,14 @@ def arrays(length, slots=0):
     return [rng.normal(size=shape).astype("f4") for shape in shapes]
 
 
-def sights_of(reading, length, segments=None):
-    if isinstance(reading, NoisyClean):
-        return *sights_of_noisy(reading.block, length, segments), sight_of_itself(reading.clean, length, segments)
-    return (sight_of_itself(reading, length, segments),)
-
-
-def value_and_gradients(q, k, v, g, reading, length, *, segments=None, slots=0):
+def value_and_gradients(q, k, v, g, reading, length, *, segments=None, slots=0, by="chunked"):
     """The first `slots` keys and values are a cache's."""
 
     def run(q, k, v):
         kv = LayerKV(k=k, v=v)
         past = Past(kv=kv.cut(0, slots), length=jnp.asarray(FILLED, jnp.int32), slots=None) if slots else None
         new, sights = kv.cut(slots, kv.slots), sights_of(reading, length, segments)
-        return attend(q, new, reading, sights, past, products="float32")
+        return attend(q, new, reading, sights, past, products="float32", by=by)
 
     def both(q, k, v, g):
         out, back = jax.vjp(run, q, k, v)
@@ -88,19 +83,45 @@ def dealing(request, monkeypatch):
         monkeypatch.setattr(attention, name, value)
 
 
-@pytest.mark.usefixtures("dealing")
-@pytest.mark.parametrize("kind", READINGS)
-def test_a_reading_is_the_dense_one(kind):
-    """In documents: two in one row, three in the other, none of which ends where a chunk or a block does."""
-    reading, length = READINGS[kind]
+def in_documents(reading, length, first, second, **how):
+    """What was found, and what should be, where documents of the two rows are so long."""
     at = np.arange(length)
-    segments = np.stack([at // 20, np.minimum(at // 13, 2)]).astype(np.int32)
+    segments = np.stack([at // first, np.minimum(at // second, 2)]).astype(np.int32)
     halves = 2 if isinstance(reading, NoisyClean) else 1
     inputs = arrays(halves * length)
     doubled = np.concatenate([segments] * halves, axis=1)
     seen = who_sees_whom(reading, length)[None] & (doubled[:, :, None] == doubled[:, None])
-    found = value_and_gradients(*inputs, reading, length, segments=jnp.asarray(segments))
-    close(found, dense(*inputs[:3], seen, inputs[3]))
+    found = value_and_gradients(*inputs, reading, length, segments=jnp.asarray(segments), **how)
+    return found, dense(*inputs[:3], seen, inputs[3])
+
+
+@pytest.mark.usefixtures("dealing")
+@pytest.mark.parametrize("kind", READINGS)
+def test_a_reading_is_the_dense_one(kind):
+    """In documents: two in one row, three in the other, none of which ends where a chunk or a block does."""
+    close(*in_documents(*READINGS[kind], 20, 13))
+
+
+LONGER = {
+    "causal": (Causal(), 150),
+    "both ways": (Bidirectional(), 150),
+    "blocks": (BlockCausal(20), 150),  # the last one is cut short
+    "noisy, causal": (NoisyClean(5, Causal()), 145),
+    "noisy, blocks": (NoisyClean(20, BlockCausal(20)), 143),
+}
+
+
+@pytest.mark.parametrize("kind", LONGER)
+def test_the_kernel_is_the_dense_one(kind, monkeypatch):
+    """Interpreted, in two or three squares of queries and as many of keys; one row is one document, the other three."""
+    monkeypatch.setattr(splash, "_SQUARE", 128)
+    close(*in_documents(*LONGER[kind], 200, 61, by="splash"))
+
+
+def test_the_kernel_computes_no_square_of_which_nobody_sees_anybody():
+    """Four a half: a noisy one sees itself and, in the clean half, up to its place; a clean one up to itself."""
+    found = splash._kernel(NoisyClean(32, Causal()), 8 * 128, 1, 128, True).fwd_mask_info
+    assert np.sum(found.block_mask > 0) == (4 + 4 * 5 // 2) + 4 * 5 // 2
 
 
 @pytest.mark.usefixtures("dealing")
