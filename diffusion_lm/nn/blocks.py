@@ -9,7 +9,7 @@ from diffusion_lm.nn.cache import LayerKV, Past, rewrite
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.experts import Experts
 from diffusion_lm.nn.matrix import matrix
-from diffusion_lm.nn.sight import Sight
+from diffusion_lm.nn.sight import Sight, in_documents
 from diffusion_lm.sharding import cut
 
 Array = jax.Array
@@ -100,7 +100,7 @@ class Block(nn.Module):
         x = x + gate[0] * h
         h, uneven = RMSNorm(name="mlp_norm")(x) * (1 + scale[1]) + shift[1], None
         if a.experts:
-            h, uneven = Experts(a, name="experts")(h)
+            h, uneven = Experts(a, name="experts")(h, in_documents(reading, sights))
         else:
             h = SwiGLU(a, name="mlp")(h)
         x = cut(x + gate[1] * h, "batch", "length", "embed")

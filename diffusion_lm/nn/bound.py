@@ -36,7 +36,7 @@ class Bound:
         """
         products = self.sampling_products(rows)
         params = unstacked(self.params) if self.module.scan else self.params
-        params = jax.tree.map(lambda a: a.astype(products) if a.ndim > 1 else a, params)
+        params = jax.tree_util.tree_map_with_path(lambda path, a: _rounded(path[-1].key, a, products), params)
         architecture = dataclasses.replace(self.module.architecture, products=products)
         return Bound(module=self.module.clone(scan=False, architecture=architecture), params=params)
 
@@ -98,6 +98,11 @@ class Bound:
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         where = {"positions": positions, "cache": cache}
         return self.module.apply({"params": self.params}, tokens, t, reading=reading, **where, **vectors)
+
+
+def _rounded(name: str, a: Array, products: str) -> Array:
+    """Matrices, but not the one that chooses experts: its products are float32 in training, too."""
+    return a.astype(products) if a.ndim > 1 and name != "router" else a
 
 
 def unstacked(params: dict) -> dict:

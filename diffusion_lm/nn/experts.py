@@ -28,8 +28,9 @@ class Experts(nn.Module):
     architecture: "Architecture"  # noqa: F821  (the denoiser's file is above this one)
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        """x [B, L, E] -> the same shape, and the balance loss, float32 []."""
+    def __call__(self, x: Array, counted: Array | None = None) -> tuple[Array, Array]:
+        """x [B, L, E] -> the same shape, and the balance loss, float32 [], of the positions that are counted, bool
+        [B, L] (None: all)."""
         a = self.architecture
         router = matrix(self, "router", (a.width, a.experts), ("embed", None), a.width)
         up = matrix(self, "gate_up", (a.experts, a.width, 2, a.mlp), ("experts", "embed", None, "mlp"), a.width)
@@ -44,19 +45,22 @@ class Experts(nn.Module):
             summed=("experts", "mlp"),
         )
         numbers = jnp.arange(a.experts, dtype=jnp.int32)
-        return share(x, jax.nn.softmax(best, axis=-1), chosen, numbers, up, down), balance(scores, chosen)
+        return share(x, jax.nn.softmax(best, axis=-1), chosen, numbers, up, down), balance(scores, chosen, counted)
 
 
-def balance(scores: Array, chosen: Array) -> Array:
+def balance(scores: Array, chosen: Array, counted: Array | None = None) -> Array:
     """X times the sum over X experts of the share of choices that fell on each and its mean probability (arXiv
     2101.03961, equations 4 to 6): 1 where both are even, X where all fall on one that is sure of them.
 
-    scores float32 [B, L, X]; chosen int32 [B, L, k]. The gradient reaches the probabilities.
+    scores float32 [B, L, X]; chosen int32 [B, L, k]; counted bool [B, L], None for all. The gradient reaches the
+    probabilities.
     """
     experts = scores.shape[-1]
+    weights = jnp.ones(scores.shape[:2]) if counted is None else counted.astype(jnp.float32)
+    weights = (weights / jnp.maximum(jnp.sum(weights), 1.0))[..., None]
     index = jnp.arange(experts, dtype=jnp.int32)[None, None, None]
-    shares = jnp.mean(chosen[..., None] == index, axis=(0, 1, 2), dtype=jnp.float32)
-    probabilities = jnp.mean(jax.nn.softmax(scores, axis=-1), axis=(0, 1))
+    shares = jnp.sum(weights * jnp.mean(chosen[..., None] == index, axis=2, dtype=jnp.float32), axis=(0, 1))
+    probabilities = jnp.sum(weights * jax.nn.softmax(scores, axis=-1), axis=(0, 1))
     return experts * jnp.sum(shares * probabilities)
 
 

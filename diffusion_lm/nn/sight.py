@@ -49,6 +49,14 @@ def sights_of(reading: Reading, length: int, segments: Array | None = None) -> t
     return (_of_itself(reading, length, segments),)
 
 
+def in_documents(reading: Reading, sights: tuple[Sight, ...]) -> Array | None:
+    """bool [B, L]: which positions (for NoisyClean, of both halves) belong to a document; None where all do."""
+    segments = sights[0].query_segments
+    if segments is None:
+        return None
+    return jnp.concatenate([segments, segments], axis=1) > 0 if isinstance(reading, NoisyClean) else segments > 0
+
+
 def _of_itself(reading: Causal | Bidirectional | BlockCausal, length: int, segments: Array | None) -> Sight:
     """A row that reads itself."""
     at = jnp.arange(length, dtype=jnp.int32)[None]

@@ -71,6 +71,32 @@ def test_it_is_the_loop_over_experts_forward_and_backward(length, lean):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
 
 
+def test_bfloat16_products_are_near_those_of_float32():
+    """Forward and backward; positions choose as before, as scores stay float32."""
+    params, x = params_of(MIXED), inputs()
+    g = jnp.asarray(np.random.default_rng(2).normal(size=x.shape).astype("f4"))
+
+    def both(products):
+        layer = Experts(dataclasses.replace(MIXED, products=products))
+        said, back = jax.vjp(jax.jit(lambda p, x: layer.apply({"params": p}, x)[0]), params, x)
+        return said, *back(g)
+
+    for found, expected in zip(*map(jax.tree.leaves, map(both, ("bfloat16", "float32"))), strict=True):
+        assert found.dtype == jnp.float32
+        error = jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)
+        assert 0 < error < 1e-2
+
+
+def test_sampling_chooses_experts_in_float32():
+    """As training does: rounded scores would send positions to other experts."""
+    net = bound(dataclasses.replace(MIXED, products="bfloat16"))
+    layer = net.for_sampling().params["layer_1"]["experts"]
+    np.testing.assert_array_equal(layer["router"], net.params["layers"]["experts"]["router"][1])
+    assert {name: a.dtype.name for name, a in layer.items() if name != "router"} == dict.fromkeys(
+        ("gate_up", "down"), "bfloat16"
+    )
+
+
 def test_all_experts_with_equal_gates_are_their_average():
     every = dataclasses.replace(MIXED, experts_per_token=MIXED.experts)
     params, x = params_of(every) | {"router": np.zeros((every.width, every.experts), "f4")}, inputs()
@@ -129,6 +155,21 @@ def test_a_joint_pass_has_one_penalty():
     price = stacked["canvas"].penalty / stacked["canvas"].weight
     assert 1.9 < price / MIXED.balance < 2 * MIXED.experts
     np.testing.assert_allclose(apart["canvas"].penalty, stacked["canvas"].penalty, rtol=1e-5)
+
+
+def test_padding_has_no_part_in_the_penalty():
+    whole = a_batch()
+    inside = jnp.arange(16, dtype=jnp.int32)[None] < 11
+    batch = whole.replace(segments=whole.segments * inside, target=whole.target & inside)
+
+    @jax.jit
+    def penalty(net, tokens):
+        parts = Joint(block=4)(net.denoise, Absorbing(mask=MASK), jax.random.key(1), batch.replace(tokens=tokens))
+        return parts["canvas"].penalty
+
+    net = bound(MIXED)
+    others = jnp.where(inside, batch.tokens, (batch.tokens + 1) % VOCAB)
+    np.testing.assert_allclose(penalty(net, others), penalty(net, batch.tokens), rtol=1e-6)
 
 
 def test_training_minimises_the_penalty_and_reports_it_beside_the_loss():
