@@ -1,4 +1,7 @@
-"""Run with eight CPU devices: meshes against one device. The arguments are meshes, as in 'data=2,sequence=4'.
+"""Run with eight CPU devices: meshes against one device. The arguments are meshes, as in 'data=2,sequence=4', or
+'kernel' for TPUs' attention, interpreted; none: all 35 meshes that there are of five axes.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu PYTHONPATH=. python tests/meshes.py
 
 A joint model of two layers, with experts on meshes that cut them: three updates, then a few canvases written behind
 prompts. Each mesh must give one device's losses (2e-6), parameters (1e-5) and tokens.
@@ -6,6 +9,8 @@ prompts. Each mesh must give one device's losses (2e-6), parameters (1e-5) and t
 
 import dataclasses
 import functools
+import itertools
+import math
 import sys
 
 import jax
@@ -18,15 +23,18 @@ from diffusion_lm.config import Config, Data
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Texts
 from diffusion_lm.data.tokenizer import train_tokenizer
-from diffusion_lm.nn import attention, readout
+from diffusion_lm.nn import attention, readout, splash
 from diffusion_lm.nn.bound import Bound
+from diffusion_lm.nn.cache import LayerKV
 from diffusion_lm.nn.denoiser import Architecture, init_params
+from diffusion_lm.nn.sight import sights_of
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.loop import Train
+from diffusion_lm.types import Causal, NoisyClean
 
 MODEL = Architecture(width=32, layers=2, heads=8, products="float32")
 MIXED = dataclasses.replace(MODEL, mlp=16, experts=8, experts_per_token=2)
@@ -90,12 +98,47 @@ def written(params, model: Architecture, shape: MeshShape, mesh):
     return jax.device_get(jax.jit(write)(*arguments).tokens)
 
 
+def check_kernel() -> None:
+    """Splash attention whose rows are cut, in documents, against chunks on one device: forward and backward."""
+    splash._SQUARE, length, rng = 128, 145, np.random.default_rng(0)
+    shapes = (2, 4, 2 * length, 6), (2, 2, 6, 2 * length), (2, 2, 2 * length, 6), (2, 4, 2 * length, 6)
+    at = np.arange(length)
+    segments = np.stack([np.zeros_like(at), np.minimum(at // 61, 2)]).astype(np.int32)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+    def both(by, segments, q, k, v, g):
+        def read(q, k, v):
+            sights = sights_of(reading, length, segments)
+            return attention.attend(q, LayerKV(k=k, v=v), reading, sights, products="float32", by=by)
+
+        found, back = jax.vjp(read, q, k, v)
+        return found, *back(g)
+
+    reading, mesh = NoisyClean(5, Causal()), sharding.make_mesh(MeshShape(data=2, sequence=2, tensor=2))
+    many = jax.device_put((segments, *arrays), sharding.replicated(mesh))
+    found = jax.jit(sharding.on(mesh, functools.partial(both, "splash")))(*many)
+    assert not any(a.sharding.is_fully_replicated for a in found)
+    expected = jax.jit(functools.partial(both, "chunked"))(segments, *arrays)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0), found, expected)
+
+
+def every() -> list[str]:
+    """All ways to make eight of five axes."""
+    sizes = itertools.product((1, 2, 4, 8), repeat=len(sharding.AXES))
+    made = [zip(sharding.AXES, size, strict=True) for size in sizes if math.prod(size) == 8]
+    return [",".join(f"{axis}={size}" for axis, size in mesh if size > 1) for mesh in made]
+
+
 def main() -> None:
     jax.config.update("jax_debug_key_reuse", True)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_disable_most_optimizations", True)  # half of the time, otherwise
     attention._CHUNK, attention._WINDOWS, readout._CHUNK_ROWS = 4, 2, 16  # several turns of every loop
-    for name in sys.argv[1:]:
+    for name in sys.argv[1:] or every():
+        if name == "kernel":
+            check_kernel()
+            print(name, flush=True)
+            continue
         sizes = dict(part.split("=") for part in name.split(","))
         shape = MeshShape(**{"data": 1} | {axis: int(size) for axis, size in sizes.items()})
         mesh = sharding.make_mesh(shape)
