@@ -12,8 +12,8 @@ from diffusion_lm.visualize.filling import Filling, filling_picture
 from diffusion_lm.visualize.page import write_whole
 
 COLUMNS = (
-    "task", "kind", "seed", "decoding", "passes", "NFE", "solved, %", "exact, %", "of", "taken back", "mended",
-    "spoiled", "steps", "examples seen", "parameters", "minutes",
+    "task", "kind", "seed", "decoding", "passes", "NFE", "solved, %", "exact, %", "of", "taken back", "wrong",
+    "doubted", "mended", "spoiled", "steps", "examples seen", "parameters", "minutes",
 )  # fmt: skip
 PREDICTIONS = "predictions.jsonl"  # in a cell's folder, of the last checkpoint; predictions-STEP.jsonl: of another
 FRAMES = "frames.json"  # in a cell's folder: one test's answers, pass by pass
@@ -138,7 +138,8 @@ def _line(row: Row) -> str:
 
     way = ["token by token", ""] if row.decoding == TOKENS.decoding else [row.decoding, row.passes]
     cells = [row.task, row.kind, row.seed, *way, row.nfe, share(row.solved), share(row.exact), row.tests]
-    cells += [row.takebacks[name] if row.takebacks else "" for name in ("times", "mended", "spoiled")]
+    thoughts = ("times", "wrong", "doubted", "mended", "spoiled")  # of cells from before, some are unknown
+    cells += [(row.takebacks or {}).get(name, "") for name in thoughts]
     cells += [f"{row.steps:,}", f"{row.examples:,}", f"{row.parameters / 1e6:.2f}M", f"{row.minutes:.1f}"]
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -127,7 +127,7 @@ def _tokens(model: Model, tests: Sequence[Example], length: int) -> Asked:
 def _denoised(model, tests: Sequence[Example], way: Way, writer: Canvases, length: int, shown: int | None) -> Asked:
     """One recorded answer to each test."""
     size = min(BATCH, max(CELLS // (writer.sampler.passes * writer.canvas * writer.canvases(length)), 1))
-    found, takebacks, frames = [], TakeBacks(0, 0, 0, 0, 0), None
+    found, takebacks, frames = [], TakeBacks(*[0] * 7), None
     for first, some in _batches(tests, size):
         answer = generate.write(model, writer, [test.prompt for test in some], length=length, seed=first)
         new = _predictions(some, answer.texts, way, int(answer.generation.nfe))

@@ -16,8 +16,11 @@ class TakeBacks(NamedTuple):
     mended     positions that were wrong at first and right in the end
     spoiled    right at first, wrong in the end
     other      wrong at first, and wrong in another way in the end
+    wrong      wrong at first, whatever came of them
+    doubted    of those, taken back at least once
 
-    So mended less spoiled is what second thoughts added to the positions that are right.
+    So mended less spoiled is what second thoughts added to the positions that are right, and doubted of wrong how often
+    a wrong commit was taken back.
     """
 
     positions: int
@@ -25,6 +28,8 @@ class TakeBacks(NamedTuple):
     mended: int
     spoiled: int
     other: int
+    wrong: int
+    doubted: int
 
     def __add__(self, more: "TakeBacks") -> "TakeBacks":
         return TakeBacks(*(a + b for a, b in zip(self, more, strict=True)))
@@ -42,7 +47,7 @@ def take_backs(frames: np.ndarray, right: np.ndarray, mask: int) -> TakeBacks:
     last = frames[:, -1]
     left = (stands[:, :-1] & (frames[:, 1:] != frames[:, :-1])).sum(axis=1)
     was, is_ = first == right, last == right
-    outcomes = (~was & is_, was & ~is_, ~was & ~is_ & (first != last))
+    outcomes = (~was & is_, was & ~is_, ~was & ~is_ & (first != last), ~was, ~was & (left > 0))
     return TakeBacks(int(counted.sum()), int(left[counted].sum()), *(int((o & counted).sum()) for o in outcomes))
 
 

@@ -88,7 +88,7 @@ def test_a_decoding_is_drawn_in_the_most_passes_it_was_asked_for(tmp_path):
 def test_rows_and_charts_say_which_decoding(tmp_path):
     task, cell = Queens(size=4, given=1), tmp_path / "cell"
     cell.mkdir()
-    takebacks = {"revise": {"8": {"positions": 4, "times": 31, "mended": 21, "spoiled": 11, "other": 0}}}
+    takebacks = {"revise": {"8": {"positions": 4, "times": 31, "mended": 21, "spoiled": 11, "other": 0, "wrong": 41}}}
     said = {"seed": 0, "steps": 1, "examples": 1, "parameters": 1, "train_seconds": 1, "hardware": "x", "date": "y"}
     (cell / "cell.json").write_text(json.dumps({**said, "takebacks": takebacks}))
     ways = [("tokens", 0), ("confidence", 8), ("revise", 8)]
@@ -100,7 +100,7 @@ def test_rows_and_charts_say_which_decoding(tmp_path):
     board.write([found], tmp_path)
     lines = [line.split(" | ") for line in (tmp_path / "scoreboard.md").read_text().splitlines()[2:5]]
     assert [line[3:5] for line in lines] == [["token by token", ""], ["confidence", "8"], ["revise", "8"]]
-    assert lines[2][9:12] == ["31", "21", "11"] and lines[1][9:12] == ["", "", ""]
+    assert lines[2][9:14] == ["31", "41", "", "21", "11"] and lines[1][9:14] == [""] * 5
     path = tmp_path / "scoreboard.svg"
     curves.write([found], path)
     for text in ("queens, joint", "token by token", "confidence", "revise"):

@@ -27,7 +27,7 @@ def test_each_fate_of_a_position_is_counted_where_it_belongs():
     )
     right = np.array([[1, 1, 1, 1, 1, 1, 1, M]])
     found = take_backs(text, right, M)
-    assert found == TakeBacks(positions=6, times=1 + 1 + 1 + 1 + 2, mended=1, spoiled=1, other=1)
+    assert found == TakeBacks(positions=6, times=1 + 1 + 1 + 1 + 2, mended=1, spoiled=1, other=1, wrong=3, doubted=3)
 
 
 def test_mended_less_spoiled_is_what_was_gained():
@@ -38,6 +38,7 @@ def test_mended_less_spoiled_is_what_was_gained():
     found = take_backs(text, right, M)
     first = np.array([[next(t for t in text[r, :, i] if t != M) for i in range(7)] for r in range(50)])
     assert found.mended - found.spoiled == (text[:, -1] == right).sum() - (first == right).sum()
+    assert found.wrong == (first != right).sum() and found.mended + found.other <= found.doubted <= found.wrong
     assert found.positions == 350 and found.mended + found.spoiled + found.other <= found.times
     halves = take_backs(text[:20], right[:20], M) + take_backs(text[20:], right[20:], M)
     assert halves == found
@@ -45,7 +46,7 @@ def test_mended_less_spoiled_is_what_was_gained():
 
 def test_nothing_is_taken_back_of_what_stays():
     text = np.where(np.arange(5)[None, :, None] >= np.arange(4)[None, None, :], 1, M)
-    assert take_backs(text, np.full((1, 4), 2), M) == TakeBacks(4, 0, 0, 0, 0)
+    assert take_backs(text, np.full((1, 4), 2), M) == TakeBacks(4, 0, 0, 0, 0, 4, 0)
 
 
 def test_shapes_that_do_not_fit():
