@@ -48,11 +48,11 @@ def true_denoiser(process, t: float) -> np.ndarray:
     """log p(x_i = v | the canvas), [256, 4, 3]: what the network's optimum is. Scores, and processes that only ask at
     masks, leave out what the position itself says."""
     by_all = isinstance(process, (Interpolating, Tokenwise)) and not isinstance(process, UniformScore)
-    q = kernel(process, t)[TEXTS[:, None], CANVASES[None]]  # [81, 256, 4]
+    q = np.stack([kernel(process, t)[TEXTS[:, None, i], CANVASES[None, :, i]] for i in range(LENGTH)])  # [4, 81, 256]
     said = np.zeros((len(CANVASES), LENGTH, VOCAB))
     for i in range(LENGTH):
-        seen = q if by_all else np.delete(q, i, axis=-1)
-        others = truth()[:, None] * np.prod(seen, axis=-1)
+        seen = q if by_all else np.delete(q, i, axis=0)
+        others = truth()[:, None] * np.prod(seen, axis=0)
         for v in range(VOCAB):
             said[:, i, v] = others[TEXTS[:, i] == v].sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -119,11 +119,16 @@ def written(process, steps: int, denoiser=true_denoiser) -> np.ndarray:
     return law.reshape((VOCAB + 1,) * LENGTH)[:VOCAB, :VOCAB, :VOCAB, :VOCAB].reshape(-1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled_posterior(process, logits, xt, t, s):
+    return process.posterior(logits, xt, t, s)
+
+
 def posterior(process, logits, t: float, s: float) -> np.ndarray:
     """p(x_s | x_t) of every canvas and position, [256, 4, 4], up to a factor."""
     xt, (t, s) = jnp.asarray(CANVASES), (jnp.full(len(CANVASES), at, jnp.float32) for at in (t, s))
     if hasattr(process, "posterior"):
-        return np.asarray(process.posterior(logits, xt, t, s), np.float64)
+        return np.asarray(_compiled_posterior(process, logits, xt, t, s), np.float64)
     reveal, masked = float(process.reveal_probability(t, s)[0]), (CANVASES == VOCAB)[..., None]
     pieces = np.where(masked, reveal * np.exp(np.asarray(logits, np.float64)), np.eye(VOCAB + 1)[CANVASES][..., :VOCAB])
     return np.concatenate([pieces, np.where(masked, 1 - reveal, 0.0)], axis=-1)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +66,8 @@ def test_arrays_without_names_lie_whole_on_every_device():
 
 
 def eight_devices(*arguments: str) -> subprocess.CompletedProcess:
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PATH": ""}
-    environment["PYTHONPATH"] = str(ROOT)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PATH": "", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "error", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, text=True)
 

@@ -252,6 +252,7 @@ class _Pending:
                 self._metrics.show(step, self._meter.speeds(step))
 
     def _what_broke(self, step: int, row: dict[str, float], position: Any) -> str:
+        self._checkpoints.wait()  # one may be on its way
         good = self._checkpoints.steps()
         kept = f"the last good checkpoint is {self._checkpoints.path(good[-1])}" if good else "no checkpoint before it"
         return (

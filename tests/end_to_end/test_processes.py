@@ -58,7 +58,7 @@ def start(
         "--config=configs/tinyshakespeare.py:masked", f"--workdir={workdir}", *(f"--set={s}" for s in settings),
         f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", "--host_timeout=8",
     ]  # fmt: skip
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return [
         subprocess.Popen(
             [

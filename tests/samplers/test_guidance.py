@@ -1,5 +1,7 @@
 """Guided text follows p(x | prompt)^(1 + w) / p(x)^w, position by position."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,14 +37,18 @@ def test_guidance_moves_the_text(name):
 def test_what_is_said_is_the_formula_s_behind_the_prompt_and_behind_what_was_written():
     """Read by hand: the text with its prompt, and the text behind the first token alone."""
     network, first, more = model(), jnp.array([[1, 5, 3, 7], [1, 4, 0, 0]]), jnp.array([[6, 2], [8, 3]])
-    count, scale = jnp.array([4, 2]), 1.5
-    prompt = Prompt(tokens=first, length=count)
-    steered = guided(prompt, scale)
-    readout, cache = steered.extend(steered.empty_cache(2, 8), first, count, Causal())
-    behind, _ = steered.extend(cache, more, jnp.array([2, 2]), Causal())
+    count, scale = np.array([4, 2]), 1.5
+    prompt = Prompt(tokens=first, length=jnp.asarray(count))
     canvas = jnp.array([[MASK, 9, MASK], [2, MASK, MASK]])
-    seen = steered.read_canvas(cache, canvas, jnp.array([0.5, 0.7]))
 
+    @jax.jit
+    def by_guidance(steered):
+        readout, cache = steered.extend(steered.empty_cache(2, 8), first, count, Causal())
+        behind, _ = steered.extend(cache, more, jnp.array([2, 2]), Causal())
+        seen = steered.read_canvas(cache, canvas, jnp.array([0.5, 0.7]))
+        return readout.pick(count - 1).logits(), behind.logits(), seen
+
+    @functools.partial(jax.jit, static_argnums=0)
     def by_hand(row):
         logs = []
         for start in (first[row : row + 1, : count[row]], first[row : row + 1, :1]):
@@ -52,11 +58,10 @@ def test_what_is_said_is_the_formula_s_behind_the_prompt_and_behind_what_was_wri
             logs.append([jax.nn.log_softmax(x[0]) for x in (said.logits()[:, -1:], after.logits(), noisy)])
         return [(1 + scale) * given - scale * without for given, without in zip(*logs, strict=True)]
 
+    said = by_guidance(guided(prompt, scale))
     for row in range(2):
-        last, after, noisy = by_hand(row)
-        assert np.allclose(readout.pick(count - 1).logits()[row], last, atol=2e-4)
-        assert np.allclose(behind.logits()[row], after, atol=2e-4)
-        assert np.allclose(seen[row], noisy, atol=2e-4)
+        for ours, theirs in zip(said, by_hand(row), strict=True):
+            assert np.allclose(ours[row], theirs, atol=2e-4)
 
 
 def test_a_canvas_that_holds_its_prompt_is_compared_with_one_whose_prompt_is_masked():
