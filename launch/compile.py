@@ -6,7 +6,8 @@
 
 TPUs need the extra [aot]. Compiling takes seconds to minutes; --bisect, which looks for the largest batch that fits,
 does so a few times over. What it can't know is time: no run, no seconds. The last line on standard output is a JSON
-object: bytes are a chip's, collectives a step's (of a sampler: each of its loops runs once).
+object: bytes are a chip's, collectives a step's (of a sampler: each of its loops runs once), constraints the places in
+the program that say how an array is to lie.
 """
 
 import dataclasses
@@ -200,6 +201,7 @@ def examine(program: Program, memory: int) -> dict:
     started = time.monotonic()
     lowered = program.jitted.lower(*program.arguments.values())
     result = {"fits": None, "bytes": _argument_bytes(program.arguments), "flops": program.flops}
+    result["constraints"] = lowered.as_text().count("sdy.sharding_constraint")
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

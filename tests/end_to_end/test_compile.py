@@ -23,6 +23,7 @@ GOLDEN_ALONG = {
     "all-to-all": {"places": 17, "runs": 17, "bytes": 131_072},
     "collective-permute": {"places": 18, "runs": 18, "bytes": 118_789},
 }
+CONSTRAINTS = 26  # in the text before compilation: fewer are layouts that nobody asks for any more
 SMALL = ("model.width=32", "model.layers=2", "model.heads=4", "model.kv_heads=2", "model.mlp=64", "data.length=32",
          "data.vocab=300", "train.batch=16", "objective.block=8")  # fmt: skip
 
@@ -54,6 +55,7 @@ def test_an_update_on_eight_cpu_devices(tmp_path):
     # jax 0.10.2. More places are a layout that was lost on the way; more runs or bytes, a sum that moved into a loop
     # (the loss goes through its 128 rows in 2 turns; the table's gradient is to be summed after them).
     assert found["collectives"] == GOLDEN
+    assert found["constraints"] == CONSTRAINTS
 
 
 def test_an_update_whose_rows_are_cut_along_their_length():
@@ -64,6 +66,7 @@ def test_an_update_whose_rows_are_cut_along_their_length():
     found = compiled("--topology=cpu:8", "--batch=1", settings=settings)
     assert found["mesh"] == {"sequence": 8}
     assert found["collectives"] == GOLDEN_ALONG
+    assert found["constraints"] == CONSTRAINTS
 
 
 def test_a_generation_on_eight_cpu_devices():
