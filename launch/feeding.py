@@ -2,6 +2,7 @@
 same updates on one batch again and again."""
 
 import itertools
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from diffusion_lm.tasks import base
 from diffusion_lm.tasks.base import Task
 from diffusion_lm.training.loop import Job
 
+log = logging.getLogger("diffusion_lm.feeding")
 FED = ("sudoku4", "sudoku9", "countdown4", "sat7", "path", "queens")
 UPDATES = 8  # a leg: more than the batches that are drawn ahead
 DRAWN = 8000  # examples that are drawn alone; the latter half is clocked, when a task's tables are there
@@ -31,6 +33,7 @@ def feeding() -> list[Row]:
 
 def fed(name: str, config: Config, drawn: int = DRAWN, repeats: int = 3) -> Row:
     """Examples/s of updates that draw theirs, held against updates that don't."""
+    log.info("drawing %s", name)
     rate = _rate(config.data.task, drawn)
     with tempfile.TemporaryDirectory() as folder:
         job = build(config, folder).job

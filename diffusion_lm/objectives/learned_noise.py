@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.objectives.elbo import ELBO, check_steps, draw_times, one_text
+from diffusion_lm.objectives.elbo import ELBO, draw_times, one_text
 from diffusion_lm.processes.tokenwise import Learned, Tokenwise
 from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, loss_of
 
@@ -19,21 +19,12 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnedNoise:
-    """The whole row is one canvas, as in `elbo.ELBO`, and is read twice, under two draws of noise. steps: 0 for
-    continuous time, else T."""
-
-    steps: int = 0
-    canvas = 0
-    causal = False
-    prefix = None
-
-    def __post_init__(self):
-        check_steps(self.steps)
+class LearnedNoise(ELBO):
+    """The same bound, of rows that are read twice, under two draws of noise."""
 
     def bound(self, denoise: Denoise, process: Tokenwise, key: Array, batch: Batch) -> dict[str, Loss]:
         """The same bound for its value only: one draw is enough."""
-        return ELBO(steps=self.steps)(denoise, process, key, batch)
+        return super().__call__(denoise, process, key, batch)
 
     def __call__(self, denoise: Denoise, process: Tokenwise, key: Array, batch: Batch) -> dict[str, Loss]:
         if not isinstance(process, Tokenwise) or isinstance(process, Learned):

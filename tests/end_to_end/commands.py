@@ -12,9 +12,8 @@ SMALL = ("data.documents=paragraph", "data.length=64", "data.kind=char", "model.
 
 
 def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
-    quick = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"
-    }  # half of the time would go into optimising programs that run once
+    # Half of the time would go into optimising programs that run once. --compile_cache keeps all, however quick.
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = {**os.environ, **quick, "JAX_PLATFORMS": "cpu", "HOME": str(home)}
     command = [sys.executable, "-m", f"launch.{name}", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
