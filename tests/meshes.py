@@ -1,5 +1,5 @@
 """Run with eight CPU devices: meshes against one device. The arguments are meshes, as in 'data=2,sequence=4', or
-'kernel' for TPUs' attention, interpreted; none: all 35 meshes that there are of five axes.
+'kernel' for TPUs' attention, interpreted, and GPUs', replaced; none: all 35 meshes that there are of five axes.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu PYTHONPATH=. python tests/meshes.py
 
@@ -23,7 +23,7 @@ from diffusion_lm.config import Config, Data
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Texts
 from diffusion_lm.data.tokenizer import train_tokenizer
-from diffusion_lm.nn import attention, readout, splash
+from diffusion_lm.nn import attention, cudnn, readout, splash
 from diffusion_lm.nn.bound import Bound
 from diffusion_lm.nn.cache import LayerKV
 from diffusion_lm.nn.denoiser import Architecture, init_params
@@ -99,11 +99,13 @@ def written(params, model: Architecture, shape: MeshShape, mesh):
 
 
 def check_kernel() -> None:
-    """Splash attention whose rows are cut, in documents, against chunks on one device: forward and backward."""
+    """Splash attention whose rows are cut, and cuDNN's with plain XLA in the kernel's place, in documents, against
+    chunks on one device: forward and backward."""
+    cudnn.platform, cudnn._fused = lambda: "gpu", functools.partial(jax.nn.dot_product_attention, implementation="xla")
     splash._SQUARE, length, rng = 128, 145, np.random.default_rng(0)
-    shapes = (2, 4, 2 * length, 6), (2, 2, 6, 2 * length), (2, 2, 2 * length, 6), (2, 4, 2 * length, 6)
+    shapes = (4, 4, 2 * length, 6), (4, 2, 6, 2 * length), (4, 2, 2 * length, 6), (4, 4, 2 * length, 6)
     at = np.arange(length)
-    segments = np.stack([np.zeros_like(at), np.minimum(at // 61, 2)]).astype(np.int32)
+    segments = np.stack([np.zeros_like(at), np.minimum(at // 61, 2)] * 2).astype(np.int32)
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
     def both(by, segments, q, k, v, g):
@@ -114,12 +116,15 @@ def check_kernel() -> None:
         found, back = jax.vjp(read, q, k, v)
         return found, *back(g)
 
-    reading, mesh = NoisyClean(5, Causal()), sharding.make_mesh(MeshShape(data=2, sequence=2, tensor=2))
-    many = jax.device_put((segments, *arrays), sharding.replicated(mesh))
-    found = jax.jit(sharding.on(mesh, functools.partial(both, "splash")))(*many)
-    assert not any(a.sharding.is_fully_replicated for a in found)
+    reading = NoisyClean(5, Causal())
     expected = jax.jit(functools.partial(both, "chunked"))(segments, *arrays)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=0), found, expected)
+    cut_rows, whole_rows = MeshShape(data=2, sequence=2, tensor=2), MeshShape(data=2, fsdp=2, tensor=2)
+    for by, shape, off in (("splash", cut_rows, 1e-5), ("cudnn", whole_rows, 3e-4)):
+        mesh = sharding.make_mesh(shape)
+        many = jax.device_put((segments, *arrays), sharding.replicated(mesh))
+        found = jax.jit(sharding.on(mesh, functools.partial(both, by)))(*many)
+        assert not any(a.sharding.is_fully_replicated for a in found)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=off, rtol=0), found, expected)
 
 
 def every() -> list[str]:

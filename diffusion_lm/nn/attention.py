@@ -1,17 +1,21 @@
 """Attention that follows from who sees whom (`nn.sight`), without a mask of length squared."""
 
+import functools
+import logging
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.nn import cudnn
 from diffusion_lm.nn.cache import LayerKV, Past
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.sight import Sight, sight_of_cache
 from diffusion_lm.sharding import cut, each_device, platform, ways_in_force
-from diffusion_lm.types import BlockCausal, NoisyClean, Reading
+from diffusion_lm.types import Bidirectional, BlockCausal, Causal, NoisyClean, Reading
 
+log = logging.getLogger(__name__)
 Array = jax.Array
 _CHUNK = 128  # queries that share one window of keys
 _WINDOWS = 16  # windows of different widths: a row of more chunks scans several of them with one program
@@ -40,6 +44,36 @@ def attend(
         from diffusion_lm.nn import splash  # half a second, of which only those who use it should know
 
         return splash.attend(q, new, reading, sights, products=products)
+    if past is None and by == "cudnn":
+        return _attend_cudnn(q, new, reading, sights, products)
+    return _attend_chunked(q, new, reading, sights, past, products)
+
+
+def _attend_cudnn(q: Array, new: LayerKV, reading: Reading, sights: tuple[Sight, ...], products: str) -> Array:
+    """What cuDNN can read goes there, the rest by chunks."""
+    cudnn.check_devices()
+    if isinstance(reading, Causal | Bidirectional):
+        return cudnn.attend(q, new, reading, sights[0], products=products)
+    _say_chunked(reading)
+    if not (isinstance(reading, NoisyClean) and isinstance(reading.clean, Causal)):
+        return _attend_chunked(q, new, reading, sights, None, products)
+    half = q.shape[2] // 2
+    noisy, clean = new.cut(0, half), new.cut(half, 2 * half)
+    itself, before, of_clean = sights
+    lower = cudnn.attend(q[:, :, half:], clean, reading.clean, of_clean, products=products)
+    blocks = BlockCausal(reading.block)
+    chunks = _attend(_dealt(q[:, :, :half], blocks), ((noisy, itself), (clean, before)), half, products)
+    return jnp.concatenate([_joined(chunks, blocks, half), lower], axis=2)
+
+
+@functools.cache
+def _say_chunked(reading: Reading) -> None:
+    log.info("model.attention=cudnn reads no blocks: of %s, what is read by blocks goes by chunks", reading)
+
+
+def _attend_chunked(
+    q: Array, new: LayerKV, reading: Reading, sights: tuple[Sight, ...], past: Past | None, products: str
+) -> Array:
     length, chunks = q.shape[2], _dealt(q, reading)
     if isinstance(reading, NoisyClean):
         half, count = length // 2, chunks.shape[2] // 2

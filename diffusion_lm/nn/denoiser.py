@@ -31,7 +31,9 @@ class Architecture:
     experts            feed-forwards of `mlp` units in a layer, of which a position takes experts_per_token (0: one)
     balance            what an uneven use of experts costs in training, for each layer (arXiv 2101.03961)
     self_conditioning  tell the network what it said a reading ago (`soft`)
-    attention          "splash", TPUs' kernel; "chunked", plain XLA; "auto": the kernel on TPUs in bfloat16, else chunks
+    attention          "splash", TPUs' kernel; "chunked", plain XLA; "auto": splash on TPUs in bfloat16, else chunks;
+                       "cudnn", GPUs' kernel (run on none yet), in bfloat16: what is read causally or both ways, a clean
+                       half too; blocks, noisy ones and those of a clean text, are read by chunks all the same
     remat              what a layer keeps for its backward pass: all, only its products ("dots"), or nothing ("full")
     products           the type of matrix products' factors; sums are float32 in any case
     """
@@ -50,7 +52,7 @@ class Architecture:
     time_conditioning: bool = False
     self_conditioning: bool = False
     rope_base: float = 10_000.0
-    attention: Literal["auto", "splash", "chunked"] = "auto"
+    attention: Literal["auto", "splash", "cudnn", "chunked"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     products: Literal["bfloat16", "float32"] = "bfloat16"
 
@@ -68,6 +70,8 @@ class Architecture:
             )
         if self.balance < 0:
             raise ValueError(f"model.balance={self.balance} must not be negative: it would reward an uneven use")
+        if self.attention == "cudnn" and self.products != "bfloat16":
+            raise ValueError(f"model.attention=cudnn can't have model.products={self.products}: set it to bfloat16")
         if full["head_width"] % 2:
             raise ValueError(f"model.head_width={full['head_width']} must be even: rotary positions turn pairs")
 

@@ -1,13 +1,17 @@
 """Attention against a dense square of scores in float64, forward and backward, however its queries are dealt out."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_lm.nn import attention, splash
+from diffusion_lm.nn import attention, cudnn, splash
 from diffusion_lm.nn.attention import attend
 from diffusion_lm.nn.cache import LayerKV, Past
+from diffusion_lm.nn.denoiser import Architecture
 from diffusion_lm.nn.sight import sights_of
 from diffusion_lm.types import Bidirectional, BlockCausal, Causal, NoisyClean
 
@@ -72,8 +76,8 @@ def value_and_gradients(q, k, v, g, reading, length, *, segments=None, slots=0, 
     return jax.jit(both)(q, k, v, g)
 
 
-def close(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
+def close(found, expected, by=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=by), found, expected)
 
 
 @pytest.fixture(params=[(13, 3, 1024), (4, 2, 8)], ids=["a window a chunk", "chunks that share"])
@@ -122,6 +126,73 @@ def test_the_kernel_computes_no_square_of_which_nobody_sees_anybody():
     """Four a half: a noisy one sees itself and, in the clean half, up to its place; a clean one up to itself."""
     found = splash._kernel(NoisyClean(32, Causal()), 8 * 128, 1, 128, True).fwd_mask_info
     assert np.sum(found.block_mask > 0) == (4 + 4 * 5 // 2) + 4 * 5 // 2
+
+
+@pytest.fixture
+def on_gpus(monkeypatch):
+    """As far as our own code asks."""
+    monkeypatch.setattr(cudnn, "platform", lambda: "gpu")
+
+
+@pytest.mark.usefixtures("on_gpus")
+@pytest.mark.parametrize("kind", READINGS)
+def test_what_goes_to_cudnn_is_the_dense_one(kind, monkeypatch):
+    """The kernel's place taken by plain XLA: documents told apart by columns, odd rows, and what is left to chunks."""
+    asked = []
+
+    def plain(q, *rest, **how):
+        asked.append((q.shape[1] % 2, q.shape[3] % 8, how["is_causal"]))
+        return jax.nn.dot_product_attention(q, *rest, implementation="xla", **how)
+
+    monkeypatch.setattr(cudnn, "_fused", plain)
+    reading, length = READINGS[kind]
+    close(*in_documents(reading, length, 20, 13, by="cudnn"), by=3e-4)  # float32 sums that pass by 1500
+    assert set(asked) == ({(0, 0, kind != "both ways")} if kind != "blocks" else set())
+    if kind == "both ways":  # one document, but an odd row
+        inputs, seen = arrays(length), np.ones((B, length, length), bool)
+        close(value_and_gradients(*inputs, reading, length, by="cudnn"), dense(*inputs[:3], seen, inputs[3]), by=3e-4)
+
+
+@pytest.mark.usefixtures("on_gpus")
+@pytest.mark.parametrize("reading", [Causal(), Bidirectional(), NoisyClean(5, Causal())])
+def test_gpus_get_the_kernel(reading, monkeypatch):
+    """Lowered for them, forward and backward, with no mask beside it. (JAX asks for the version of a cuDNN that it
+    would otherwise load.)"""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    length, rows = 65, 65 * (2 if isinstance(reading, NoisyClean) else 1)
+    shapes = (B, H, rows, 64), (B, G, 64, rows), (B, G, rows, 64)
+
+    def total(segments, q, k, v):
+        sights = sights_of(reading, length, segments)
+        return jnp.sum(attend(q, LayerKV(k=k, v=v), reading, sights, products="bfloat16", by="cudnn"))
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    segments = jax.ShapeDtypeStruct((B, length), jnp.int32)
+    traced = jax.jit(jax.grad(total, argnums=(1, 2, 3))).trace(segments, *arrays)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(r"custom_call @(__cudnn\S*?)\(.*mask_type\\22: \\22(\w+?)\\22", text)
+    mask = "NO_MASK" if isinstance(reading, Bidirectional) else "CAUSAL"
+    assert calls == [("__cudnn$fmhaSoftmax", mask), ("__cudnn$fmhaSoftmaxBackward", mask)]
+
+
+def test_cudnn_is_refused_in_a_line(monkeypatch):
+    attend_cudnn = functools.partial(value_and_gradients, *arrays(8), length=8, by="cudnn")
+    with pytest.raises(ValueError, match=r"GPUs and this runs on cpu: set model\.attention=auto"):
+        attend_cudnn(reading=BlockCausal(4))
+    monkeypatch.setattr(cudnn, "platform", lambda: "gpu")
+    with monkeypatch.context() as context:
+        context.setattr(cudnn, "ways_in_force", lambda _: 2)
+        with pytest.raises(ValueError, match=r"mesh\.sequence=2 cuts them: set mesh\.sequence=1 or"):
+            attend_cudnn(reading=Causal())
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    wide, segments = np.zeros((B, H, 8, 128), "f4"), np.zeros((B, 8), "i4")
+    kv = LayerKV(k=wide.swapaxes(2, 3), v=wide)
+    with pytest.raises(ValueError, match=r"cudnn: The head dim must be .* but got 136\. Set model\.attention=chunked"):
+        jax.eval_shape(
+            lambda: attend(wide, kv, Causal(), sights_of(Causal(), 8, segments), products="bfloat16", by="cudnn")
+        )
+    with pytest.raises(ValueError, match=r"cudnn can't have model\.products=float32: set it"):
+        Architecture(attention="cudnn", products="float32")
 
 
 @pytest.mark.usefixtures("dealing")
