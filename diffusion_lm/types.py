@@ -241,4 +241,5 @@ class Logits:
 
     def mean_vector(self) -> Array:
         vectors = self.vectors[: self.values.shape[-1]]
-        return jax.lax.stop_gradient(jnp.einsum("blv,ve->ble", jax.nn.softmax(self.values, axis=-1), vectors))
+        shares, highest = jax.nn.softmax(self.values, axis=-1), jax.lax.Precision.HIGHEST
+        return jax.lax.stop_gradient(jnp.einsum("blv,ve->ble", shares, vectors, precision=highest))

@@ -31,7 +31,7 @@ class Architecture:
     experts            feed-forwards of `mlp` units in a layer, of which a position takes experts_per_token (0: one)
     balance            what an uneven use of experts costs in training, for each layer (arXiv 2101.03961)
     self_conditioning  tell the network what it said a reading ago (`soft`)
-    attention          "splash", TPUs' kernel; "chunked", plain XLA; "auto": splash on TPUs in bfloat16, else chunks;
+    attention          "splash", TPUs' kernel, in bfloat16; "chunked", plain XLA; "auto": splash on TPUs, else chunks;
                        "cudnn", GPUs' kernel (run on none yet), in bfloat16: what is read causally or both ways, a clean
                        half too; blocks, noisy ones and those of a clean text, are read by chunks all the same
     remat              what a layer keeps for its backward pass: all, only its products ("dots"), or nothing ("full")
@@ -70,8 +70,11 @@ class Architecture:
             )
         if self.balance < 0:
             raise ValueError(f"model.balance={self.balance} must not be negative: it would reward an uneven use")
-        if self.attention == "cudnn" and self.products != "bfloat16":
-            raise ValueError(f"model.attention=cudnn can't have model.products={self.products}: set it to bfloat16")
+        if self.attention in ("splash", "cudnn") and self.products != "bfloat16":
+            raise ValueError(
+                f"model.attention={self.attention} multiplies in bfloat16, not in model.products={self.products}: set "
+                "model.attention=chunked"
+            )
         if full["head_width"] % 2:
             raise ValueError(f"model.head_width={full['head_width']} must be even: rotary positions turn pairs")
 

@@ -13,6 +13,7 @@ def dot(spec: str, a: Array, b: Array, products: str = "bfloat16") -> Array:
     """einsum(spec, a, b) with factors rounded to `products` and a float32 result.
 
     Asking for a float32 result matters even on a CPU: without it XLA sums in bfloat16 and at a fraction of the speed.
+    So does asking for float32 factors on TPUs and GPUs, which else round them to bfloat16 or TF32.
     Cotangents are rounded alike, or half of the backward pass would run at float32's speed.
     spec: an index of one factor must occur in the other or in the result; no ellipsis.
     """
@@ -21,7 +22,8 @@ def dot(spec: str, a: Array, b: Array, products: str = "bfloat16") -> Array:
 
 def _product(spec: str, a: Array, b: Array, products: str) -> Array:
     a, b = a.astype(products), b.astype(products)
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+    precision = jax.lax.Precision.HIGHEST if products == "float32" else None
+    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _indices(spec: str) -> tuple[str, str, str]:

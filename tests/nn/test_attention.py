@@ -191,8 +191,13 @@ def test_cudnn_is_refused_in_a_line(monkeypatch):
         jax.eval_shape(
             lambda: attend(wide, kv, Causal(), sights_of(Causal(), 8, segments), products="bfloat16", by="cudnn")
         )
-    with pytest.raises(ValueError, match=r"cudnn can't have model\.products=float32: set it"):
-        Architecture(attention="cudnn", products="float32")
+
+
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_kernels_multiply_in_bfloat16_alone(kernel):
+    """What splash attention would make of float32 on a TPU isn't float32's product."""
+    with pytest.raises(ValueError, match=f"{kernel} multiplies in bfloat16, not in model.products=float32: set"):
+        Architecture(attention=kernel, products="float32")
 
 
 @pytest.mark.usefixtures("dealing")

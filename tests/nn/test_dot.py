@@ -1,5 +1,7 @@
 """The one product: rounding of its factors, float32 sums, and its gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,3 +67,14 @@ def test_one_row_is_the_row_of_two(spec, products):
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 1, 8), SPECS[spec][1]))
     np.testing.assert_allclose(dot(spec, a[:1], b, products), dot(spec, a, b, products)[:1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("products", "asked"), [("float32", ["HIGHEST", "HIGHEST"]), ("bfloat16", ["DEFAULT", "DEFAULT"])]
+)
+def test_float32_is_asked_for(case, products, asked):
+    """Forward and backward: a TPU would round factors to bfloat16, a GPU to TF32. A CPU's numbers can't tell."""
+    spec, a, b = case
+    text = jax.jit(jax.grad(lambda a, b: dot(spec, a, b, products).sum() ** 2, argnums=(0, 1))).lower(a, b).as_text()
+    found = re.findall(r"dot_general.*precision = \[(\w+), (\w+)\]", text)
+    assert len(found) == 3 and all(list(one) == asked for one in found)
