@@ -166,6 +166,20 @@ def one_hot(logits: Array, tokens: Array) -> Array:
     return index == tokens[..., None]
 
 
+class Mixed(NamedTuple):
+    """What a network is fed in place of tokens' vectors: z = keep x the token's vector + more, float32 [B, L, E].
+
+    keep  float32 [B, L]
+    more  float32 [B, L, E]
+    told  float32 [B, L]: what z says by itself. A piece is as likely as told x z . its vector, up to a constant (all
+          vectors are of one size); a network adds that to its logits, and learns the rest. 0 where nothing is asked
+    """
+
+    keep: Array
+    more: Array
+    told: Array
+
+
 class Denoise(Protocol):
     """All that an objective sees of a network.
 
@@ -174,7 +188,7 @@ class Denoise(Protocol):
 
     Some networks can be fed vectors, too:
     soft   float32 [B, L, E]: a prediction of the same tokens, as `Readout.mean_vector` has it. None: zeros
-    mixed  (keep float32 [B, L], more float32 [B, L, E]): keep x the token's vector + more in place of the token's
+    mixed  what stands in place of the tokens' vectors
     """
 
     def __call__(
@@ -186,7 +200,7 @@ class Denoise(Protocol):
         positions: Array,
         segments: Array,
         soft: Array | None = None,
-        mixed: tuple[Array, Array] | None = None,
+        mixed: Mixed | None = None,
     ) -> Any: ...
 
 

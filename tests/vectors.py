@@ -23,7 +23,7 @@ class Seer:
     bumps: float = 0.0
 
     def __call__(self, tokens, t, *, mixed, reading=None, positions=None, segments=None):
-        keep, more = mixed
+        keep, more, _ = mixed
         table = jnp.asarray(np.concatenate([VECTORS, np.ones((1, 2), np.float32)]))  # of the mask: nobody may look
         z = keep[..., None] * jnp.take(table, tokens, axis=0) + more
         alpha, sigma = self.process.sizes(t.reshape(-1, 1, 1, 1))

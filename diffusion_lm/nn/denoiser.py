@@ -15,7 +15,7 @@ from diffusion_lm.nn.readout import Projection, unit
 from diffusion_lm.nn.sight import sight_of_cache, sights_of
 from diffusion_lm.nn.soft import SelfConditioning
 from diffusion_lm.sharding import cut, platform, ways_in_force
-from diffusion_lm.types import Alignment, Causal, NoisyClean, Reading
+from diffusion_lm.types import Alignment, Causal, Mixed, NoisyClean, Reading
 
 Array = jax.Array
 _ROWS = 128  # the embedding's rows are padded to a multiple of this, so that meshes divide them
@@ -115,7 +115,7 @@ class Denoiser(nn.Module):
         cache: KVCache | None = None,
         again: bool = False,
         soft: Array | None = None,
-        mixed: tuple[Array, Array] | None = None,
+        mixed: Mixed | None = None,
     ):
         """Reads tokens int32 [B, L] at times t float32 [B, n], after what `cache` holds of each row.
 
@@ -131,7 +131,8 @@ class Denoiser(nn.Module):
         a = self.architecture.resolved
         table = matrix(self, "embedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
         # Small rows, so that a tied readout starts out knowing nothing; normalised, so that the layers see unit size.
-        x = RMSNorm(name="embedding_norm")(_mixed(a, jnp.take(table, tokens, axis=0).astype(jnp.float32), mixed))
+        fed = _fed(a, jnp.take(table, tokens, axis=0).astype(jnp.float32), mixed)
+        x = RMSNorm(name="embedding_norm")(fed)
         x = cut(x, "batch", "length", "embed")
         if a.self_conditioning:
             x = SelfConditioning(a, name="self_conditioning")(x, soft)
@@ -147,6 +148,9 @@ class Denoiser(nn.Module):
         x = RMSNorm(name="final_norm")(x)
         if not a.tied:
             table = matrix(self, "unembedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
+        if mixed is not None:  # one product says what the layers found and what the vectors say by themselves
+            x = jnp.concatenate([x, mixed.told[..., None] * fed], axis=-1)
+            table = jnp.concatenate([table, vectors.astype(table.dtype)], axis=-1)
         return self._readouts(x, table, vectors, self._penalty(uneven), reading), new
 
     def _layers(self, x, cache, slots, time, angles, reading, sights):
@@ -212,14 +216,13 @@ class Denoiser(nn.Module):
         return project(x, _alignment(reading))
 
 
-def _mixed(a: Architecture, rows: Array, mixed: tuple[Array, Array] | None) -> Array:
+def _fed(a: Architecture, rows: Array, mixed: Mixed | None) -> Array:
     """The embedding's rows [B, L, E] of the tokens, or what stands in their place."""
     if mixed is None:
         return rows
     if not a.time_conditioning:
         raise ValueError("noise on vectors can't be told from a clean text: set model.time_conditioning=true")
-    keep, more = mixed
-    return keep[..., None] * unit(rows) + more
+    return mixed.keep[..., None] * unit(rows) + mixed.more
 
 
 def _alignment(reading) -> Alignment:

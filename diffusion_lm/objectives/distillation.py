@@ -147,11 +147,10 @@ class _OnVectors(NamedTuple):
         return jnp.zeros_like(self.batch.given)
 
     def back(self, keys: Array, readout: Readout, noised: dict, t: Array, s: Array) -> dict:
-        keep, more = noised["mixed"]
+        keep, more, _ = noised["mixed"]
         z = keep[..., None] * jnp.take(readout.vectors, self.batch.tokens, axis=0) + more
         z = self.process.reverse(keys, readout.mean_vector(), z, t[:, 0], s[:, 0], churn=0.0)
-        given = self.batch.given
-        return noised | {"mixed": (given.astype(jnp.float32), jnp.where(given[..., None], 0.0, z))}
+        return noised | {"mixed": self.process.held(z, ~self.batch.given, s)}
 
 
 def _divergence(logits: Array, said: Array) -> Array:

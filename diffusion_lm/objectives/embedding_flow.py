@@ -5,6 +5,10 @@ interpolation, CDCD, arXiv 2211.15089): its optimum is p(x_0 | z_t), hence the v
 `bound`, is the likelihood bound of the diffusion on the same path. The bound is no good to train: the vectors are
 learned, and where their noise is least it counts without limit.
 
+What context says is hard to find under one noise for all: where neighbours can be read the position itself can be, too,
+and where it can't, neither can they (CANDI, arXiv 2510.22510). Trained so alone, a small network stays with what each
+vector says by itself. So half of the rows are shown a share of their text, which a text to be filled in is as well.
+
 What keeps learned vectors apart: all are of one size, so that neither can noise drown in them nor can they vanish; and
 two that coincide can't be told apart at any time, which the cross-entropy charges for.
 """
@@ -31,11 +35,13 @@ class EmbeddingFlow:
     prefix = None
 
     def __call__(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch) -> dict[str, Loss]:
-        """-log p(x_0 | z_t), t even between the process's `least` and 1."""
-        batch, (time_key, noise_key) = one_text(batch), jax.random.split(key)
+        """-log p(x_0 | z_t), t even between the process's `least` and 1; of rows that `_shown` shows in part, what is
+        left."""
+        batch, (time_key, noise_key, show_key) = one_text(batch), jax.random.split(key, 3)
         t = _evenly(process, time_key, batch) * (1.0 - process.least) + process.least
-        readout = _read(denoise, process, noise_key, batch, t)
-        return _loss(batch, readout, readout.cross_entropy(batch.tokens, _scored(batch).astype(jnp.float32)))
+        shown = batch.replace(given=batch.given | _shown(show_key, batch.tokens))
+        readout = _read(denoise, process, noise_key, shown, t)
+        return _loss(batch, readout, readout.cross_entropy(batch.tokens, _scored(shown).astype(jnp.float32)))
 
     def bound(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch) -> dict[str, Loss]:
         """-1/2 integral of SNR'(t) E |e - m|^2 dt + E[-log p(x_0 | z_least)] (VDM, arXiv 2107.00630, in continuous
@@ -56,6 +62,14 @@ def _evenly(process: Gaussian, key: Array, batch: Batch) -> Array:
     if not isinstance(process, Gaussian):
         raise ValueError(f"EmbeddingFlow noises vectors, {type(process).__name__} tokens: set process=Gaussian()")
     return draw_times(key, (batch.tokens.shape[0], 1))
+
+
+def _shown(key: Array, tokens: Array) -> Array:
+    """bool [B, L]: of half of the rows a share of the text, which is drawn evenly; of the others nothing."""
+    some_key, share_key, which_key = jax.random.split(key, 3)
+    shape = (tokens.shape[0], 1)
+    share = jax.random.uniform(share_key, shape) * jax.random.bernoulli(some_key, 0.5, shape)
+    return jax.random.uniform(which_key, tokens.shape) < share
 
 
 def _read(denoise: Denoise, process: Gaussian, key: Array, batch: Batch, t: Array) -> Readout:

@@ -11,6 +11,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.types import Mixed
+
 Array = jax.Array
 
 
@@ -45,11 +47,21 @@ class Gaussian:
         """alpha and sigma at t, of t's shape."""
         return 1.0 - t, self.noise * t
 
-    def mixed(self, key: Array, noised: Array, t: Array) -> tuple[Array, Array]:
-        """What `types.Denoise` takes for a text of which bool [B, L] is noised at t [B, 1], the rest clean."""
+    def mixed(self, key: Array, noised: Array, t: Array) -> Mixed:
+        """A text of which bool [B, L] is noised at t [B, 1], the rest clean."""
         alpha, sigma = self.sizes(t)
         eps = jax.random.normal(key, (*noised.shape, self.width))
-        return jnp.where(noised, alpha, 1.0), jnp.where(noised, sigma, 0.0)[..., None] * eps
+        more = jnp.where(noised, sigma, 0.0)[..., None] * eps
+        return Mixed(jnp.where(noised, alpha, 1.0), more, self._told(noised, t))
+
+    def held(self, z: Array, noised: Array, t: Array) -> Mixed:
+        """A text of which bool [B, L] stands as z [B, L, E] at t [B, 1], the rest clean."""
+        return Mixed((~noised).astype(jnp.float32), jnp.where(noised[..., None], z, 0.0), self._told(noised, t))
+
+    def _told(self, noised: Array, t: Array) -> Array:
+        """log p(z | x_0) = alpha / sigma^2 z . e(x_0) + what doesn't depend on x_0."""
+        alpha, sigma = self.sizes(t)
+        return jnp.where(noised, alpha / sigma**2, 0.0)
 
     def rate(self, t: Array) -> Array:
         """-1/2 d/dt of the signal-to-noise ratio (alpha / sigma)^2: what |e - m|^2 costs at t, in nats (VDM's

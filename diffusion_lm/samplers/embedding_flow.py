@@ -51,8 +51,7 @@ class EmbeddingFlow:
 
     def step(self, denoise, state: Vectors) -> Vectors:
         t, s = (jnp.full(state.tokens.shape[0], self._time(state.passes + later)) for later in (0, 1))
-        keep, more = (~state.open).astype(jnp.float32), jnp.where(state.open[..., None], state.z, 0.0)
-        logits = denoise(state.tokens, t, mixed=(keep, more))
+        logits = denoise(state.tokens, t, mixed=self.process.held(state.z, state.open, t[:, None]))
         mean = denoise.mean_vector(self.draw.sharpened(logits))
         noise = row_keys(row_keys(state.keys, self.passes + 1), state.passes)
         tokens, probability = self.draw(row_keys(state.keys, state.passes), logits)

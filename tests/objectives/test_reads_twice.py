@@ -15,7 +15,7 @@ from diffusion_lm.nn.readout import Projection, unit
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.objectives.self_conditioning import SelfConditioned
 from diffusion_lm.processes.uniform import Uniform
-from diffusion_lm.types import Alignment, Batch, Bidirectional, Logits
+from diffusion_lm.types import Alignment, Batch, Bidirectional, Logits, Mixed
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB, LENGTH, ROWS, WIDTH = 7, 8, 3, 8
@@ -93,11 +93,13 @@ def test_what_is_mixed_into_the_text_takes_the_tokens_place():
     vectors = jnp.take(unit(params["embedding"]), rows.tokens, axis=0)
     plain = bound.denoise(rows.tokens, t, **where).logits()
     for tokens, mixed in ((rows.tokens, (keep, none)), (0 * rows.tokens, (0 * keep, vectors))):
-        said = bound.denoise(tokens, t, mixed=mixed, **where)
-        np.testing.assert_allclose(said.logits(), plain, atol=2e-3)
-        np.testing.assert_allclose(said.vectors, unit(params["embedding"]))
+        for told in (0.0, 0.5):  # what the vectors say by themselves is added
+            said = bound.denoise(tokens, t, mixed=Mixed(*mixed, told * keep), **where)
+            more = told * vectors @ unit(params["embedding"])[:VOCAB].T
+            np.testing.assert_allclose(said.logits(), plain + more, atol=2e-3)
+            np.testing.assert_allclose(said.vectors, unit(params["embedding"]))
     with pytest.raises(ValueError, match=r"set model\.time_conditioning=true"):
-        network().denoise(rows.tokens, t, mixed=(keep, none), **where)
+        network().denoise(rows.tokens, t, mixed=Mixed(keep, none, keep), **where)
 
 
 @pytest.mark.parametrize("rows", [2, 10, 512])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import LENGTH, TEXTS, batch_of, entropy, truth
-from vectors import PROCESS, Seer
+from vectors import PROCESS, VECTORS, Seer
 
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
@@ -76,22 +76,47 @@ def test_where_the_path_ends_is_paid_by_reading_what_is_left():
     assert entropy() - 4 * error < early < entropy() + 0.3
 
 
-@jax.jit
-def _asked(tokens):
-    """What the network is asked of texts whose first two tokens are given, and their loss."""
+@functools.partial(jax.jit, static_argnames="bound")
+def _asked(tokens, bound=False):
+    """What the network is asked of texts whose first two tokens are given, what it says, and the loss."""
     seen = []
 
     def denoise(tokens, t, *, mixed, **where):
-        seen.append(mixed)
-        return Seer()(tokens, t, mixed=mixed, **where)
+        seen.append((mixed, Seer()(tokens, t, mixed=mixed, **where)))
+        return seen[-1][1]
 
-    return EmbeddingFlow()(denoise, PROCESS, jax.random.key(0), batch_of(tokens, given=2))["canvas"], seen
+    ask = EmbeddingFlow().bound if bound else EmbeddingFlow()
+    return ask(denoise, PROCESS, jax.random.key(0), batch_of(tokens, given=2))["canvas"], seen
 
 
 def test_given_tokens_are_clean_and_cost_nothing():
-    loss, ((keep, more),) = _asked(TEXTS[:5])
-    assert (keep[:, :2] == 1).all() and (more[:, :2] == 0).all()
-    assert (keep[:, 2:] < 1).all() and (more[:, 2:] != 0).all() and loss.weight == 10
+    loss, ((mixed, _), (last, _)) = _asked(TEXTS[:5], bound=True)
+    for keep, more, told in (mixed, last):
+        assert (keep[:, :2] == 1).all() and (more[:, :2] == 0).all() and (told[:, :2] == 0).all()
+        assert (keep[:, 2:] < 1).all() and (more[:, 2:] != 0).all() and (told[:, 2:] > 0).all()
+    assert loss.weight == 10
+
+
+def test_half_of_the_rows_learn_beside_clean_text_which_costs_nothing():
+    tokens = np.tile(TEXTS[:5], (200, 1))
+    loss, (((keep, more, told), readout),) = _asked(tokens)
+    clean = np.asarray(keep == 1)
+    assert clean[:, :2].all() and not np.asarray(more)[clean].any() and not np.asarray(told)[clean].any()
+    assert 0.2 < clean[:, 2:].mean() < 0.3 and 0.28 < clean[:, 2:].any(axis=1).mean() < 0.39  # 1/4; 1/2 E[1 - (1-u)^2]
+    noised = (~clean).astype(np.float32)
+    np.testing.assert_allclose(loss.sum, readout.cross_entropy(jnp.asarray(tokens), jnp.asarray(noised)), rtol=1e-5)
+    assert loss.weight == 2000
+
+
+def test_what_a_vector_says_by_itself_is_its_likelihood():
+    """log N(z; alpha e, sigma^2) of each piece, but for what all pieces have in common."""
+    t, noised = jnp.full((1, 1), 0.6), jnp.ones((1, 4), bool)
+    z = 2 * jax.random.normal(jax.random.key(0), (1, 4, 2))
+    alpha, sigma = PROCESS.sizes(t)
+    said = PROCESS.held(z, noised, t).told[..., None] * z @ VECTORS.T
+    away = z[:, :, None] - alpha[..., None] * jnp.asarray(VECTORS)[None, None]
+    whole = -jnp.sum(away**2, axis=-1) / (2 * sigma**2)
+    np.testing.assert_allclose(jax.nn.log_softmax(said), jax.nn.log_softmax(whole), atol=1e-4)
 
 
 def test_noise_and_objective_must_go_together():
