@@ -114,8 +114,8 @@ def test_what_a_vector_says_by_itself_is_its_likelihood():
     z = 2 * jax.random.normal(jax.random.key(0), (1, 4, 2))
     alpha, sigma = PROCESS.sizes(t)
     said = PROCESS.held(z, noised, t).told[..., None] * z @ VECTORS.T
-    away = z[:, :, None] - alpha[..., None] * jnp.asarray(VECTORS)[None, None]
-    whole = -jnp.sum(away**2, axis=-1) / (2 * sigma**2)
+    away = z[:, :, None] - alpha.item() * jnp.asarray(VECTORS)[None, None]
+    whole = -jnp.sum(away**2, axis=-1) / (2 * sigma.item() ** 2)
     np.testing.assert_allclose(jax.nn.log_softmax(said), jax.nn.log_softmax(whole), atol=1e-4)
 
 
