@@ -4,6 +4,7 @@ Only this file knows the names of mesh axes. Layers name logical axes; everythin
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -224,13 +225,26 @@ def each_device(
 
     def total(*parts):
         found = function(*parts)
-        return jax.lax.psum(found, over) if over else found
+        return _added_up(found, over) if over else found
 
     def called(*arguments):
         specs = tuple(spec(a, names) for a, names in zip(arguments, axes, strict=True))
         return jax.shard_map(total, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arguments)
 
     return called
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _added_up(part: jax.Array, over: tuple[str, ...]) -> jax.Array:
+    """The sum over devices, each of which gets its whole gradient; JAX's own transpose adds that up once more."""
+    return jax.lax.psum(part, over)
+
+
+def _added_up_backward(over: tuple[str, ...], _, g: jax.Array) -> tuple[jax.Array]:
+    return (g * jax.lax.axis_size(over),)  # shard_map hands each device its share of what all of them have
+
+
+_added_up.defvjp(lambda part, over: (_added_up(part, over), None), _added_up_backward)
 
 
 def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:

@@ -36,8 +36,9 @@ class Experts(nn.Module):
         up = matrix(self, "gate_up", (a.experts, a.width, 2, a.mlp), ("experts", "embed", None, "mlp"), a.width)
         down = matrix(self, "down", (a.experts, a.mlp, a.width), ("experts", "mlp", "embed"), 0)
         scores = dot("ble,ex->blx", x, router, "float32")
-        best, chosen = jax.lax.top_k(scores, a.experts_per_token)
-        rows = ("routed", "length", None)
+        own, rows = ("batch", "length", None), ("routed", "length", None)
+        # Each device's own: the partitioner would give every device the scores of all.
+        best, chosen = each_device(functools.partial(jax.lax.top_k, k=a.experts_per_token), (own,))(scores)
         # A device has all positions of its rows, and the experts (of those, the hidden units) that lie on it.
         share = each_device(
             functools.partial(_share, products=a.products),
@@ -45,7 +46,10 @@ class Experts(nn.Module):
             summed=("experts", "mlp"),
         )
         numbers = jnp.arange(a.experts, dtype=jnp.int32)
-        return share(x, jax.nn.softmax(best, axis=-1), chosen, numbers, up, down), balance(scores, chosen, counted)
+        # What moves between devices is rounded before, not after.
+        return share(x.astype(a.products), jax.nn.softmax(best, axis=-1), chosen, numbers, up, down), balance(
+            scores, chosen, counted
+        )
 
 
 def balance(scores: Array, chosen: Array, counted: Array | None = None) -> Array:

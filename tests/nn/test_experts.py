@@ -1,6 +1,7 @@
 """A mixture of experts against a loop over experts, by hand."""
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from diffusion_lm.nn.denoiser import Architecture, Denoiser
 from diffusion_lm.nn.experts import Experts, balance
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.sharding import AXES, RULES
 from diffusion_lm.training.state import initial
 from diffusion_lm.training.step import make_step
 from diffusion_lm.types import Batch, Bidirectional, Causal, Loss
@@ -207,3 +209,21 @@ def test_every_parameter_has_a_place_on_the_mesh():
 def test_choices_that_can_not_be_are_refused(bad):
     with pytest.raises(ValueError, match=r"model\.experts_per_token"):
         Architecture(**bad)
+
+
+def test_positions_move_rounded_and_are_added_up_once_each_way():
+    """On four devices: what experts add to them in float32, its gradient rounded like any factor; not the gradient of
+    that sum, which all devices have. Weights' gradients are summed in float32, and choices are made of one's own rows.
+    """
+    a = dataclasses.replace(MIXED, mlp=8, experts=8, products="bfloat16")
+    mesh = jax.sharding.AbstractMesh((1, 2, 2, 1, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    x = jnp.zeros((8, 4, a.width))
+
+    def gradients(params, x, g):
+        return jax.vjp(lambda *both: Experts(a).apply({"params": both[0]}, both[1])[0], params, x)[1](g)
+
+    with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(RULES):
+        text = str(jax.make_jaxpr(gradients)(params_of(a), x, x))
+    assert re.findall(r"(\w+)\[4,4,16\] = psum", text) == ["f32", "bf16"]
+    assert re.findall(r"(\w+)\[4,(?:16,2,8|8,16)\] = psum", text) == ["f32", "f32"]
+    assert re.findall(r"f32\[(\S+)\] \S+ = top_k", text) == ["2,4,2"]
