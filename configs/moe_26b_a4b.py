@@ -7,7 +7,7 @@
 pieces, untied. Of the 22.8B in experts a token meets 8 in 128, 1.4B; with attention (1.2B), the router and the table
 that it is read out with (0.7B; a lookup costs nothing, so the other 0.7B isn't counted by `nn.flops`) 3.4B are in its
 products, 4.1B in all. Rows of 4,096 tokens, blocks of 32; batch 1,024 in 4 parts.
-Hardware: 128 chips of v5p, experts over 8: 33 of 95 GiB each, compiled only (docs/compile.md). Time: not yet run.
+Hardware: 128 chips of v5p, experts over 8: 32 of 95 GiB each, compiled only (docs/compile.md). Time: not yet run.
 Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
