@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 from diffusion_lm.evaluation import speed
 from diffusion_lm.evaluation.speed import Row, Timing, times_faster
 from diffusion_lm.objectives.autoregressive import Autoregressive as NextToken
+from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
 from diffusion_lm.objectives.joint import Joint
@@ -67,6 +68,7 @@ def train() -> list[Row]:
     absent = torch_legs.missing("torch")
     ours = {
         "ours": legs.TrainStep(TRAIN, NextToken(), batch=ROWS, length=LENGTH),
+        "block": legs.TrainStep(TRAIN, BlockELBO(block=16), batch=ROWS, length=LENGTH),
         "joint": legs.TrainStep(TRAIN, Joint(), batch=ROWS, length=LENGTH),
     }
     theirs = {} if absent else {"theirs": torch_legs.train_step(batch=ROWS, length=LENGTH, **_as_dict(TRAIN))}
@@ -76,7 +78,10 @@ def train() -> list[Row]:
     note = f"{size}; PyTorch: float32, full logits"
     return [
         _compared("train autoregressive", timings, tokens, absent, target="ratio >= 2", note=note),
-        _alone("train joint (canvas 16)", timings["joint"], tokens, note=size),
+        *(
+            _doubled(f"train {n} (canvas 16)", timings[n], timings["ours"], tokens, note=size)
+            for n in ("block", "joint")
+        ),
     ]
 
 
@@ -192,6 +197,12 @@ def _beside(row: Row, ours: Timing, theirs: Timing, tokens: int, *, target: str)
         target=target,
         reference_cpu_s=theirs.cpu,
     )
+
+
+def _doubled(name: str, timing: Timing, causal: Timing, tokens: int, *, note: str) -> Row:
+    """An update that reads clean and noisy rows side by side, beside one of the same rows read causally."""
+    row = _alone(name, timing, tokens, note=f"{note}; beside it: autoregressive")
+    return _beside(row, timing, causal, tokens, target="ratio >= 0.476: at most 2.1 x a causal step")
 
 
 def _alone(name: str, timing: Timing, tokens: int, *, note: str) -> Row:
