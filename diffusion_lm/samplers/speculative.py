@@ -19,17 +19,17 @@ from diffusion_lm.types import Causal
 
 Array = jax.Array
 _TURN = 16  # positions that the plain steps of a turn read, and its cycles
-_LONGEST_PAUSE = 512  # plain steps after drafts that didn't pay; the pause doubles each time
-_TRY = 32  # a guess that takes a pass is tried once its cycle costs at most a 32nd of the steps before it
-_MARGIN = 1.1  # times `break_even`, which isn't measured exactly
-_MEMORY = 0.7  # of the running mean of accepted tokens
+_SHARE = 1 / 64  # of the plain steps' time may be spent on cycles in vain
+_SAVINGS = 8  # cycles in vain that those before them can have earned, at most
+_FOREVER = 2**30  # steps
+_MARGIN = 1.2  # times `break_even`: measured of cycles in a row, and one alone between plain steps takes longer
 
 
 @struct.dataclass
 class Writing:
     """text int32 [B, S] with the prompt, filled int32 [B] columns of it (of which the cache has read all but the last),
     prompt int32 [B], finished bool [B], keys [B], nfe int32 [], and what drafts have brought: accepted float32 []
-    tokens a cycle lately, pause int32 [] plain steps still to make, next_pause int32 [] for when they fail again."""
+    tokens a cycle lately, credit float32 [] steps that cycles may lose, pause int32 [] plain steps still to make."""
 
     text: Array
     filled: Array
@@ -38,8 +38,8 @@ class Writing:
     keys: Array
     nfe: Array
     accepted: Array
+    credit: Array
     pause: Array
-    next_pause: Array
     cache: Any
 
 
@@ -49,6 +49,10 @@ class Speculative(Writer):
 
     break_even  tokens that a cycle (draft and check) must bring to be worth its time, in plain steps. Where drafts
                 bring less, they are left off for a while; 0: never
+
+    What drafts in vain may cost is earned first: by plain steps, a small share of each, and by drafts that paid. So
+    writing takes at most that share longer than autoregression (and one cycle more, for guesses that cost no pass: a
+    look back at the text says when one has a chance).
     """
 
     drafter: Drafter
@@ -79,11 +83,12 @@ class Speculative(Writer):
 
     def from_text(self, *, text: Array, **rest) -> Writing:
         """The carry for a text of which the cache has read all but the last token (see `Writing`)."""
+        credit = jnp.full((), 0.0 if self.drafter.passes else self._risk)
         return Writing(
             text=jnp.pad(text, ((0, 0), (0, self.drafter.width + 1)), constant_values=self.mask),
-            accepted=jnp.full((), max(_MARGIN * self.break_even - 1.0, 0.0)),
-            pause=jnp.full((), self._patience if self.break_even else 0),
-            next_pause=jnp.full((), self._patience),
+            accepted=jnp.zeros(()),
+            credit=credit,
+            pause=self._pause(credit) if self.break_even else jnp.zeros((), jnp.int32),
             **rest,
         )
 
@@ -97,6 +102,7 @@ class Speculative(Writer):
         state, _ = run(_Plain(self, length), model, state, due)
         if self._slots(state) < self._watch:  # no check ever fits
             return state
+        state = state.replace(credit=self._saved(state.credit + _SHARE * due))
         state = self._judged(model, state, (due > 0) & (state.pause <= 0))
         return run(_Cycles(self, length), model, state, self.cycles)[0]
 
@@ -104,15 +110,12 @@ class Speculative(Writer):
         """One draft and its check; a pause is due where drafts have come to bring less than they cost."""
         draft = self.drafter(model, state.cache, state.text, state.filled)
         state, stood = self._check(model, state, draft, length)
-        accepted = _MEMORY * state.accepted + (1 - _MEMORY) * stood
-        pays = accepted + 1 >= _MARGIN * self.break_even
+        accepted, credit = (state.accepted + stood) / 2, self._saved(state.credit + stood - self._risk)
         return state.replace(
             nfe=state.nfe + self.drafter.passes,
             accepted=accepted,
-            pause=jnp.where(pays, 0, state.next_pause),
-            next_pause=jnp.clip(
-                jnp.where(pays, state.next_pause // 2, 2 * state.next_pause), self._patience, _LONGEST_PAUSE
-            ),
+            credit=credit,
+            pause=jnp.where((accepted >= self._risk) & (credit >= self._risk), 0, self._pause(credit)),
         )
 
     def _fits(self, state: Writing) -> Array:
@@ -129,10 +132,16 @@ class Speculative(Writer):
         return self.drafter.width + 1
 
     @property
-    def _patience(self) -> int:
-        """Plain steps before a try: as long as it takes to look back, or until a try in vain is a small part of it."""
-        share = round(_TRY * self.break_even) if self.drafter.passes else 0
-        return min(max(self._watch, share), _LONGEST_PAUSE)
+    def _risk(self) -> float:
+        """Steps that a cycle loses if nothing of its draft stands; it pays where so many tokens do."""
+        return max(_MARGIN * self.break_even - 1.0, 0.0)
+
+    def _saved(self, credit: Array) -> Array:
+        return jnp.minimum(credit, _SAVINGS * self._risk)
+
+    def _pause(self, credit: Array) -> Array:
+        """Plain steps until there is something to look back at, and a cycle in vain can be afforded."""
+        return jnp.clip(jnp.ceil((self._risk - credit) / _SHARE), self._watch, _FOREVER).astype(jnp.int32)
 
     @property
     def cycles(self) -> int:
@@ -140,18 +149,20 @@ class Speculative(Writer):
         return max(_TURN // self._watch, 1)
 
     def _judged(self, model: Model, state: Writing, over: Array) -> Writing:
-        """Where a pause is over: what a guess would have brought, and another pause if that doesn't pay. A guess that
-        takes a pass isn't made to look back: it gets one chance."""
+        """Where a pause is over: what guesses would have brought, and another pause if that doesn't pay. A guess that
+        takes a pass isn't made to look back. Where cycles begin, a first one in vain ends them."""
         if self.drafter.passes:
-            return state.replace(accepted=jnp.where(over, max(_MARGIN * self.break_even - 1.0, 0.0), state.accepted))
+            return state.replace(accepted=jnp.where(over, self._risk, state.accepted))
         width = self.drafter.width
         then = jnp.maximum(state.filled - width, 1)
         guess = self.drafter(model, state.cache, state.text, then)
         came = jnp.take_along_axis(state.text, then[:, None] + jnp.arange(width, dtype=jnp.int32)[None], axis=1)
         stood = _mean_over(jnp.sum(jnp.cumprod(guess == came, axis=1), axis=1), ~state.finished)
-        again = over & (stood + 1 < _MARGIN * self.break_even)
+        accepted = (state.accepted + stood) / 2  # few that stood by luck don't pay
+        pays = accepted >= self._risk
         return state.replace(
-            accepted=jnp.where(over, stood, state.accepted), pause=jnp.where(again, self._watch, state.pause)
+            accepted=jnp.where(over, jnp.where(pays, self._risk, accepted), state.accepted),
+            pause=jnp.where(over & ~pays, max(self._watch, _TURN), state.pause),
         )
 
     def plain_step(self, model: Model, state: Writing, length: int) -> Writing:

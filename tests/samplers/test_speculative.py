@@ -91,12 +91,41 @@ def test_a_short_answer_is_written_plainly(length):
     assert (written(speculative, prompt, keys, length).tokens == written(plain, prompt, keys, length).tokens).all()
 
 
-def test_drafts_that_do_not_pay_are_left_off():
-    """A draft that takes a pass of its own and is always wrong: a few tries, then plain steps."""
-    prompt, keys = prompts(1), jax.random.split(jax.random.key(4), 1)
-    tireless, careful = (pair(CanvasDraft(mask=MASK, width=2), 1.0, NEVER, be)[1] for be in (0.0, 4.5))
-    passes = [int(written(writer, prompt, keys, 100).nfe) for writer in (tireless, careful)]
-    assert passes[1] < 100 + 2 * 4 < passes[0]
+@dataclasses.dataclass(frozen=True)
+class Flatterer:
+    """Guesses right what is already written, and wrong what isn't; notes how often it was asked that."""
+
+    width: int
+    passes: int
+    asked: list = dataclasses.field(default_factory=list, hash=False, compare=False)
+
+    def __call__(self, model, cache, text, filled):
+        guess = jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (self.width,)))(text, filled)
+        jax.debug.callback(self.asked.append, guess[0, 0] == MASK)
+        return guess
+
+
+@pytest.mark.parametrize("passes, cost", [(0, 1.5), (1, 3.0)])
+def test_drafts_in_vain_cost_a_small_share(passes, cost):
+    """A look back always says yes, a check always no and loses what it costs beyond the step it saves: altogether at
+    most 1/64 of the steps, and one check more where guesses cost no pass."""
+    drafter, prompt, keys = Flatterer(3, passes), prompts(1), jax.random.split(jax.random.key(4), 1)
+    speculative = pair(drafter, 1.0, NEVER, cost)[1]
+    jax.block_until_ready(written(speculative, prompt, keys, 480).tokens)
+    jax.effects_barrier()
+    tries = sum(map(bool, drafter.asked))
+    assert tries >= 2 and tries * (cost - 1) <= 480 / 64 + (cost - 1) * (not passes)
+
+
+def test_drafts_that_pay_are_kept_on():
+    """Guesses that always stand: after the first look back, and but for a check that no longer fits, checks only."""
+    length, prompt, keys = 160, prompts(1), jax.random.split(jax.random.key(4), 1)
+    plain, _ = pair(DRAFTERS[0], 1.0, eot=NEVER)
+    text = np.asarray(written(plain, prompt, keys, length).tokens[0]).tolist()
+    known = (*np.asarray(prompt.tokens[0, : int(prompt.length[0])]).tolist(), *text)
+    speculative = pair(Prophet(known, 3), 1.0, NEVER, 1.5)[1]
+    generation = written(speculative, prompt, keys, length)
+    assert generation.tokens[0].tolist() == text and generation.nfe <= 1 + 16 + length / 4 + 4
 
 
 def test_lookup_finds_what_followed_last_time():
