@@ -6,7 +6,7 @@
 8.05B parameters: 32 layers, width 4,096, 32 heads of which 8 key-value, hidden 14,336, untied; 131,072 pieces; rows of
 4,096 tokens, blocks of 32; batch 1,024 (4 million tokens) in 4 parts, 40,000 updates: 168B tokens, some twenty a
 parameter (arXiv 2203.15556). Any text will do; its tokens are kept in data.cache.
-Hardware: not yet compiled for (docs/compile.md has the commands). Time: not yet run.
+Hardware: fits v5p-128 (51.8 of 95 GiB a chip) and v6e-256 (19.0 of 32) by the compiler's account. Time: not yet run.
 Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
