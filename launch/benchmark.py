@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from diffusion_lm.evaluation import speed
-from diffusion_lm.evaluation.speed import Row, Timing, times_faster
+from diffusion_lm.evaluation.speed import Row, Timing
 from diffusion_lm.objectives.autoregressive import Autoregressive as NextToken
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
@@ -94,8 +94,8 @@ def processes() -> list[Row]:
     timings, tokens, rows = speed.alternate(made, repeats=5), ROWS * LENGTH, []
     for name, timing in timings.items():
         note = "reads each row twice" if name == "learned" else ""
-        row = _alone(f"train {name}", timing, tokens, note=note)
-        rows.append(_beside(row, timing, timings["masked"], tokens, target="ratio >= 0.87: at most 1.15 x masked"))
+        row = _alone(f"train {name}", timing, tokens, target="ratio >= 0.87: at most 1.15 x masked", note=note)
+        rows.append(speed.beside(row, timing, timings["masked"], tokens))
     return rows
 
 
@@ -182,31 +182,20 @@ def _with_transformers(ours: dict) -> tuple[dict, str]:
 
 
 def _compared(name: str, timings: dict[str, Timing], tokens: int, absent: str, *, target: str, note: str) -> Row:
-    row = _alone(name, timings["ours"], tokens, note=note)
+    row = _alone(name, timings["ours"], tokens, target=target, note=note)
     if absent:
-        return dataclasses.replace(row, target=target, skipped=f"the reference: {absent}")
-    return _beside(row, timings["ours"], timings["theirs"], tokens, target=target)
-
-
-def _beside(row: Row, ours: Timing, theirs: Timing, tokens: int, *, target: str) -> Row:
-    return dataclasses.replace(
-        row,
-        reference=tokens / theirs.wall,
-        ratio=times_faster(ours, theirs),
-        best_ratio=theirs.best / ours.best,
-        target=target,
-        reference_cpu_s=theirs.cpu,
-    )
+        return dataclasses.replace(row, skipped=f"the reference: {absent}")
+    return speed.beside(row, timings["ours"], timings["theirs"], tokens)
 
 
 def _doubled(name: str, timing: Timing, causal: Timing, tokens: int, *, note: str) -> Row:
     """An update that reads clean and noisy rows side by side, beside one of the same rows read causally."""
-    row = _alone(name, timing, tokens, note=f"{note}; beside it: autoregressive")
-    return _beside(row, timing, causal, tokens, target="ratio >= 0.476: at most 2.1 x a causal step")
+    told = {"target": "ratio >= 0.476: at most 2.1 x a causal step", "note": f"{note}; beside it: autoregressive"}
+    return speed.beside(_alone(name, timing, tokens, **told), timing, causal, tokens)
 
 
-def _alone(name: str, timing: Timing, tokens: int, *, note: str) -> Row:
-    return Row(name=name, value=tokens / timing.wall, unit="tokens/s", cpu_s=timing.cpu, note=note)
+def _alone(name: str, timing: Timing, tokens: int, **told: str) -> Row:
+    return Row(name=name, value=tokens / timing.wall, unit="tokens/s", cpu_s=timing.cpu, **told)
 
 
 def _canvas_row(width: int, passes: int, timing: Timing, nfe: int, quiet: float | None, absent: str) -> Row:

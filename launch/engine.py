@@ -98,9 +98,7 @@ def _recomputed(network: Bound, width: int) -> Row:
     )
     if absent:
         return dataclasses.replace(row, skipped=f"the reference: {absent}")
-    ratio, best = speed.times_faster(timings["ours"], timings["theirs"]), timings["theirs"].best / timings["ours"].best
-    reference = {"reference": NEW / timings["theirs"].wall, "reference_cpu_s": timings["theirs"].cpu}
-    return dataclasses.replace(row, ratio=ratio, best_ratio=best, **reference)
+    return speed.beside(row, timings["ours"], timings["theirs"], NEW)
 
 
 def _cycles(network: Bound) -> list[Row]:

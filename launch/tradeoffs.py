@@ -161,15 +161,8 @@ def _speculation(model: Model) -> list[Row]:
 
 def _beside(timings: dict[str, speed.Timing], length: int, leg: str, name: str, **told) -> Row:
     """A leg's tokens/s beside autoregression's."""
-    return Row(
-        name=name,
-        value=length / timings[leg].wall,
-        unit="tokens/s",
-        reference=length / timings[""].wall,
-        ratio=speed.times_faster(timings[leg], timings[""]),
-        best_ratio=timings[""].best / timings[leg].best,
-        **told,
-    )
+    row = Row(name=name, value=length / timings[leg].wall, unit="tokens/s", **told)
+    return speed.beside(row, timings[leg], timings[""], length)
 
 
 def _written(model: Model, writer: Any, length: int):

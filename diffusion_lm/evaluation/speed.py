@@ -91,6 +91,19 @@ def times_faster(ours: Timing, theirs: Timing) -> float:
     return statistics.median(theirs / ours for ours, theirs in zip(ours.walls, theirs.walls, strict=True))
 
 
+def beside(row: Row, ours: Timing, theirs: Timing, amount: float) -> Row:
+    """The row of what took `ours`, held against what took `theirs`, both from one call of `alternate`: of each, so much
+    `amount` a repeat, so that its value and reference are amounts a second. Processor seconds where the row has ours.
+    """
+    return dataclasses.replace(
+        row,
+        reference=amount / theirs.wall,
+        ratio=times_faster(ours, theirs),
+        best_ratio=theirs.best / ours.best,
+        reference_cpu_s=None if row.cpu_s is None else theirs.cpu,
+    )
+
+
 def updates(job: Any, seconds: float = 4.0) -> tuple[float, float]:
     """Seconds that a `training.loop.Job`'s first update takes, compilation included, and that one takes after it, in
     the mean over those that `seconds` hold. Each draws its batch."""

@@ -69,6 +69,15 @@ def test_a_ratio_is_taken_within_a_round():
     assert (ours.best, theirs.best) == (1, 3)
 
 
+def test_a_row_is_held_against_another_leg_in_its_own_unit():
+    ours, theirs = timing(1.0, 2.0, 4.0), timing(4.0, 6.0, 4.0)
+    alone = Row(name="a", value=12 / ours.wall, unit="tokens/s", target="more")
+    row = speed.beside(alone, ours, theirs, 12)
+    assert (row.value, row.reference, row.ratio, row.best_ratio) == (6, 3, 3, 4)
+    assert (row.name, row.unit, row.target, row.reference_cpu_s) == ("a", "tokens/s", "more", None)
+    assert speed.beside(dataclasses.replace(alone, cpu_s=2.0), ours, theirs, 12).reference_cpu_s == theirs.cpu
+
+
 def test_rounds_that_do_not_match_are_an_error():
     with pytest.raises(ValueError):
         speed.times_faster(timing(1.0), timing(1.0, 2.0))
