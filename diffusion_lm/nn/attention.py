@@ -167,6 +167,12 @@ class _View(NamedTuple):
     width: int
     offsets: tuple[int, ...]
 
+    def by_blocks(self, queries: int) -> bool:
+        """Whether these are as many queries as keys, in whole blocks that each see themselves."""
+        block = self.sight.block
+        whole = all((self.start + offset) % self.width == 0 for offset in self.offsets)
+        return 0 < block < queries == self.width and queries % block == 0 and whole
+
     def keys(self, offset: int | Array) -> tuple[LayerKV, Array | None]:
         """One chunk's keys and values, and their segments."""
         if self.width == self.kv.slots:
@@ -218,19 +224,50 @@ def _attend_chunk(q: Array, views: tuple[_View, ...], sights, offsets, products:
     batch, heads, size, width = q.shape
     kv_heads = views[0].kv.k.shape[1]
     q = q.reshape(batch, kv_heads, heads // kv_heads, size, width) / math.sqrt(width)
-    scores, values = [], []
+    scores, values, mixes = [], [], []
     for view, sight, offset in zip(views, sights, offsets, strict=True):
         kv, segments = view.keys(offset)
-        index = view.start + offset + jnp.arange(view.width, dtype=jnp.int32)
-        score = dot("bgrqd,bgdk->bgrqk", q, kv.k, products)
-        scores.append(jnp.where(_mask(*sight, index, segments)[:, None, None], score, _HIDDEN))
+        if view.by_blocks(size):
+            scores.append(_scores_by_block(q, kv.k, sight[2], segments, view.sight.block, products))
+            mixes.append(_mixed_by_block)
+        else:
+            index = view.start + offset + jnp.arange(view.width, dtype=jnp.int32)
+            score = dot("bgrqd,bgdk->bgrqk", q, kv.k, products)
+            scores.append(jnp.where(_mask(*sight, index, segments)[:, None, None], score, _HIDDEN))
+            mixes.append(functools.partial(dot, "bgrqk,bgkd->bgrqd"))
         values.append(kv.v)
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
     mixed, at = 0.0, 0
-    for value in values:
-        mixed += dot("bgrqk,bgkd->bgrqd", weights[..., at : at + value.shape[2]], value, products)
-        at += value.shape[2]
+    for score, mix, value in zip(scores, mixes, values, strict=True):
+        mixed += mix(weights[..., at : at + score.shape[-1]], value, products)
+        at += score.shape[-1]
     return mixed.reshape(batch, heads, size, width)
+
+
+def _scores_by_block(
+    q: Array, k: Array, query_segments: Array | None, key_segments: Array | None, block: int, products: str
+) -> Array:
+    """Each block of queries [B, G, R, c, D] on its own keys [B, G, D, c]: [B, G, R, c, block]. (A chunk's keys all at
+    once are many times as many scores, to be made, masked, and thrown away.)"""
+    k = jnp.moveaxis(k.reshape(*k.shape[:3], -1, block), 3, 2)
+    score = dot("bgnrqd,bgndk->bgnrqk", _by_block(q, block), k, products)
+    if query_segments is not None:
+        same = query_segments.reshape(-1, k.shape[2], block, 1) == key_segments.reshape(-1, k.shape[2], 1, block)
+        score = jnp.where(same[:, None, :, None], score, _HIDDEN)
+    return jnp.moveaxis(score, 2, 3).reshape(*q.shape[:4], block)
+
+
+def _mixed_by_block(weights: Array, value: Array, products: str) -> Array:
+    """Each block's weights [B, G, R, c, block] of its own values [B, G, c, D]: [B, G, R, c, D]."""
+    block = weights.shape[-1]
+    values = value.reshape(*value.shape[:2], -1, block, value.shape[3])
+    mixed = dot("bgnrqk,bgnkd->bgnrqd", _by_block(weights, block), values, products)
+    return jnp.moveaxis(mixed, 2, 3).reshape(*weights.shape[:4], value.shape[3])
+
+
+def _by_block(a: Array, block: int) -> Array:
+    """[B, G, R, c, D] -> [B, G, n, R, block, D]."""
+    return jnp.moveaxis(a.reshape(*a.shape[:3], -1, block, a.shape[4]), 3, 2)
 
 
 def _mask(first: Array, last: Array, query_segments: Array | None, index: Array, key_segments: Array | None) -> Array:

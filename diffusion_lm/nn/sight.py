@@ -22,6 +22,7 @@ class Sight:
     first, last     int32 [1 or B, L]: the run of key indices that it sees; empty where last < first
     query_segments  int32 [B, L], and key_segments [B, S]: only keys of its own document; None where there is one
     window          (query start, query stop) -> (key start, key stop), static: no query of that chunk sees beyond
+    block           static: of this source, blocks of so many positions see themselves and nothing else; 0: not so
     """
 
     first: Array
@@ -29,6 +30,7 @@ class Sight:
     query_segments: Array | None
     key_segments: Array | None
     window: Callable[[int, int], tuple[int, int]] = struct.field(pytree_node=False)
+    block: int = struct.field(pytree_node=False, default=0)
 
     def dealt(self, count: int, size: int) -> "Sight":
         """first, last and query_segments as `count` chunks, [count, 1 or B, size]; queries past L see nothing."""
@@ -89,7 +91,11 @@ def _of_noisy(block: int, length: int, segments: Array | None) -> tuple[Sight, S
     start_of_block = at // block * block
     both = {"query_segments": segments, "key_segments": segments}
     itself = Sight(
-        first=start_of_block, last=start_of_block + block - 1, window=lambda start, stop: (start, stop), **both
+        first=start_of_block,
+        last=start_of_block + block - 1,
+        window=lambda start, stop: (start, stop),
+        block=block,
+        **both,
     )
     clean = Sight(
         first=jnp.zeros_like(at),

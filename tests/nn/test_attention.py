@@ -24,6 +24,7 @@ READINGS = {
     "both ways": (Bidirectional(), 37),
     "blocks": (BlockCausal(5), 37),
     "noisy, causal": (NoisyClean(5, Causal()), 35),
+    "noisy, whole chunks of blocks": (NoisyClean(2, Causal()), 40),
 }
 
 
