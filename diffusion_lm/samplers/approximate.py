@@ -25,7 +25,7 @@ _NO_END = -1
 
 
 class Rereads(Protocol):
-    """What is asked of a network (`nn.bound.Bound` is one)."""
+    """What is asked of a network (`nn.bound.Bound` is one; so are `Guided` and `Constrained` of one)."""
 
     def reread(self, cache: Any, tokens: Array, at: Array, t: Array) -> tuple[Array, Any]:
         """Logits [B, W, V] of tokens [B, W] read at times t [B] as positions `at` int32 [B, W] of L, in sight of what
@@ -241,8 +241,6 @@ class Approximate(Canvases):
 
     def begin(self, model: Rereads, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Rewriting:
         """Nothing is read yet."""
-        if not hasattr(model, "reread"):
-            raise ValueError(f"{type(model).__name__} has no approximate cache: leave the cache or the guidance out")
         writing = super().begin(model, cache, prompt, keys, length=length)
         return Rewriting(**_fields(writing), read=jnp.zeros((), jnp.int32))
 

@@ -107,7 +107,8 @@ def _token(text: Array, column: Array, vocab: int) -> Array:
 
 @struct.dataclass
 class Known:
-    """A cache and the text that it holds: int32 [B, S], its first length[b] columns."""
+    """A cache and the text that it holds: int32 [B, S], its first length[b] columns; all of them where an approximate
+    cache holds the row as it was last read."""
 
     inner: Any
     text: Array
@@ -150,11 +151,23 @@ class Constrained:
 
     def read_canvas(self, cache: Known, canvas: Array, t: Array, **vectors) -> Array:
         logits = self.model.read_canvas(cache.inner, canvas, t, **vectors)
-        text, at = self._with(cache, canvas)
-        return jax.vmap(jax.vmap(self.constraint, (0, None, 0)))(logits, text, at)
+        return self._kept(logits, *self._with(cache, canvas))
+
+    def reread(self, cache: Known, tokens: Array, at: Array, t: Array) -> tuple[Array, Known]:
+        """See `approximate.Rereads`. The rule sees what the network does: these tokens, and the others as they were
+        last read."""
+        logits, inner = self.model.reread(cache.inner, tokens, at, t)
+        text = jax.vmap(lambda row, i, new: row.at[i].set(new, mode="drop"))(cache.text, at, tokens)
+        # the logits at no position mean nothing, but a rule is asked of columns only
+        said = self._kept(logits, text, jnp.minimum(at, text.shape[1] - 1))
+        return said, cache.replace(inner=inner, text=text)
 
     def mean_vector(self, logits: Array) -> Array:
         return self.model.mean_vector(logits)
+
+    def _kept(self, logits: Array, text: Array, at: Array) -> Array:
+        """Logits [B, T, V] of columns `at` [B, T] of the text [B, S]."""
+        return jax.vmap(jax.vmap(self.constraint, (0, None, 0)))(logits, text, at)
 
     def _with(self, cache: Known, tokens: Array) -> tuple[Array, Array]:
         """The text with [B, T] more tokens behind it, [B, S], and their columns [B, T]. (A model that reads no text

@@ -28,7 +28,8 @@ class Guided:
     (arXiv 2207.12598, equation 6; for discrete diffusion arXiv 2412.10193). A pass reads twice the rows.
 
     Without its prompt a text goes on from its first token (begin of text) alone; a model that reads no text into a
-    cache, but a canvas with the prompt in it, sees masks there (LLaDA's way, arXiv 2502.09992).
+    cache, but a canvas with the prompt in it, sees masks there (LLaDA's way, arXiv 2502.09992). Over an approximate
+    cache each half sees its own keys and values.
 
     scale   float32 []: 0 leaves the network as it is
     prompt  int32 [B]: the prompts' lengths
@@ -61,18 +62,26 @@ class Guided:
 
     def read_canvas(self, cache: Both, canvas: Array, t: Array, **vectors) -> Array:
         """ValueError for vectors beside a canvas that holds its prompt: they would tell what is masked."""
-        without = canvas
+        both = _twice(canvas)
         if cache.inner.slots == 0:
             if vectors:
                 raise ValueError("guidance of a network that is fed vectors needs its prompt in a cache: leave it out")
-            at = jnp.arange(canvas.shape[1], dtype=jnp.int32)[None]
-            without = jnp.where((at > 0) & (at < self.prompt[:, None]), self.mask, canvas)
-        both = jnp.concatenate([canvas, without]), _twice(t)
-        said = self.model.read_canvas(cache.inner, *both, **jax.tree.map(_twice, vectors))
+            both = self._and_without(canvas, jnp.arange(canvas.shape[1], dtype=jnp.int32)[None])
+        said = self.model.read_canvas(cache.inner, both, _twice(t), **jax.tree.map(_twice, vectors))
         return _guided(said, self.scale)
+
+    def reread(self, cache: Both, tokens: Array, at: Array, t: Array) -> tuple[Array, Both]:
+        """See `approximate.Rereads`."""
+        said, inner = self.model.reread(cache.inner, self._and_without(tokens, at), _twice(at), _twice(t))
+        return _guided(said, self.scale), Both(inner=inner)
 
     def mean_vector(self, logits: Array) -> Array:
         return self.model.mean_vector(logits)
+
+    def _and_without(self, tokens: Array, at: Array) -> Array:
+        """Tokens [B, W] that stand at `at`, and once more with the prompt masked but for its first token: [2 B, W]."""
+        of_prompt = (at > 0) & (at < self.prompt[:, None])
+        return jnp.concatenate([tokens, jnp.where(of_prompt, self.mask, tokens)])
 
 
 @struct.dataclass
