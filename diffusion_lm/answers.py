@@ -24,11 +24,13 @@ _SLID = 2**31 - 1  # no writer draws with the keys from here on down: each slide
 
 
 class Answer(NamedTuple):
-    """texts, one a prompt; the generation they came from; the prompts' ids, begin of text included."""
+    """texts, one a prompt; the generation they came from; the prompts' ids, begin of text included; how many tokens
+    were asked for, of all or of each."""
 
     texts: list[str]
     generation: Generation
     prompts: list[np.ndarray]
+    asked: int | np.ndarray
 
 
 def write(
@@ -64,7 +66,7 @@ def write(
         generation = ask(ids, row_keys(seed, len(ids)), length=length)
     else:
         generation = slid(ask, ids, row_keys(seed, len(ids)), length=length)
-    return _answer(model, generation, ids)
+    return _answer(model, generation, ids, length)
 
 
 def fill(
@@ -78,21 +80,26 @@ def fill(
     """Fills in what is missing: each text is a list of strings, and of numbers of tokens that are to be written there.
 
     A canvas sees what is given inside it and before it, so that a text of one canvas is filled in knowing all of it.
-    The answer's texts are what stands behind the first string (the prompt), holes filled. Raises ValueError for a text
-    that has no hole, or doesn't fit the context, and for a writer that can't look ahead.
+    Texts of all lengths go together, in one program: a row draws what it would draw alone. The answer's texts are what
+    stands behind the first string (the prompt), holes filled. Raises ValueError for a text that has no hole, or doesn't
+    fit the context (or the canvas that must hold all of it), and for a writer that can't look ahead.
     """
     if not isinstance(writer, Canvases):
         raise ValueError(f"{type(writer).__name__} can't look ahead: fill in with canvases (confidence, ancestral)")
     laid, context = [_laid(model, text) for text in texts], model.config.data.length
-    if max(len(prompt) + len(behind) for prompt, behind in laid) > context:
-        raise ValueError(f"a text with its holes takes more than the model's context of {context}: shorten it")
+    room = context if writer.align else min(writer.canvas, context)
+    if max(len(prompt) + len(behind) for prompt, behind in laid) > room:
+        holder = "model's context" if room == context else "canvas"
+        raise ValueError(f"a text with its holes takes more than the {holder} of {room}: shorten it")
     ask, keys = Asking(model=model, writer=writer, constraint=constraint), row_keys(seed, len(laid))
-    sheet = _Sheet(len(laid), max(len(behind) for _, behind in laid), model.tokenizer.mask)
-    for length in sorted({len(behind) for _, behind in laid}):  # apart, so that a canvas ends where its text does
-        rows = np.flatnonzero([len(behind) == length for _, behind in laid])
-        behind = np.stack([laid[row][1] for row in rows])
-        sheet.add(rows, ask([laid[row][0] for row in rows], keys[rows], length=length, behind=behind))
-    return _answer(model, sheet.generation(), [prompt for prompt, _ in laid])
+    prompts, behind = zip(*laid, strict=True)
+    wanted = np.array([len(row) for row in behind], np.int32)
+    widest = int(wanted.max())
+    length = widest if writer.align != 1 else -(-widest // writer.canvas) * writer.canvas  # each canvas is whole
+    behind = [np.pad(row, (0, length - len(row)), constant_values=model.tokenizer.mask) for row in behind]
+    written = ask(list(prompts), keys, length=length, behind=np.stack(behind), wanted=wanted)
+    generation = written.replace(tokens=written.tokens[:, :widest], cache=None, history=None)
+    return _answer(model, generation, list(prompts), wanted)
 
 
 class _Sheet:
@@ -149,13 +156,20 @@ class Asking:
     compact: bool = False
 
     def __call__(
-        self, ids: list[np.ndarray], keys: jax.Array, *, length: int, behind: np.ndarray | None = None
+        self,
+        ids: list[np.ndarray],
+        keys: jax.Array,
+        *,
+        length: int,
+        behind: np.ndarray | None = None,
+        wanted: np.ndarray | None = None,
     ) -> Generation:
         widest = max(len(row) for row in ids)
         prompt = Prompt(
             tokens=jnp.asarray([np.pad(row, (0, widest - len(row))) for row in ids]),
             length=jnp.asarray([len(row) for row in ids], jnp.int32),
             behind=None if behind is None else jnp.asarray(behind),
+            wanted=None if wanted is None else jnp.asarray(wanted),
         )
         network = self._network(prompt, len(ids) * self.writer.width(length))
         written = drive(self.writer, network, prompt, keys, length=length, compact=self.compact)
@@ -207,9 +221,10 @@ def _piece(ask: Asking, width: int, left: int) -> int:
     return room // canvas * canvas or room
 
 
-def _answer(model: Model, generation: Generation, ids: list[np.ndarray]) -> Answer:
+def _answer(model: Model, generation: Generation, ids: list[np.ndarray], asked: int | np.ndarray) -> Answer:
     tokens, count = np.asarray(generation.tokens), np.asarray(generation.length)
-    return Answer([model.tokenizer.decode(row[:n]) for row, n in zip(tokens, count, strict=True)], generation, ids)
+    texts = [model.tokenizer.decode(row[:n]) for row, n in zip(tokens, count, strict=True)]
+    return Answer(texts, generation, ids, asked)
 
 
 def story(model: Model, answer: Answer, row: int, *, length: int, title: str, subtitle: str = "") -> Story:

@@ -48,7 +48,7 @@ def fill_best(
     model: Model, writer: Canvases, text: Sequence[str | int | range], *, score: Score, seed: int, **rest
 ) -> Chosen:
     """Fills in a text whose holes may have one of several numbers of tokens, given as a range: all of them are tried,
-    and the fill of the highest score is the best. Raises ValueError for more than 64 ways, or none.
+    in one batch, and the fill of the highest score is the best. Raises ValueError for more than 64 ways, or none.
 
     rest  as in `fill`
     """
@@ -127,12 +127,12 @@ def scored(model: Model, answer: Answer) -> Batch:
     """Answers as training rows: the prompt given, the answer and the end of text it came to as targets, that end
     repeated up to the end of its canvas."""
     length, tokenizer = model.config.data.length, model.tokenizer
-    canvas, asked = model.config.objective.canvas or length, answer.generation.tokens.shape[1]
-    shape = (len(answer.texts), length)
+    canvas, shape = model.config.objective.canvas or length, (len(answer.texts), length)
     tokens, segments = np.full(shape, tokenizer.mask, np.int32), np.zeros(shape, np.int32)
     given, target = np.zeros(shape, bool), np.zeros(shape, bool)
-    counts = np.asarray(answer.generation.length)
-    for row, (prompt, written, count) in enumerate(zip(answer.prompts, answer.generation.tokens, counts, strict=True)):
+    counts, most = np.asarray(answer.generation.length), np.broadcast_to(answer.asked, shape[0])
+    answers = zip(answer.prompts, answer.generation.tokens, counts, most, strict=True)
+    for row, (prompt, written, count, asked) in enumerate(answers):
         start, stop = len(prompt), len(prompt) + int(count)
         tokens[row, :start], tokens[row, start:stop] = prompt, np.asarray(written)[:count]
         if count < asked and stop < length:  # it came to an end

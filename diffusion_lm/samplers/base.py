@@ -33,7 +33,8 @@ class Model(Protocol):
     def read_canvas(self, cache: Any, canvas: Array, t: Array, **vectors) -> Array:
         """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] behind the cache; writes nothing.
 
-        vectors: `soft` and `mixed` (see `types.Denoise`), where the network takes them.
+        vectors: `soft` and `mixed` (see `types.Denoise`), where the network takes them; segments int32 [B, K]: each
+        position sees those of its own number, and all of the cache.
         """
 
     def mean_vector(self, logits: Array) -> Array:
@@ -107,11 +108,13 @@ class Prompt:
 
     behind  int32 [B, N] or None: what stands behind each prompt, the mask id where something is to be filled in. For
             canvases only: no writer from left to right can look ahead
+    wanted  int32 [B] or None: how much of it is each row's text, which ends there; None: all of it
     """
 
     tokens: Array
     length: Array
     behind: Array | None = None
+    wanted: Array | None = None
 
 
 @struct.dataclass

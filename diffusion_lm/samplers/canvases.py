@@ -57,7 +57,8 @@ class Writing:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Canvases(Writer):
     """Clears canvases of `canvas` positions with `sampler`, one after the other; with align 1 the last one is only as
-    wide as what is left to write.
+    wide as what is left to write. Where given text stands behind prompts, so that rows are of several lengths, it is as
+    wide as all others, and what it has beyond its row's text is neither seen nor written.
 
     clean   how finished text is read into the cache: causally, or block by block (then `align` is the block)
     align   a canvas begins at a multiple of this; what the prompt has beyond the last multiple is given inside the
@@ -108,7 +109,8 @@ class Canvases(Writer):
     def answer(self, state: Writing, *, length: int) -> Generation:
         at = state.prompt[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         tokens = jnp.take_along_axis(state.text, at, axis=1)
-        ended = jnp.cumsum((tokens == self.eot) | (tokens == self.mask), axis=1) > 0
+        beyond = at >= state.goal[:, None]
+        ended = jnp.cumsum((tokens == self.eot) | (tokens == self.mask) | beyond, axis=1) > 0
         return Generation(
             tokens=jnp.where(ended, self.mask, tokens),
             length=jnp.sum(~ended, axis=1, dtype=jnp.int32),
@@ -157,13 +159,16 @@ class Canvases(Writer):
         )
 
     def done(self, state: Writing) -> Array:
+        if state.inside is not None:
+            return state.finished
         narrow = (self.align == 1) & (state.goal - state.filled < self.canvas)  # the next phase's
         return state.finished | narrow
 
     def begin(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Writing:
         """Reads each prompt's whole multiples of `align` into the cache."""
         rows, width = prompt.tokens.shape
-        if not self.align and self.canvas < width + length:
+        least = length + (width if prompt.wanted is None else 0)  # who laid rows of several lengths knows if they fit
+        if not self.align and self.canvas < least:
             raise ValueError(f"a canvas of {self.canvas} doesn't hold a prompt of {width} and {length} new tokens")
         cached = prompt.length // self.align * self.align if self.align else jnp.zeros_like(prompt.length)
         read = 1 if self.align and width >= self.align else 0
@@ -179,7 +184,7 @@ class Canvases(Writer):
             text=text,
             filled=cached,
             prompt=prompt.length,
-            goal=prompt.length + length,
+            goal=prompt.length + (length if prompt.wanted is None else prompt.wanted),
             inside=inside,
             finished=jnp.zeros(rows, bool),
             begun=jnp.zeros((), jnp.int32),
@@ -216,17 +221,30 @@ class Canvases(Writer):
     def _denoise(self, model: Model, state: Writing) -> "_Behind":
         """What the canvas's sampler asks: the network behind the cache; no end of text where given text follows."""
         if state.inside is None:
-            return _Behind(model, state.cache, None, self.eot)
-        slot = state.filled[:, None] + jnp.arange(self.canvas, dtype=jnp.int32)[None]
-        return _Behind(model, state.cache, slot < state.inside[:, None], self.eot)
+            return _Behind(model, state.cache, None, None, self.eot)
+        slot = self._slots(state)
+        text = (~self._beyond(state, slot)).astype(jnp.int32) if self.align == 1 else None
+        return _Behind(model, state.cache, slot < state.inside[:, None], text, self.eot)
+
+    def _slots(self, state: Writing) -> Array:
+        """int32 [B, K]: where the next canvas stands."""
+        return state.filled[:, None] + jnp.arange(self.canvas, dtype=jnp.int32)[None]
+
+    def _beyond(self, state: Writing, slot: Array) -> Array:
+        """bool [B, K]: behind the end of a row whose text has a given length; canvases at multiples of more than one
+        position, as networks that read whole blocks or rows know them, are written to their ends."""
+        if self.align != 1 or state.inside is None:
+            return jnp.zeros_like(slot, bool)
+        return slot >= state.goal[:, None]
 
     def _blank(self, state: Writing) -> Canvas:
         """Masks at each row's next slots, but what is given there; a finished row has none open."""
-        slot = state.filled[:, None] + jnp.arange(self.canvas, dtype=jnp.int32)[None]
+        slot = self._slots(state)
         there = jnp.take_along_axis(state.text, jnp.minimum(slot, state.text.shape[1] - 1), axis=1)
-        given = (there != self.mask) & (slot < state.text.shape[1])
+        stands = (there != self.mask) & (slot < state.text.shape[1])
+        given = stands | self._beyond(state, slot)
         return Canvas(
-            tokens=jnp.where(given, there, self.mask),
+            tokens=jnp.where(stands, there, self.mask),
             open=~given & ~state.finished[:, None],
             given=given,
             probability=given.astype(jnp.float32),
@@ -248,14 +266,17 @@ class Canvases(Writer):
 
 
 class _Behind(NamedTuple):
-    """A network behind a cache; nothing ends where `inside` bool [B, K] (None: a text may end anywhere)."""
+    """A network behind a cache; nothing ends where `inside` bool [B, K] (None: a text may end anywhere), and what is
+    `text`, int32 [B, K], doesn't see what isn't (None: all is)."""
 
     model: Model
     cache: Any
     inside: Array | None
+    text: Array | None
     eot: int
 
     def __call__(self, tokens: Array, t: Array, **vectors) -> Array:
+        vectors |= {} if self.text is None else {"segments": self.text}
         logits = self.model.read_canvas(self.cache, tokens, t, **vectors)
         if self.inside is None:
             return logits

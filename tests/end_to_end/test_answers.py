@@ -79,6 +79,18 @@ def test_the_best_of_several_lengths_is_the_likeliest(model, canvases):
         many.fill_best(model, canvases, [range(1, 10), "a", range(1, 10)], score=many.by_causal, seed=0)
 
 
+def test_many_lengths_are_one_program_and_none_came_to_an_end(model, canvases, caplog):
+    def ended(model, answer):
+        """Text stands behind the hole: the ends that are scored are those that were written."""
+        batch = many.scored(model, answer)
+        assert batch.target.sum(axis=1).tolist() == answer.generation.length.tolist() == answer.asked.tolist()
+        return answer.asked
+
+    with jax.log_compiles():
+        many.fill_best(model, canvases, ["Line ", range(1, 8), ": the cat"], score=ended, seed=0)
+    assert sum("Compiling jit(_generate)" in record.getMessage() for record in caplog.records) == 1
+
+
 # ---- any length ----
 
 
