@@ -52,9 +52,17 @@ def speculative(
     model: Model, *, draw: Draw, drafter: Drafter | None = None, break_even: float | None = None
 ) -> Speculative:
     """The writer that guesses and checks: the autoregressive text, sooner where guesses (by default: what followed the
-    last time) are good. break_even: see `Speculative`; None: measured here, which compiles two programs."""
-    plain = autoregressive(model, draw=draw)
-    drafts = Speculative(drafter=drafter or Lookup(), mask=plain.mask, eot=plain.eot, draw=draw)
+    last time) are good. break_even: see `Speculative`; None: measured here, which compiles two programs.
+
+    Raises ValueError if the network didn't learn to write token by token, or to clear the masks that it guesses by.
+    """
+    plain, drafter = autoregressive(model, draw=draw), drafter or Lookup()
+    masks = isinstance(model.process, Absorbing) and model.config.objective.canvas > 1
+    if (drafter.passes or drafter.masks) and not masks:
+        raise ValueError(
+            f"{type(drafter).__name__} guesses by canvases of masks, which this network didn't learn: use Lookup"
+        )
+    drafts = Speculative(drafter=drafter, mask=plain.mask, eot=plain.eot, draw=draw)
     return dataclasses.replace(
         drafts, break_even=costs.break_even(model, plain, drafts) if break_even is None else break_even
     )

@@ -95,7 +95,19 @@ class NoisyClean(NamedTuple):
     clean: Causal | BlockCausal
 
 
-Reading = Causal | Bidirectional | BlockCausal | NoisyClean
+class Forked(NamedTuple):
+    """[text ; canvases]: `text` positions, and a canvas of `canvas` positions behind each of them, for every place at
+    which the text may turn out to end, in one pass behind a cache (the idea is TiDAR's, arXiv 2511.08923).
+
+    The text reads itself causally, its logits speak of the next token. Canvas i sees text 0..i, and itself both ways;
+    its logits speak of the same position. All see the cache.
+    """
+
+    text: int
+    canvas: int
+
+
+Reading = Causal | Bidirectional | BlockCausal | NoisyClean | Forked
 
 
 class Readout(Protocol):
@@ -111,7 +123,7 @@ class Readout(Protocol):
         """float32 [B, L, V]."""
 
     def pick(self, index: Array) -> "Readout":
-        """The readout of one position a row: index int32 [B] -> [B, 1]."""
+        """The readout of some positions of each row: index int32 [B, n] -> [B, n]."""
 
     def total(
         self,
@@ -184,7 +196,8 @@ class Denoise(Protocol):
     """All that an objective sees of a network.
 
     tokens [B, L] and t float32 [B, n] (n spans of L / n positions share a time; 0 is clean) are read as `reading`
-    says, inside the documents that `segments` separates. The readouts: one, or (noisy, clean) for NoisyClean.
+    says, inside the documents that `segments` separates. The readouts: one, (noisy, clean) for NoisyClean, or
+    (text, canvases) for Forked.
 
     Some networks can be fed vectors, too:
     soft   float32 [B, L, E]: a prediction of the same tokens, as `Readout.mean_vector` has it. None: zeros
@@ -237,7 +250,7 @@ class Logits:
         return self.values
 
     def pick(self, index: Array) -> "Logits":
-        return self.replace(values=jnp.take_along_axis(self.values, index[:, None, None], axis=1))
+        return self.replace(values=jnp.take_along_axis(self.values, index[..., None], axis=1))
 
     def total(self, nats: Callable[..., Array], weights: Array, *arguments: Array, shared=(), teacher=None) -> Array:
         said = () if teacher is None else (jax.lax.stop_gradient(teacher.logits()),)

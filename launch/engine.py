@@ -13,7 +13,7 @@ from diffusion_lm.nn.bound import Bound
 from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.samplers.drafts import CanvasDraft, Lookup
+from diffusion_lm.samplers.drafts import CanvasDraft, Drafter, ForkedDraft, Lookup
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.types import Causal
@@ -105,7 +105,7 @@ def _cycles(network: Bound) -> list[Row]:
     """What a draft and its check cost in plain steps, where a cycle brings one token: guesses that never stand. So
     many tokens must a cycle bring on a trained network before it pays; 1.4 times as many to be 1.4 times as fast."""
     draw, network = Draw(temperature=0), network.for_sampling(rows=1)
-    drafters = {"lookup": Lookup(), "canvas": CanvasDraft(mask=SIZES.vocab)}
+    drafters = {"lookup": Lookup(), "canvas": CanvasDraft(mask=SIZES.vocab), "forked": ForkedDraft()}
     ways = {"plain": Autoregressive(draw=draw, **WRITES)}
     ways |= {name: Speculative(drafter=_Wrong(drafter), draw=draw, **WRITES) for name, drafter in drafters.items()}
     legs_ = {name: legs.generation(network, way, prompt=PROMPT, new=DRAFTED) for name, way in ways.items()}
@@ -127,7 +127,7 @@ def _cycles(network: Bound) -> list[Row]:
 class _Wrong:
     """A drafter whose work is done and whose guesses never stand."""
 
-    drafter: Lookup | CanvasDraft
+    drafter: Drafter
 
     @property
     def width(self) -> int:
@@ -136,6 +136,10 @@ class _Wrong:
     @property
     def passes(self) -> int:
         return self.drafter.passes
+
+    @property
+    def masks(self) -> int:
+        return self.drafter.masks
 
     def __call__(self, model, cache, text, filled):
         guess = self.drafter(model, cache, text, filled)

@@ -20,7 +20,7 @@ from diffusion_lm.build import Model, load_for_inference, read_text
 from diffusion_lm.evaluation import speed
 from diffusion_lm.evaluation.samples import judged, quality
 from diffusion_lm.evaluation.speed import Row
-from diffusion_lm.samplers.drafts import CanvasDraft, Lookup
+from diffusion_lm.samplers.drafts import CanvasDraft, ForkedDraft, Lookup
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.pace import EntropyBound, Threshold
 from diffusion_lm.types import Bidirectional
@@ -140,7 +140,7 @@ def _speculation(model: Model) -> list[Row]:
     """Each way of drafting against autoregression, as far as the context goes, at both temperatures; and autoregression
     against itself, which says what a ratio is worth."""
     length, rows = min(LENGTHS[-1], model.config.data.length - 1), []
-    drafters = {"lookup": Lookup(), "canvas": CanvasDraft(mask=model.tokenizer.mask)}
+    drafters = {"lookup": Lookup(), "canvas": CanvasDraft(mask=model.tokenizer.mask), "forked": ForkedDraft()}
     for temperature in (0.0, 1.0):
         draw = dataclasses.replace(_draw(model), temperature=temperature)
         plain = generate.autoregressive(model, draw=draw)

@@ -6,6 +6,7 @@ from diffusion_lm import generate
 from diffusion_lm.build import Model
 from diffusion_lm.samplers.base import Writer
 from diffusion_lm.samplers.constraint import Banned, Constraint, Every, NoRepeat, Repetition
+from diffusion_lm.samplers.drafts import CanvasDraft, ForkedDraft, Lookup
 from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.pace import EntropyBound, Even, Factor, Threshold
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Rescale
@@ -30,6 +31,11 @@ CACHES = {
     "dual": lambda refresh, block: Dual(refresh=refresh, block=block),
     "delayed": lambda refresh, block: Delayed(refresh=refresh),
 }
+DRAFTS = {  # of speculative
+    "lookup": lambda mask: Lookup(),
+    "canvas": lambda mask: CanvasDraft(mask=mask),
+    "forked": lambda mask: ForkedDraft(),
+}
 TOKENWISE = ("autoregressive", "speculative")
 FREE = ("threshold", "factor", "entropy_bound")  # take as many passes as they need
 DIALED = (*FREE, "remask_cap", "remask_rescale", "remask_loop", "renoise", "embedding")
@@ -48,6 +54,10 @@ SPAN = flags.DEFINE_integer("span", 4, "Tokens that a round writes again.")
 CACHE = flags.DEFINE_enum("cache", None, [*CACHES], "Approximate passes, for networks that only read both ways.")
 REFRESH = flags.DEFINE_integer("refresh", None, "With --cache: every so many passes read everything; none: they don't.")
 BLOCK = flags.DEFINE_integer("block", None, "With --cache=prefix or dual: positions written together; none: 32.")
+GUESSES = flags.DEFINE_enum(
+    "drafts", None, [*DRAFTS], "What speculative guesses by: lookup (what followed the last time; if none is named), "
+    "canvas (a pass of its own), forked (the pass that checks).",
+)  # fmt: skip
 PARTICLES = flags.DEFINE_integer("particles", 0, "With ancestral: so many texts at once, the better of which go on.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest token.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Keep so many of the likeliest tokens; 0: all.")
@@ -68,6 +78,8 @@ def check() -> None:
         raise ValueError(f"--dial is for --sampler={', '.join(DIALED)}; {kind} goes by --passes")
     if CANVAS.value < 0:
         raise ValueError(f"--canvas must be at least 1 (or 0: as in training), not {CANVAS.value}")
+    if GUESSES.value and kind != "speculative":
+        raise ValueError(f"--drafts is for --sampler=speculative, not {kind}")
     if ROUNDS.value and kind in (*TOKENWISE, "auto", "renoise", "embedding"):
         raise ValueError(f"--rounds go over canvases that were committed, {kind} has none: use another --sampler")
     if CORRECT.value and kind != "ancestral":
@@ -87,6 +99,8 @@ def writer(model: Model, *, record: bool) -> Writer:
     kind = SAMPLER.value
     kept = {"top_k": TOP_K.value, "top_p": TOP_P.value, "min_p": MIN_P.value}
     draw = Draw(temperature=TEMPERATURE.value, suppressed=model.tokenizer.suppressed, **kept)
+    if GUESSES.value:
+        return generate.speculative(model, draw=draw, drafter=DRAFTS[GUESSES.value](model.tokenizer.mask))
     if kind in TOKENWISE:
         return getattr(generate, kind)(model, draw=draw)
     passes = 12 if PASSES.value is None and kind not in FREE else PASSES.value

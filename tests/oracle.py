@@ -159,6 +159,14 @@ class OracleModel:
             said.append(self._said_at(read.tokens, read.length - 1, 1)[:, 0])
         return Logits(values=jnp.stack(said, axis=1), alignment=Alignment.NEXT), self._write(cache, tokens, count)
 
+    def fork(self, cache: Read, tokens, count, masks):
+        """What `extend` says, and `read_canvas` of masks behind each of the tokens."""
+        said, after = self.extend(cache, tokens, count, None)
+        canvas, ahead = jnp.full((len(count), masks), MASK), []
+        for i in range(tokens.shape[1]):
+            ahead.append(self.read_canvas(self._write(cache, tokens, jnp.full_like(count, i + 1)), canvas, None))
+        return said, Logits(values=jnp.concatenate(ahead, axis=1)), after
+
     def rewind(self, cache: Read, count):
         length = cache.length - count
         kept = jnp.arange(self.slots, dtype=jnp.int32)[None] < length[:, None]

@@ -13,7 +13,7 @@ from diffusion_lm.nn.cache import LayerKV, Past
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.sight import Sight, sight_of_cache
 from diffusion_lm.sharding import cut, each_device, platform, ways_in_force
-from diffusion_lm.types import Bidirectional, BlockCausal, Causal, NoisyClean, Reading
+from diffusion_lm.types import Bidirectional, BlockCausal, Causal, Forked, NoisyClean, Reading
 
 log = logging.getLogger(__name__)
 Array = jax.Array
@@ -36,8 +36,9 @@ def attend(
     """softmax(q k / sqrt(D)) v over all that a reading lets each query see: q [B, H, L, D] -> float32, alike.
 
     new: the L positions' own keys and values (or, where past.slots says which they are, all that the cache holds);
-    sights: how they are seen, for NoisyClean the noisy half's of itself and of the clean half, and the clean half's.
-    by: see `Architecture.attention`; behind a cache it is always chunks.
+    sights: how they are seen, for NoisyClean the noisy half's of itself and of the clean half, and the clean half's;
+    for Forked, how the text and how the canvases are.
+    by: see `Architecture.attention`; behind a cache, where alone Forked stands, it is always chunks.
     A program's size doesn't grow with L, and what it keeps grows with L and not its square.
     """
     if past is None and (by == "splash" or (by == "auto" and platform() == "tpu" and products == "bfloat16")):
@@ -83,6 +84,8 @@ def _attend_chunked(
         lower = _attend(chunks[:, :, count:], ((clean, of_clean),), half, products)
         return _joined(jnp.concatenate([upper, lower], axis=2), reading, length)
     sources = ((new, sights[0]),)
+    if isinstance(reading, Forked):
+        sources = tuple(zip((new.cut(0, reading.text), new.cut(reading.text, length)), sights, strict=True))
     if past is not None and past.slots is None:
         sources = ((past.kv, sight_of_cache(past.length, past.kv.slots, length)), *sources)
     return _joined(_attend(chunks, sources, length, products), reading, length)

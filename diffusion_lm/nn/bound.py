@@ -12,7 +12,7 @@ from diffusion_lm.nn.denoiser import Denoiser
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.readout import unit
 from diffusion_lm.sharding import platform
-from diffusion_lm.types import Bidirectional, Reading, Readout
+from diffusion_lm.types import Bidirectional, Forked, Reading, Readout
 
 Array = jax.Array
 
@@ -55,9 +55,29 @@ class Bound:
     def extend(self, cache: KVCache, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, KVCache]:
         """Reads the next count[b] of clean tokens [B, T] as `reading` says: what it says of all T, the longer cache."""
         readout, new = self._read(cache, tokens, jnp.zeros((tokens.shape[0], 1)), reading)
-        # Never 1. A write that waits for all reads is made in place; one that might come first is made in a copy.
-        late = (readout.hidden[0, 0, 0] > 1e38).astype(jnp.int32)
-        return readout, kv_cache.append(cache.replace(length=cache.length + late), new, count)
+        return readout, _appended(cache, readout, new, count)
+
+    def fork(self, cache: KVCache, tokens: Array, count: Array, masks: int) -> tuple[Readout, Readout, KVCache]:
+        """Reads the next count[b] of clean tokens [B, T] as `extend` does causally, and in the same pass a canvas of so
+        many masks behind each of them, as `read_canvas` at time 1 would if the text ended there.
+
+        Returns what it says of the tokens, [B, T], of all canvases, [B, T * masks], and the cache with the tokens.
+        """
+        rows, text = tokens.shape
+        canvases = jnp.full((rows, text * masks), self.module.vocab, jnp.int32)
+        at = jnp.arange(text, dtype=jnp.int32)
+        behind = at[:, None] + 1 + jnp.arange(masks, dtype=jnp.int32)[None]
+        positions = cache.length[:, None] + jnp.concatenate([at, behind.reshape(-1)])[None]
+        t = jnp.concatenate([jnp.zeros((rows, 1)), jnp.ones((rows, masks))], axis=1)
+        (said, ahead), new = self.module.apply(
+            {"params": self.params},
+            jnp.concatenate([tokens, canvases], axis=1),
+            t,
+            reading=Forked(text, masks),
+            positions=positions,
+            cache=cache,
+        )
+        return said, ahead, _appended(cache, said, tuple(layer.cut(0, text) for layer in new), count)
 
     def rewind(self, cache: KVCache, count: Array) -> KVCache:
         """Forgets the last count[b] positions that were read."""
@@ -98,6 +118,13 @@ class Bound:
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         where = {"positions": positions, "cache": cache}
         return self.module.apply({"params": self.params}, tokens, t, reading=reading, **where, **vectors)
+
+
+def _appended(cache: KVCache, readout: Readout, new: tuple, count: Array) -> KVCache:
+    """The cache with what a pass has read."""
+    # Never 1. A write that waits for all reads is made in place; one that might come first is made in a copy.
+    late = (readout.hidden[0, 0, 0] > 1e38).astype(jnp.int32)
+    return kv_cache.append(cache.replace(length=cache.length + late), new, count)
 
 
 def _rounded(name: str, a: Array, products: str) -> Array:

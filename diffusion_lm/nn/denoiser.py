@@ -15,7 +15,7 @@ from diffusion_lm.nn.readout import Projection, unit
 from diffusion_lm.nn.sight import sight_of_cache, sights_of
 from diffusion_lm.nn.soft import SelfConditioning
 from diffusion_lm.sharding import cut, platform, ways_in_force
-from diffusion_lm.types import Alignment, Causal, Mixed, NoisyClean, Reading
+from diffusion_lm.types import Alignment, Causal, Forked, Mixed, NoisyClean, Reading
 
 Array = jax.Array
 _ROWS = 128  # the embedding's rows are padded to a multiple of this, so that meshes divide them
@@ -125,8 +125,9 @@ class Denoiser(nn.Module):
         soft, mixed: see `types.Denoise`. ValueError for a network that wasn't made for them.
 
         For NoisyClean, tokens, t, soft, and the results are [noisy ; clean], 2 L wide; positions, segments [B, L].
-        Returns (Readout, new), or ((noisy, clean), new): new is the tuple of this row's LayerKV for `cache.append`
-        if there is a cache, else None. Never writes the cache.
+        For Forked all are [text ; canvases], and there is a cache.
+        Returns (Readout, new), ((noisy, clean), new), or ((text, canvases), new): new is the tuple of this row's
+        LayerKV for `cache.append` if there is a cache, else None. Never writes the cache.
         """
         a = self.architecture.resolved
         table = matrix(self, "embedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
@@ -213,6 +214,9 @@ class Denoiser(nn.Module):
             noisy, clean = (cut(half, "batch", "length", "embed") for half in jnp.split(x, 2, axis=1))
             # One pass, one penalty: the noisy half's.
             return project(noisy, Alignment.SAME), project(clean, _alignment(reading.clean), penalty=None)
+        if isinstance(reading, Forked):
+            text, canvases = x[:, : reading.text], x[:, reading.text :]
+            return project(text, Alignment.NEXT), project(canvases, Alignment.SAME, penalty=None)
         return project(x, _alignment(reading))
 
 

@@ -14,7 +14,7 @@ import jax
 
 from diffusion_lm.nn.bound import Bound
 from diffusion_lm.nn.denoiser import Denoiser, init_params
-from diffusion_lm.types import Batch, Bidirectional, BlockCausal, Causal, NoisyClean, Reading
+from diffusion_lm.types import Batch, Bidirectional, BlockCausal, Causal, Forked, NoisyClean, Reading
 
 BACKWARD = 3  # a step's operations for each of its forward pass: the pass, and two products for each of its products
 
@@ -70,6 +70,8 @@ def _pairs(reading: Reading, length: int) -> int:
     """Pairs of positions of which the first sees the second."""
     if isinstance(reading, NoisyClean):  # a noisy position sees its block, and the clean blocks before it
         return _pairs(BlockCausal(reading.block), length) + _pairs(reading.clean, length)
+    if isinstance(reading, Forked):  # what is said of the text sees it causally, a canvas what it stands behind
+        return _pairs(Causal(), reading.text) * (1 + reading.canvas) + reading.text * reading.canvas**2
     if isinstance(reading, Bidirectional):
         return length * length
     block = reading.block if isinstance(reading, BlockCausal) else 1

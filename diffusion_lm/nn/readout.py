@@ -43,7 +43,7 @@ class Projection:
 
     def pick(self, index: Array) -> "Projection":
         """See `types.Readout`."""
-        return self.replace(hidden=jnp.take_along_axis(self.hidden, index[:, None, None], axis=1))
+        return self.replace(hidden=jnp.take_along_axis(self.hidden, index[..., None], axis=1))
 
     def total(
         self,

@@ -1,7 +1,8 @@
 """Who sees whom.
 
 A query sees a run of keys, first..last, of each source of keys. That says all that a reading needs: causal,
-block-causal, bidirectional, a cache's filled slots, or a noisy block beside the clean blocks before it.
+block-causal, bidirectional, a cache's filled slots, a noisy block beside the clean blocks before it, or a canvas beside
+the text that it stands behind.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_lm.types import Bidirectional, BlockCausal, Causal, NoisyClean, Reading
+from diffusion_lm.types import Bidirectional, BlockCausal, Causal, Forked, NoisyClean, Reading
 
 Array = jax.Array
 
@@ -45,7 +46,9 @@ class Sight:
 
 def sights_of(reading: Reading, length: int, segments: Array | None = None) -> tuple[Sight, ...]:
     """How rows of `length` positions in documents `segments` [B, L] see themselves; for NoisyClean the noisy half of
-    itself and of the clean half, and the clean half of itself."""
+    itself and of the clean half, and the clean half of itself; for Forked all of the text, and all of the canvases."""
+    if isinstance(reading, Forked):
+        return _of_forked(reading)
     if isinstance(reading, NoisyClean):
         return *_of_noisy(reading.block, length, segments), _of_itself(reading.clean, length, segments)
     return (_of_itself(reading, length, segments),)
@@ -104,3 +107,19 @@ def _of_noisy(block: int, length: int, segments: Array | None) -> tuple[Sight, S
         **both,
     )
     return itself, clean
+
+
+def _of_forked(reading: Forked) -> tuple[Sight, Sight]:
+    """What text and canvases see of the text, and of the canvases. Both are short: all of each is one window."""
+    text = jnp.arange(reading.text, dtype=jnp.int32)
+    number = jnp.repeat(text, reading.canvas)
+    start, nothing = number * reading.canvas, jnp.zeros_like(text)
+
+    def sight(first: list[Array], last: list[Array], width: int) -> Sight:
+        first, last = jnp.concatenate(first)[None], jnp.concatenate(last)[None]
+        return Sight(first, last, query_segments=None, key_segments=None, window=lambda start, stop: (0, width))
+
+    return (
+        sight([nothing, 0 * number], [text, number], reading.text),
+        sight([nothing, start], [nothing - 1, start + reading.canvas - 1], reading.text * reading.canvas),
+    )

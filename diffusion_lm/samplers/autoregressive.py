@@ -48,7 +48,7 @@ class Autoregressive(Writer):
             keys=keys,
             cache=cache,
         )
-        return self._write(state, readout.pick(prompt.length - 1).logits()[:, 0])
+        return self._write(state, readout.pick(prompt.length[:, None] - 1).logits()[:, 0])
 
     def phases(self, length: int) -> tuple[Phase, ...]:
         return (Phase(sampler=self, steps=length - 1, reads=1),)

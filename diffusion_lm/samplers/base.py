@@ -24,6 +24,10 @@ class Model(Protocol):
     def extend(self, cache: Any, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, Any]:
         """Reads the next count[b] of clean tokens [B, T]: what it says of all T, and the longer cache."""
 
+    def fork(self, cache: Any, tokens: Array, count: Array, masks: int) -> tuple[Readout, Readout, Any]:
+        """Reads clean tokens as `extend` does causally, and in the same pass a canvas of so many masks behind each of
+        them, as `read_canvas` would at time 1. Says of all tokens, [B, T], and of all canvases, [B, T * masks]."""
+
     def rewind(self, cache: Any, count: Array) -> Any:
         """The cache without the last count[b] positions that row b read."""
 

@@ -134,8 +134,20 @@ class Constrained:
     def extend(self, cache: Known, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, Known]:
         readout, inner = self.model.extend(cache.inner, tokens, count, reading)
         text, at = self._with(cache, tokens)
-        said = _Readout(inner=readout, text=text, at=at + 1, constraint=self.constraint, mask=self.mask)
+        said = self._said(readout, text, at + 1, at + 1)
         return said, Known(inner=inner, text=text, length=cache.length + count)
+
+    def fork(self, cache: Known, tokens: Array, count: Array, masks: int) -> tuple[Readout, Readout, Known]:
+        """In the canvas behind a token stands nothing, for the rule as for the network."""
+        readout, ahead, inner = self.model.fork(cache.inner, tokens, count, masks)
+        text, at = self._with(cache, tokens)
+        end = jnp.repeat(at + 1, masks, axis=1)
+        columns = end + jnp.tile(jnp.arange(masks, dtype=jnp.int32), at.shape[1])[None]
+        known = Known(inner=inner, text=text, length=cache.length + count)
+        return self._said(readout, text, at + 1, at + 1), self._said(ahead, text, columns, end), known
+
+    def _said(self, readout: Readout, text: Array, at: Array, end: Array) -> "_Readout":
+        return _Readout(inner=readout, text=text, at=at, end=end, constraint=self.constraint, mask=self.mask)
 
     def rewind(self, cache: Known, count: Array) -> Known:
         return cache.replace(inner=self.model.rewind(cache.inner, count), length=cache.length - count)
@@ -182,11 +194,12 @@ class Constrained:
 
 @struct.dataclass
 class _Readout:
-    """What the network says of columns `at` [B, T], constrained; from `at` on it doesn't see the text."""
+    """What the network says of columns `at` [B, T], constrained; from `end` [B, T] on it doesn't see the text."""
 
     inner: Any
     text: Array
     at: Array
+    end: Array
     constraint: Constraint = struct.field(pytree_node=False)
     mask: int = struct.field(pytree_node=False)
 
@@ -195,11 +208,12 @@ class _Readout:
         return self.inner.alignment
 
     def pick(self, index: Array) -> "_Readout":
-        return self.replace(inner=self.inner.pick(index), at=jnp.take_along_axis(self.at, index[:, None], axis=1))
+        at, end = (jnp.take_along_axis(a, index, axis=1) for a in (self.at, self.end))
+        return self.replace(inner=self.inner.pick(index), at=at, end=end)
 
     def logits(self) -> Array:
-        return jax.vmap(jax.vmap(self._one, (0, None, 0)))(self.inner.logits(), self.text, self.at)
+        return jax.vmap(jax.vmap(self._one, (0, None, 0, 0)))(self.inner.logits(), self.text, self.at, self.end)
 
-    def _one(self, logits: Array, text: Array, at: Array) -> Array:
-        seen = jnp.where(jnp.arange(text.shape[0], dtype=jnp.int32) < at, text, self.mask)
+    def _one(self, logits: Array, text: Array, at: Array, end: Array) -> Array:
+        seen = jnp.where(jnp.arange(text.shape[0], dtype=jnp.int32) < end, text, self.mask)
         return self.constraint(logits, seen, at)

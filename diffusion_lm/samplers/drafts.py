@@ -16,10 +16,13 @@ class Drafter(Protocol):
 
     width   tokens guessed at once
     passes  forward passes of the network that a guess takes
+    masks   how wide a canvas the pass that checks a guess also reads behind each token, for the next guess; 0: none.
+            That lies in the text then, behind what is written; where none was made there are masks, which never stand
     """
 
     width: int
     passes: int
+    masks: int
 
     def __call__(self, model: Model, cache: Any, text: Array, filled: Array) -> Array:
         """int32 [B, width]: what may follow text[b, :filled[b]], of which the cache has read all but the last token."""
@@ -34,7 +37,7 @@ class Lookup:
 
     width: int = 7
     longest: int = 8
-    passes = 0
+    passes = masks = 0
 
     def __post_init__(self):
         check_width(self.width)
@@ -67,6 +70,7 @@ class CanvasDraft:
     mask: int
     width: int = 3
     passes = 1
+    masks = 0
 
     def __post_init__(self):
         check_width(self.width)
@@ -77,6 +81,30 @@ class CanvasDraft:
         t = jnp.full(text.shape[0], self.width / (self.width + 1))
         logits = model.read_canvas(cache, jnp.concatenate([last, masks], axis=1), t)
         return jnp.argmax(logits[:, 1:], axis=-1).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForkedDraft:
+    """A canvas of the very pass that checked the guess before (the idea is TiDAR's, arXiv 2511.08923): it reads one for
+    each way the check may end, and the one behind what stands is the next guess. No pass drafts only, and none is made
+    for nothing, but each is a wide one: (1 + width) (2 + width) positions.
+
+    A canvas begins where the check itself writes a token that it doesn't know, and so guesses one position further.
+    """
+
+    width: int = 2
+    passes = 0
+
+    def __post_init__(self):
+        check_width(self.width)
+
+    @property
+    def masks(self) -> int:
+        """The token that the check writes, and the guess."""
+        return 1 + self.width
+
+    def __call__(self, model: Model, cache: Any, text: Array, filled: Array) -> Array:
+        return jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (self.width,)))(text, filled)
 
 
 def check_width(width: int) -> None:

@@ -53,6 +53,12 @@ class Guided:
         behind = jnp.where(cache.length == 0, count - alone, 0)
         return _Readout(inner=readout, scale=self.scale, behind=behind), Both(inner=inner)
 
+    def fork(self, cache: Both, tokens: Array, count: Array, masks: int) -> tuple[Readout, Readout, Both]:
+        """Behind prompts that have been read."""
+        said, ahead, inner = self.model.fork(cache.inner, _twice(tokens), _twice(count), masks)
+        one, other = (_Readout(inner=r, scale=self.scale, behind=jnp.zeros_like(count)) for r in (said, ahead))
+        return one, other, Both(inner=inner)
+
     def rewind(self, cache: Both, count: Array) -> Both:
         return Both(inner=self.model.rewind(cache.inner, _twice(count)))
 
@@ -98,7 +104,7 @@ class _Readout:
         return self.inner.alignment
 
     def pick(self, index: Array) -> "_Readout":
-        both = jnp.concatenate([index, index - self.behind])
+        both = jnp.concatenate([index, index - self.behind[:, None]])
         return self.replace(inner=self.inner.pick(both), behind=jnp.zeros_like(self.behind))
 
     def logits(self) -> Array:

@@ -15,7 +15,7 @@ from flax import struct
 from diffusion_lm.samplers.base import Generation, Model, Phase, Prompt, Writer, run
 from diffusion_lm.samplers.drafts import Drafter
 from diffusion_lm.samplers.draw import Draw
-from diffusion_lm.types import Causal
+from diffusion_lm.types import Causal, Readout
 
 Array = jax.Array
 _TURN = 16  # positions that the plain steps of a turn read, and its cycles
@@ -79,11 +79,11 @@ class Speculative(Writer):
             cache=cache,
         )
         no_draft = jnp.zeros((rows, 0), jnp.int32)
-        return self._keep(state, no_draft, readout.pick(prompt.length - 1).logits(), length)[0]
+        return self._keep(state, no_draft, readout.pick(prompt.length[:, None] - 1).logits(), length)[0]
 
     def from_text(self, *, text: Array, **rest) -> Writing:
         """The carry for a text of which the cache has read all but the last token (see `Writing`)."""
-        credit = jnp.full((), 0.0 if self.drafter.passes else self._risk)
+        credit = jnp.full((), self._risk if self._free else 0.0)
         return Writing(
             text=jnp.pad(text, ((0, 0), (0, self.drafter.width + 1)), constant_values=self.mask),
             accepted=jnp.zeros(()),
@@ -94,7 +94,8 @@ class Speculative(Writer):
 
     def phases(self, length: int) -> tuple[Phase, ...]:
         """Turns of a few plain steps while drafts don't seem to pay, and of a few cycles while they do."""
-        return (Phase(sampler=_Turns(self, length), steps=length, reads=_TURN + self.cycles * self._watch),)
+        reads = _TURN + (self.drafter.masks > 0) + self.cycles * self._watch
+        return (Phase(sampler=_Turns(self, length), steps=length, reads=reads),)
 
     def turn(self, model: Model, state: Writing, length: int) -> Writing:
         """Plain steps that are due; a look back, if they were the last; then cycles, unless more are due."""
@@ -103,7 +104,10 @@ class Speculative(Writer):
         if self._slots(state) < self._watch:  # no check ever fits
             return state
         state = state.replace(credit=self._saved(state.credit + _SHARE * due))
-        state = self._judged(model, state, (due > 0) & (state.pause <= 0))
+        over = (due > 0) & (state.pause <= 0)
+        state = self._judged(model, state, over)
+        if self.drafter.masks and self.break_even:  # a first guess
+            state, _ = run(_Opening(self, length), model, state, over.astype(jnp.int32))
         return run(_Cycles(self, length), model, state, self.cycles)[0]
 
     def cycle(self, model: Model, state: Writing, length: int) -> Writing:
@@ -118,12 +122,21 @@ class Speculative(Writer):
             pause=jnp.where((accepted >= self._risk) & (credit >= self._risk), 0, self._pause(credit)),
         )
 
+    def open(self, model: Model, state: Writing, length: int) -> Writing:
+        """A plain step that also guesses."""
+        return self._check(model, state, jnp.zeros((state.text.shape[0], 0), jnp.int32), length)[0]
+
     def _fits(self, state: Writing) -> Array:
         """Whether every row's cache has slots for a check, which reads the last token and all of the draft."""
         return jnp.max(state.filled) + self.drafter.width <= self._slots(state)
 
     def _slots(self, state: Writing) -> int:
         return state.text.shape[1] - self._watch  # which `from_text` added
+
+    @property
+    def _free(self) -> bool:
+        """A guess takes no time to speak of."""
+        return not (self.drafter.passes or self.drafter.masks)
 
     @property
     def _watch(self) -> int:
@@ -150,8 +163,8 @@ class Speculative(Writer):
 
     def _judged(self, model: Model, state: Writing, over: Array) -> Writing:
         """Where a pause is over: what guesses would have brought, and another pause if that doesn't pay. A guess that
-        takes a pass isn't made to look back. Where cycles begin, a first one in vain ends them."""
-        if self.drafter.passes:
+        takes time isn't made to look back. Where cycles begin, a first one in vain ends them."""
+        if not self._free:
             return state.replace(accepted=jnp.where(over, self._risk, state.accepted))
         width = self.drafter.width
         then = jnp.maximum(state.filled - width, 1)
@@ -185,15 +198,27 @@ class Speculative(Writer):
         )
 
     def _check(self, model: Model, state: Writing, draft: Array, length: int) -> tuple[Writing, Array]:
-        """Reads the last token and the draft causally; the cache keeps what stands."""
+        """Reads the last token and the draft causally; the cache keeps what stands, the text the next guess."""
         last = jnp.take_along_axis(state.text, state.filled[:, None] - 1, axis=1)
         tokens = jnp.where(state.finished[:, None], 0, jnp.concatenate([last, draft], axis=1))
         count = jnp.where(state.finished, 0, tokens.shape[1])
-        readout, cache = model.extend(state.cache, tokens, count, Causal())
+        if self.drafter.masks:
+            readout, ahead, cache = model.fork(state.cache, tokens, count, self.drafter.masks)
+        else:
+            readout, cache = model.extend(state.cache, tokens, count, Causal())
         before = state.filled
         state, stood = self._keep(state, draft, readout.logits(), length)
-        cache = model.rewind(cache, count - (state.filled - before))
+        new = state.filled - before
+        if self.drafter.masks:
+            state = state.replace(text=_written(state.text, self._ahead(ahead, new), state.filled))
+        cache = model.rewind(cache, count - new)
         return state.replace(cache=cache, nfe=state.nfe + 1), stood
+
+    def _ahead(self, canvases: Readout, new: Array) -> Array:
+        """The likeliest tokens, int32 [B, width], behind the last of new[b], by the canvas that begins at it."""
+        end = jnp.maximum(new, 1) * self.drafter.masks
+        index = end[:, None] - self.drafter.width + jnp.arange(self.drafter.width, dtype=jnp.int32)[None]
+        return jnp.argmax(canvases.pick(index).logits(), axis=-1).astype(jnp.int32)
 
     def _keep(self, state: Writing, draft: Array, logits: Array, length: int) -> tuple[Writing, Array]:
         """Draws the token behind each of the tokens read, up to the first that the draft got wrong; and how many of
@@ -255,6 +280,16 @@ class _Plain(_Turns):
 
     def step(self, model: Model, state: Writing) -> Writing:
         return self.writer.plain_step(model, state, self.length)
+
+
+class _Opening(_Turns):
+    """The step before cycles whose checks make the guesses."""
+
+    def step(self, model: Model, state: Writing) -> Writing:
+        return self.writer.open(model, state, self.length)
+
+    def done(self, state: Writing) -> Array:
+        return state.finished | ~self.writer._fits(state)
 
 
 class _Cycles(_Turns):

@@ -1,6 +1,7 @@
 """The commands a newcomer types, on a model small enough to train in seconds: results, and one line for bad input."""
 
 import contextlib
+import dataclasses
 import json
 import types
 
@@ -9,6 +10,8 @@ import pytest
 from commands import launch
 
 from diffusion_lm import costs, generate
+from diffusion_lm.objectives.autoregressive import Autoregressive
+from diffusion_lm.samplers.drafts import ForkedDraft
 from diffusion_lm.samplers.draw import Draw
 from launch import profiler, tradeoffs
 
@@ -138,6 +141,12 @@ def test_bad_input_is_one_line_and_leaves_the_workdir_alone(trained, name, argum
 def test_absurd_canvases_are_refused(model, arguments, cause):
     with pytest.raises(ValueError, match=cause):
         generate.confidence(model, draw=Draw(), **arguments)
+
+
+def test_a_network_without_masks_does_not_draft_by_them(model):
+    config = dataclasses.replace(model.config, objective=Autoregressive())
+    with pytest.raises(ValueError, match="ForkedDraft guesses by canvases of masks"):
+        generate.speculative(model._replace(config=config), draw=Draw(), drafter=ForkedDraft())
 
 
 @pytest.mark.parametrize(

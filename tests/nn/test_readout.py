@@ -184,7 +184,7 @@ def test_pick_takes_one_position_a_row(kind):
     said = projection(hidden, table).replace(alignment=Alignment.NEXT)
     if kind == "logits":
         said = Logits(values=said.logits(), alignment=Alignment.NEXT)
-    picked = said.pick(jnp.array([4, 1]))
+    picked = said.pick(jnp.array([[4], [1]]))
     assert picked.alignment is Alignment.NEXT and picked.logits().shape == (2, 1, 19)
     expected = jnp.stack([said.logits()[0, 4], said.logits()[1, 1]])
     np.testing.assert_allclose(picked.logits()[:, 0], expected, atol=1e-5)

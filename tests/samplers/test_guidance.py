@@ -46,7 +46,7 @@ def test_what_is_said_is_the_formula_s_behind_the_prompt_and_behind_what_was_wri
         readout, cache = steered.extend(steered.empty_cache(2, 8), first, count, Causal())
         behind, _ = steered.extend(cache, more, jnp.array([2, 2]), Causal())
         seen = steered.read_canvas(cache, canvas, jnp.array([0.5, 0.7]))
-        return readout.pick(count - 1).logits(), behind.logits(), seen
+        return readout.pick(count[:, None] - 1).logits(), behind.logits(), seen
 
     @functools.partial(jax.jit, static_argnums=0)
     def by_hand(row):

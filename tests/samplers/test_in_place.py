@@ -10,7 +10,7 @@ from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.canvases import Canvases
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.samplers.drafts import Lookup
+from diffusion_lm.samplers.drafts import ForkedDraft, Lookup
 from diffusion_lm.samplers.speculative import Speculative
 
 
@@ -22,9 +22,10 @@ from diffusion_lm.samplers.speculative import Speculative
     [
         Autoregressive(mask=MASK, eot=99),
         Speculative(mask=MASK, eot=99, drafter=Lookup(width=3), break_even=1.5),
+        Speculative(mask=MASK, eot=99, drafter=ForkedDraft(width=1), break_even=1.5),
         Canvases(mask=MASK, eot=99, canvas=5, sampler=Confidence(passes=2, eot=99)),
     ],
-    ids=lambda writer: type(writer).__name__,
+    ids=lambda writer: type(getattr(writer, "drafter", writer)).__name__,
 )
 def test_no_step_copies_the_cache(writer):
     network, slots = model(layers=2), writer.slots(2, 35)

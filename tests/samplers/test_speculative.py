@@ -13,13 +13,16 @@ from tiny import EOT, MASK, VOCAB, model
 
 from diffusion_lm.samplers.autoregressive import Autoregressive
 from diffusion_lm.samplers.base import Prompt
-from diffusion_lm.samplers.drafts import CanvasDraft, Lookup
+from diffusion_lm.samplers.constraint import Constrained, NoRepeat
+from diffusion_lm.samplers.drafts import CanvasDraft, ForkedDraft, Lookup
 from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.guidance import Guided
 from diffusion_lm.samplers.speculative import Speculative
+from diffusion_lm.types import Causal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-DRAFTERS = [Lookup(width=1), Lookup(width=4, longest=2), CanvasDraft(mask=MASK, width=2)]
+DRAFTERS = [Lookup(width=1), Lookup(width=4, longest=2), CanvasDraft(mask=MASK, width=2), ForkedDraft(width=2)]
 
 
 def written(writer, prompt, keys, length):
@@ -44,8 +47,7 @@ def pair(drafter, temperature, eot=EOT, break_even=0.0):
     return Autoregressive(**both), Speculative(drafter=drafter, break_even=break_even, **both)
 
 
-@pytest.mark.parametrize("break_even", [0.0, 1.5])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("temperature", "break_even"), [(0.0, 1.5), (1.0, 0.0), (1.0, 1.5)])
 @pytest.mark.parametrize("drafter", DRAFTERS, ids=str)
 def test_the_text_is_the_autoregressive_one(drafter, temperature, break_even):
     """1,000 ragged prompts in one batch, token for token."""
@@ -63,7 +65,7 @@ class Prophet:
     text: tuple[int, ...]
     width: int
     wrong: bool = False
-    passes = 0
+    passes = masks = 0
 
     def __call__(self, model, cache, text, filled):
         known = jnp.pad(jnp.asarray(self.text, jnp.int32), (0, self.width))
@@ -83,6 +85,65 @@ def test_right_guesses_save_passes_and_wrong_ones_cost_none():
         assert (generation.tokens == text).all() and generation.nfe == passes
 
 
+@pytest.mark.parametrize("break_even", [0.0, 1.05])
+def test_a_pass_that_checks_makes_the_next_guess(break_even):
+    """So many passes as the guesses of a canvas behind each token, read apart from writing, must bring; with plain
+    steps to begin with, a few more."""
+    length, width, key = 48, 2, jax.random.split(jax.random.key(4), 1)
+    plain, speculative = pair(ForkedDraft(width=width), 0.2, NEVER, break_even)
+    prompt = Prompt(tokens=jnp.array([[1, 5, 3]], jnp.int32), length=jnp.array([3]))
+    text = written(plain, prompt, key, length).tokens
+    generation = written(speculative, prompt, key, length)
+    assert (generation.tokens == text).all()
+    row = np.concatenate([prompt.tokens, text], axis=1)
+    guesses = np.asarray(_guessed(model(), jnp.asarray(row), width))
+    passes, at, guess = 1, 4, None  # the prompt's says the first token
+    while len(row[0]) - at > width:
+        right = guess is not None and np.cumprod(guess == row[0, at : at + width]).sum()
+        guess, at, passes = guesses[at + right - 1], at + right + 1, passes + 1
+    least = passes + len(row[0]) - at
+    assert len(set(row[0])) > 2 and least < length - 8
+    assert generation.nfe == least if not break_even else least < generation.nfe < length - 4
+
+
+WRAPPED = {
+    "a rule": lambda: Constrained(model(), NoRepeat(size=2), MASK),
+    "guidance": lambda: Guided(model=model(), scale=jnp.asarray(1.5), prompt=jnp.array([4, 2]), mask=MASK),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_canvases_behind_a_text_are_read_as_separate_ones(name):
+    """The network's are in nn/test_forked.py; this is what stands between it and a writer."""
+
+    @jax.jit
+    def read(network):
+        prompt, count, tokens = prompts(2, width=4), jnp.array([4, 2]), jnp.array([[6, 2], [8, 3]])
+        _, cache = network.extend(network.empty_cache(2, 8), prompt.tokens, count, Causal())
+        both = jnp.full(2, 2)
+        said, ahead, after = network.fork(cache, tokens, both, 3)
+        causal, _ = network.extend(cache, tokens, both, Causal())
+        masks, apart = jnp.full((2, 3), MASK), []
+        for i in (1, 2):
+            _, behind = network.extend(cache, tokens[:, :i], jnp.full(2, i), Causal())
+            apart.append(network.read_canvas(behind, masks, jnp.ones(2)))
+        index = jnp.array([[1, 4], [5, 0]])  # of both canvases
+        picked = jnp.take_along_axis(jnp.concatenate(apart, axis=1), index[..., None], axis=1)
+        return said.logits(), ahead.pick(index).logits(), causal.logits(), picked, after.length
+
+    said, ahead, causal, apart, length = read(WRAPPED[name]())
+    np.testing.assert_allclose(said, causal, atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(ahead, apart, atol=1e-4, rtol=1e-5)
+    assert length.tolist() == [6, 4]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _guessed(bound, row, width):
+    """int32 [S, width]: what the canvas behind each token says of what comes after the next one."""
+    ahead = bound.fork(bound.empty_cache(1, row.shape[1]), row, jnp.full(1, row.shape[1]), 1 + width)[1]
+    return jnp.argmax(ahead.logits()[0].reshape(row.shape[1], 1 + width, -1)[:, 1:], axis=-1)
+
+
 @pytest.mark.parametrize("length", [1, 3, 6])
 def test_a_short_answer_is_written_plainly(length):
     """Where the cache ends before a check does, drafts are left off."""
@@ -98,6 +159,7 @@ class Flatterer:
     width: int
     passes: int
     asked: list = dataclasses.field(default_factory=list, hash=False, compare=False)
+    masks = 0
 
     def __call__(self, model, cache, text, filled):
         guess = jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (self.width,)))(text, filled)
@@ -140,7 +202,8 @@ def test_lookup_finds_what_followed_last_time():
     assert guess([4]) == [4, 4, 4]  # anything goes, but it stays inside
 
 
-def test_the_world_is_written_with_its_distribution():
+@pytest.mark.parametrize("drafter", [CanvasDraft(mask=WORLD_MASK, width=2), ForkedDraft(width=1)], ids=str)
+def test_the_world_is_written_with_its_distribution(drafter):
     """At temperature 1, against the exact table; accepting every guess fails the same test."""
     rows = 4_096
 
@@ -150,7 +213,6 @@ def test_the_world_is_written_with_its_distribution():
         generate = jax.jit(lambda keys: writer.generate(oracle, oracle.empty(rows), prompt, keys, length=LENGTH))
         return generate(jax.random.split(jax.random.key(1), rows)).tokens
 
-    drafter = CanvasDraft(mask=WORLD_MASK, width=2)
     assert p_value(texts(Speculative(drafter=drafter, mask=WORLD_MASK, eot=NEVER))) > 1e-3
     assert p_value(texts(Gullible(drafter=drafter, mask=WORLD_MASK, eot=NEVER))) < 1e-9
 
@@ -164,7 +226,13 @@ class Gullible(Speculative):
 
 
 @pytest.mark.parametrize(
-    "bad", [lambda: Lookup(width=0), lambda: CanvasDraft(mask=3, width=0), lambda: Lookup(longest=0)]
+    "bad",
+    [
+        lambda: Lookup(width=0),
+        lambda: CanvasDraft(mask=3, width=0),
+        lambda: ForkedDraft(width=0),
+        lambda: Lookup(longest=0),
+    ],
 )
 def test_a_draft_of_nothing_is_refused(bad):
     with pytest.raises(ValueError, match="at least 1"):
