@@ -31,7 +31,7 @@ CACHES = {
     "dual": lambda refresh, block: Dual(refresh=refresh, block=block),
     "delayed": lambda refresh, block: Delayed(refresh=refresh),
 }
-DRAFTS = {  # of speculative
+DRAFTERS = {  # of speculative
     "lookup": lambda mask: Lookup(),
     "canvas": lambda mask: CanvasDraft(mask=mask),
     "forked": lambda mask: ForkedDraft(),
@@ -54,8 +54,8 @@ SPAN = flags.DEFINE_integer("span", 4, "Tokens that a round writes again.")
 CACHE = flags.DEFINE_enum("cache", None, [*CACHES], "Approximate passes, for networks that only read both ways.")
 REFRESH = flags.DEFINE_integer("refresh", None, "With --cache: every so many passes read everything; none: they don't.")
 BLOCK = flags.DEFINE_integer("block", None, "With --cache=prefix or dual: positions written together; none: 32.")
-GUESSES = flags.DEFINE_enum(
-    "drafts", None, [*DRAFTS], "What speculative guesses by: lookup (what followed the last time; if none is named), "
+DRAFTS = flags.DEFINE_enum(
+    "drafts", None, [*DRAFTERS], "What speculative guesses by: lookup (what followed the last time; if none is named), "
     "canvas (a pass of its own), forked (the pass that checks).",
 )  # fmt: skip
 PARTICLES = flags.DEFINE_integer("particles", 0, "With ancestral: so many texts at once, the better of which go on.")
@@ -78,7 +78,7 @@ def check() -> None:
         raise ValueError(f"--dial is for --sampler={', '.join(DIALED)}; {kind} goes by --passes")
     if CANVAS.value < 0:
         raise ValueError(f"--canvas must be at least 1 (or 0: as in training), not {CANVAS.value}")
-    if GUESSES.value and kind != "speculative":
+    if DRAFTS.value and kind != "speculative":
         raise ValueError(f"--drafts is for --sampler=speculative, not {kind}")
     if ROUNDS.value and kind in (*TOKENWISE, "auto", "renoise", "embedding"):
         raise ValueError(f"--rounds go over canvases that were committed, {kind} has none: use another --sampler")
@@ -99,8 +99,8 @@ def writer(model: Model, *, record: bool) -> Writer:
     kind = SAMPLER.value
     kept = {"top_k": TOP_K.value, "top_p": TOP_P.value, "min_p": MIN_P.value}
     draw = Draw(temperature=TEMPERATURE.value, suppressed=model.tokenizer.suppressed, **kept)
-    if GUESSES.value:
-        return generate.speculative(model, draw=draw, drafter=DRAFTS[GUESSES.value](model.tokenizer.mask))
+    if DRAFTS.value:
+        return generate.speculative(model, draw=draw, drafter=DRAFTERS[DRAFTS.value](model.tokenizer.mask))
     if kind in TOKENWISE:
         return getattr(generate, kind)(model, draw=draw)
     passes = 12 if PASSES.value is None and kind not in FREE else PASSES.value
