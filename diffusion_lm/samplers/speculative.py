@@ -52,8 +52,8 @@ class Speculative(Writer):
 
     What drafts in vain may cost is earned first: by plain steps, a small share of each, and by drafts that paid. So
     writing takes at most that share longer than autoregression (and one cycle more, for guesses that cost no pass: a
-    look back at the text says when one has a chance). Where checks make the guesses, a try begins with a plain step that
-    reads a canvas, too: a part of a cycle's cost, which isn't counted.
+    look back at the text says when one has a chance). Where checks make the guesses, a try begins with a plain step
+    that reads a canvas, too: a part of a cycle's cost, which isn't counted.
     """
 
     drafter: Drafter
