@@ -90,7 +90,7 @@ class Bound:
     def read_canvas(self, cache: KVCache, canvas: Array, t: Array, **vectors) -> Array:
         """Logits [B, K, V] of a noisy canvas [B, K] at times t [B] that stands after the cache; writes nothing.
 
-        vectors: `soft` and `mixed`, as in `types.Denoise`.
+        vectors: `soft` and `mixed`, as in `types.Denoise`; segments int32 [B, K]: see `samplers.base.Model`.
         """
         readout, _ = self._read(cache, canvas, t[:, None], Bidirectional(), **vectors)
         return readout.logits()
