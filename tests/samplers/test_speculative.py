@@ -89,21 +89,28 @@ def test_right_guesses_save_passes_and_wrong_ones_cost_none():
 def test_a_pass_that_checks_makes_the_next_guess(break_even):
     """So many passes as the guesses of a canvas behind each token, read apart from writing, must bring; with plain
     steps to begin with, a few more."""
-    length, width, key = 48, 2, jax.random.split(jax.random.key(4), 1)
-    plain, speculative = pair(ForkedDraft(width=width), 0.2, NEVER, break_even)
+    length, width, saved = 48, 2, 0
+    plain, speculative = pair(ForkedDraft(width=width), 0.3, NEVER, break_even)
     prompt = Prompt(tokens=jnp.array([[1, 5, 3]], jnp.int32), length=jnp.array([3]))
-    text = written(plain, prompt, key, length).tokens
-    generation = written(speculative, prompt, key, length)
-    assert (generation.tokens == text).all()
-    row = np.concatenate([prompt.tokens, text], axis=1)
+    for seed in range(8):
+        key = jax.random.split(jax.random.key(seed), 1)
+        text = written(plain, prompt, key, length).tokens
+        generation = written(speculative, prompt, key, length)
+        assert (generation.tokens == text).all()
+        least = _least(np.concatenate([prompt.tokens, text], axis=1), 4, width)  # the prompt's pass says a token
+        assert generation.nfe == least if not break_even else least <= generation.nfe <= length
+        saved += length - int(generation.nfe)
+    assert saved > 8
+
+
+def _least(row, at, width):
+    """Passes that write row[:, at:], the prompt's among them, if each guesses for the next."""
     guesses = np.asarray(_guessed(model(), jnp.asarray(row), width))
-    passes, at, guess = 1, 4, None  # the prompt's says the first token
-    while len(row[0]) - at > width:
-        right = guess is not None and np.cumprod(guess == row[0, at : at + width]).sum()
+    passes, guess, row = 1, None, row[0]
+    while len(row) - at > width:
+        right = 0 if guess is None else np.cumprod(guess == row[at : at + width]).sum()
         guess, at, passes = guesses[at + right - 1], at + right + 1, passes + 1
-    least = passes + len(row[0]) - at
-    assert len(set(row[0])) > 2 and least < length - 8
-    assert generation.nfe == least if not break_even else least < generation.nfe < length - 4
+    return passes + len(row) - at
 
 
 WRAPPED = {
