@@ -1,5 +1,6 @@
 """Run with eight CPU devices: meshes against one device. The arguments are meshes, as in 'data=2,sequence=4', or
-'kernel' for TPUs' attention, interpreted, and GPUs', replaced; none: all 35 meshes that there are of five axes.
+'kernel' for TPUs' attention, interpreted, and GPUs', replaced, or 'int8' for products of such factors; none: all 35
+meshes that there are of five axes.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu PYTHONPATH=. python tests/meshes.py
 
@@ -13,6 +14,7 @@ import itertools
 import math
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,7 @@ from diffusion_lm.nn import attention, cudnn, readout, splash
 from diffusion_lm.nn.bound import Bound
 from diffusion_lm.nn.cache import LayerKV
 from diffusion_lm.nn.denoiser import Architecture, init_params
+from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.sight import sights_of
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
@@ -127,6 +130,22 @@ def check_kernel() -> None:
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=off, rtol=0), found, expected)
 
 
+def check_int8() -> None:
+    """Products of int8 factors, cut along what is summed and along what isn't: to the bit those of one device."""
+    mesh, rng = sharding.make_mesh(MeshShape(data=1, fsdp=2, tensor=4)), np.random.default_rng(0)
+    for spec, *named in (
+        ("ble,ehd->blhd", ("batch", None, None), ("embed", "heads", None)),
+        ("blm,me->ble", ("batch", None, "mlp"), ("mlp", "embed")),
+    ):
+        shapes = [tuple(8 if index in "bhme" else 4 for index in part) for part in spec.split("->")[0].split(",")]
+        factors = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+        multiply = functools.partial(dot, spec, quantization="int8")
+        cut = sharding.state_shardings(mesh, list(map(nn.LogicallyPartitioned, factors, named)))
+        assert not any(one.is_fully_replicated for one in cut)
+        found = jax.jit(sharding.on(mesh, multiply))(*jax.device_put(factors, cut))
+        np.testing.assert_array_equal(found, jax.jit(multiply)(*factors), err_msg=spec)
+
+
 def every() -> list[str]:
     """All ways to make eight of five axes."""
     sizes = itertools.product((1, 2, 4, 8), repeat=len(sharding.AXES))
@@ -140,8 +159,8 @@ def main() -> None:
     jax.config.update("jax_disable_most_optimizations", True)  # half of the time, otherwise
     attention._CHUNK, attention._WINDOWS, readout._CHUNK_ROWS = 4, 2, 16  # several turns of every loop
     for name in sys.argv[1:] or every():
-        if name == "kernel":
-            check_kernel()
+        if name in ("kernel", "int8"):
+            {"kernel": check_kernel, "int8": check_int8}[name]()
             print(name, flush=True)
             continue
         sizes = dict(part.split("=") for part in name.split(","))

@@ -74,8 +74,9 @@ def eight_devices(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_eight_devices_give_what_one_gives():
     """Losses and parameters of three updates, and tokens written: see `meshes`, which without arguments goes through
-    all 35. These two have six of the ten pairs of axes. And TPUs' attention where rows are cut."""
-    meshes = ("data=2,fsdp=2,sequence=2", "fsdp=2,expert=2,tensor=2", "kernel")
+    all 35. These two have six of the ten pairs of axes. And TPUs' attention where rows are cut, and products
+    of int8 factors."""
+    meshes = ("data=2,fsdp=2,sequence=2", "fsdp=2,expert=2,tensor=2", "kernel", "int8")
     done = eight_devices("tests/meshes.py", *meshes)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == list(meshes)

@@ -50,8 +50,8 @@ class Attention(nn.Module):
         shape = (a.width, 2, a.kv_heads, a.head_width)
         wkv = matrix(self, "key_value", shape, ("embed", None, "kv_heads", "head_dim"), a.width)
         wo = matrix(self, "output", (a.heads, a.head_width, a.width), ("heads", "head_dim", "embed"), 0)
-        q = jnp.swapaxes(dot("ble,ehd->blhd", x, wq, a.products), 1, 2)
-        k, v = jnp.transpose(dot("ble,ecgd->blcgd", x, wkv, a.products), (2, 0, 3, 1, 4))
+        q = jnp.swapaxes(dot("ble,ehd->blhd", x, wq, a.products, a.quantization), 1, 2)
+        k, v = jnp.transpose(dot("ble,ecgd->blcgd", x, wkv, a.products, a.quantization), (2, 0, 3, 1, 4))
         if a.qk_norm:
             q, k = RMSNorm(axis_name="head_dim", name="query_norm")(q), RMSNorm("head_dim", name="key_norm")(k)
         # The barrier: XLA would fold the turn into the product of k's gradient, in a form that its CPU can't run.
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         mixed = jnp.swapaxes(mixed, 1, 2)
         # Flat, so that no compiler thinks of turning the weights over instead of a few activations.
         mixed, wo = mixed.reshape(*x.shape[:2], -1), wo.reshape(-1, a.width)
-        return dot("blm,me->ble", mixed, wo, a.products), new
+        return dot("blm,me->ble", mixed, wo, a.products, a.quantization), new
 
 
 class SwiGLU(nn.Module):
@@ -78,8 +78,8 @@ class SwiGLU(nn.Module):
         a = self.architecture
         up = matrix(self, "gate_up", (a.width, 2, a.mlp), ("embed", None, "mlp"), a.width)
         down = matrix(self, "down", (a.mlp, a.width), ("mlp", "embed"), 0)
-        gate, value = jnp.moveaxis(dot("ble,ecm->blcm", x, up, a.products), 2, 0)
-        return dot("blm,me->ble", jax.nn.silu(gate) * value, down, a.products)
+        gate, value = jnp.moveaxis(dot("ble,ecm->blcm", x, up, a.products, a.quantization), 2, 0)
+        return dot("blm,me->ble", jax.nn.silu(gate) * value, down, a.products, a.quantization)
 
 
 class Block(nn.Module):

@@ -36,6 +36,8 @@ class Architecture:
                        half too; blocks, noisy ones and those of a clean text, are read by chunks all the same
     remat              what a layer keeps for its backward pass: all, only its products ("dots"), or nothing ("full")
     products           the type of matrix products' factors; sums are float32 in any case
+    quantization       "int8": forward, layers multiply with their weights in int8, which some accelerators do at twice
+                       bfloat16's rate (as AQT does, github.com/google/aqt); all else, and the gradient, in `products`
     """
 
     width: int = 384
@@ -55,6 +57,7 @@ class Architecture:
     attention: Literal["auto", "splash", "cudnn", "chunked"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     products: Literal["bfloat16", "float32"] = "bfloat16"
+    quantization: Literal["none", "int8"] = "none"
 
     def __post_init__(self):
         full = self._derived()
@@ -70,6 +73,13 @@ class Architecture:
             )
         if self.balance < 0:
             raise ValueError(f"model.balance={self.balance} must not be negative: it would reward an uneven use")
+        if self.quantization not in ("none", "int8"):
+            raise ValueError(f"model.quantization={self.quantization} is unknown: set it to none or int8")
+        if self.quantization != "none" and self.experts:
+            raise ValueError(
+                f"model.quantization={self.quantization} isn't made for model.experts={self.experts}: set "
+                "model.quantization=none"
+            )
         if self.attention in ("splash", "cudnn") and self.products != "bfloat16":
             raise ValueError(
                 f"model.attention={self.attention} multiplies in bfloat16, not in model.products={self.products}: set "
