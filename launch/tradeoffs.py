@@ -131,9 +131,19 @@ def _by_length(model: Model, out: Path) -> list[Row]:
                 Row(name=f"{name}, {length} tokens", value=1e3 * timing.wall, unit="ms", ratio=ratio, note=note)
             )
     labels = {"x_label": "log2 of the tokens written", "y_label": "log10 of seconds"}
-    logs = {name: np.log10(seconds) for name, seconds in lines.items()}
-    curve(np.log2(lengths), logs, out / "length.svg", title="Seconds by output length, batch 1", **labels)
-    return rows
+    at, logs = np.log2(lengths), {name: np.log10(seconds) for name, seconds in lines.items()}
+    crossings = _crossings(at, *list(logs.values())[:2])
+    marks = {f"as fast at {2**x:,.0f} tokens": x for x in crossings}
+    curve(at, logs, out / "length.svg", title="Seconds by output length, batch 1", marks=marks, **labels)
+    name = "diffusion as fast as autoregression"
+    return rows + [Row(name=name, value=2**x, unit="tokens", note="between lengths measured") for x in crossings]
+
+
+def _crossings(at: np.ndarray, one: np.ndarray, other: np.ndarray) -> list[float]:
+    """Where two lines over `at` cross, straight between its points."""
+    gap = one - other
+    turns = np.flatnonzero(gap[:-1] * gap[1:] < 0)
+    return [float(at[i] + (at[i + 1] - at[i]) * gap[i] / (gap[i] - gap[i + 1])) for i in turns]
 
 
 def _speculation(model: Model) -> list[Row]:

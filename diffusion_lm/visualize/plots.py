@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -63,8 +64,9 @@ def curve(
     x_label: str = "step",
     y_label: str = "loss",
     title: str = "",
+    marks: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
-    """Write named lines over common xs as .svg, .png or .pdf.
+    """Write named lines over common xs as .svg, .png or .pdf. marks: named places on the x axis.
 
     Raises ImportError without matplotlib, ValueError where a line and xs differ in length or matplotlib doesn't know
     the ending, OSError where path cannot be written.
@@ -80,6 +82,10 @@ def curve(
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, title=title)
     for at, (name, ys) in enumerate(series.items()):
         axes.plot(xs, ys, label=name, linewidth=1.6, linestyle=("-", "--", ":")[at // 10 % 3])  # of 10 colours
+    for name, x in marks.items():
+        axes.axvline(x, linestyle=":", color="0.4", linewidth=1)
+        beside = {"xytext": (-3, 3), "textcoords": "offset points", "rotation": 90, "ha": "right", "va": "bottom"}
+        axes.annotate(name, (x, 0), xycoords=("data", "axes fraction"), fontsize="small", color="0.4", **beside)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if series:

@@ -6,6 +6,7 @@ import json
 import types
 
 import jax
+import numpy as np
 import pytest
 from commands import launch
 
@@ -189,6 +190,12 @@ def test_tradeoffs_measures_all_three_and_draws_them(trained, tmp_path, monkeypa
     )
     assert all(row.value > 0 for row in rows)
     assert "100% of tokens the same" in found["speculative, lookup drafts, temperature 0, 20 tokens"].note
+
+
+def test_two_lines_cross_where_they_are_level():
+    at = np.array([0.0, 2.0, 4.0, 5.0])
+    assert tradeoffs._crossings(at, at, np.array([1.0, 1.0, 5.0, 5.5])) == pytest.approx([1.0, 3.0])
+    assert tradeoffs._crossings(at, at, at + 1) == []
 
 
 def test_flops_are_two_a_weight_and_four_a_key(model):

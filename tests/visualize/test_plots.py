@@ -74,6 +74,14 @@ def test_a_curve_is_written(tmp_path):
         curve([1], {"train": [3.0]}, tmp_path / "loss.what")
 
 
+def test_a_place_is_marked(tmp_path):
+    pytest.importorskip("matplotlib")
+    curve([1, 3], {"a": [1.0, 3.0]}, tmp_path / "plain.svg")
+    curve([1, 3], {"a": [1.0, 3.0]}, tmp_path / "marked.svg", marks={"here": 2.0})
+    plain, marked = ((tmp_path / f"{name}.svg").read_text() for name in ("plain", "marked"))
+    assert "<!-- here -->" in marked and marked.count("stroke-dasharray") == plain.count("stroke-dasharray") + 1
+
+
 def test_without_matplotlib_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'diffusion_lm\[viz\]'"):
