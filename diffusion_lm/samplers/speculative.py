@@ -94,7 +94,10 @@ class Speculative(Writer):
         )
 
     def phases(self, length: int) -> tuple[Phase, ...]:
-        """Turns of a few plain steps while drafts don't seem to pay, and of a few cycles while they do."""
+        """Turns of a few plain steps while drafts don't seem to pay, and of a few cycles while they do; but plain steps
+        alone where not even a draft that stands whole would pay."""
+        if self._risk > self.drafter.width:
+            return (Phase(sampler=_Plain(self, length), steps=length, reads=1),)
         reads = _TURN + (self.drafter.masks > 0) + self.cycles * self._watch
         return (Phase(sampler=_Turns(self, length), steps=length, reads=reads),)
 

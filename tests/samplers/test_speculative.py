@@ -197,6 +197,16 @@ def test_drafts_that_pay_are_kept_on():
     assert generation.tokens[0].tolist() == text and generation.nfe <= 1 + 16 + length / 4 + 4
 
 
+def test_what_could_never_pay_is_never_tried():
+    """Three tokens at the price of five steps: autoregression's passes, and nobody asked for a guess."""
+    drafter, prompt, keys = Flatterer(3, 0), prompts(2), jax.random.split(jax.random.key(4), 2)
+    plain, speculative = pair(drafter, 1.0, EOT, 5.0)
+    generation, expected = (written(way, prompt, keys, 40) for way in (speculative, plain))
+    assert (generation.tokens == expected.tokens).all() and generation.nfe == expected.nfe
+    jax.effects_barrier()
+    assert not drafter.asked
+
+
 def test_lookup_finds_what_followed_last_time():
     def guess(text, width=3, longest=4):
         row = jnp.asarray([text + [MASK] * 5], jnp.int32)
