@@ -132,7 +132,8 @@ def _by_length(model: Model, out: Path) -> list[Row]:
             )
     labels = {"x_label": "log2 of the tokens written", "y_label": "log10 of seconds"}
     at, logs = np.log2(lengths), {name: np.log10(seconds) for name, seconds in lines.items()}
-    crossings = _crossings(at, *list(logs.values())[:2])
+    plain, diffusion, *_ = logs.values()
+    crossings = _crossings(at, plain, diffusion)
     marks = {f"as fast at {2**x:,.0f} tokens": x for x in crossings}
     curve(at, logs, out / "length.svg", title="Seconds by output length, batch 1", marks=marks, **labels)
     name = "diffusion as fast as autoregression"
