@@ -5,13 +5,13 @@
 
 126M parameters: 12 layers, width 768, 12 heads of which 4 key-value, untied; 32,768 pieces; rows of 2,048 tokens,
 blocks of 32; batch 128 (a quarter of a million tokens), 10,000 updates: 2.6B tokens, some twenty a parameter (arXiv
-2203.15556). Any text will do; its tokens are kept in data.cache.
+2203.15556). Any text will do; its tokens are kept in data.token_cache_dir.
 Hardware: 8 chips with 16 GB each, by the compiler's account (docs/compile.md). Time: not yet run.
 Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import MeshShape
@@ -23,12 +23,18 @@ from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 def get_config() -> Config:
     """The one setting there is; change it with --set."""
     return Config(
-        data=Data(path="text/*.jsonl", length=2048, holdout=0.001, vocab=32_768, cache="runs/base_125m-tokens"),
-        model=Architecture(width=768, layers=12, heads=12, kv_heads=4, tied=False, remat="full"),
+        data=Data(
+            path="text/*.jsonl",
+            seq_len=2048,
+            val_fraction=0.001,
+            vocab_size=32_768,
+            token_cache_dir="runs/base_125m-tokens",
+        ),
+        model=Architecture(width=768, layers=12, heads=12, kv_heads=4, tie_embeddings=False, remat="full"),
         process=Absorbing(),
-        objective=Joint(block=32),
+        objective=Joint(block_size=32),
         optim=AdamW(lr=1e-3, schedule=WarmupStableDecay(warmup=500, decay=2000)),
-        train=Train(steps=10_000, batch=128, log_every=10, eval_every=1000, eval_batches=8),
-        checkpoint=Checkpointing(every=1000),
+        train=Train(steps=10_000, batch_size=128, log_every=10, eval_every=1000, eval_batches=8),
+        checkpoint=Checkpointing(save_every=1000),
         mesh=MeshShape(data=1, fsdp=-1),
     )

@@ -5,13 +5,13 @@
 1.02B parameters: 20 layers, width 2,048, 16 heads of which 4 key-value, untied; 32,768 pieces; rows of 2,048 tokens,
 blocks of 32; batch 512 (a million tokens) in 8 parts, 20,000 updates: 21B tokens, some twenty a parameter (arXiv
 2203.15556). A row is read noisy and clean at once, so that an update costs what 2 million tokens do: 2.6e20
-operations in all. Any text will do; its tokens are kept in data.cache.
-Hardware: up to 64 devices as it stands; 256 with --set=train.accumulate=1 (docs/compile.md). Time: not yet run.
+operations in all. Any text will do; its tokens are kept in data.token_cache_dir.
+Hardware: up to 64 devices as it stands; 256 with --set=train.grad_accum_steps=1 (docs/compile.md). Time: not yet run.
 Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import MeshShape
@@ -23,12 +23,18 @@ from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 def get_config() -> Config:
     """The one setting there is; change it with --set."""
     return Config(
-        data=Data(path="text/*.jsonl", length=2048, holdout=0.001, vocab=32_768, cache="runs/base_1b-tokens"),
-        model=Architecture(width=2048, layers=20, heads=16, kv_heads=4, tied=False, remat="full"),
+        data=Data(
+            path="text/*.jsonl",
+            seq_len=2048,
+            val_fraction=0.001,
+            vocab_size=32_768,
+            token_cache_dir="runs/base_1b-tokens",
+        ),
+        model=Architecture(width=2048, layers=20, heads=16, kv_heads=4, tie_embeddings=False, remat="full"),
         process=Absorbing(),
-        objective=Joint(block=32),
+        objective=Joint(block_size=32),
         optim=AdamW(lr=4e-4, schedule=WarmupStableDecay(warmup=1000, decay=4000)),
-        train=Train(steps=20_000, batch=512, accumulate=8, log_every=10, eval_every=1000, eval_batches=8),
-        checkpoint=Checkpointing(every=1000),
+        train=Train(steps=20_000, batch_size=512, grad_accum_steps=8, log_every=10, eval_every=1000, eval_batches=8),
+        checkpoint=Checkpointing(save_every=1000),
         mesh=MeshShape(data=1, fsdp=-1),
     )

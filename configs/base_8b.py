@@ -5,13 +5,13 @@
 
 8.05B parameters: 32 layers, width 4,096, 32 heads of which 8 key-value, hidden 14,336, untied; 131,072 pieces; rows of
 4,096 tokens, blocks of 32; batch 1,024 (4 million tokens) in 4 parts, 40,000 updates: 168B tokens, some twenty a
-parameter (arXiv 2203.15556). Any text will do; its tokens are kept in data.cache.
+parameter (arXiv 2203.15556). Any text will do; its tokens are kept in data.token_cache_dir.
 Hardware: fits v5p-128 (51.8 of 95 GiB a chip) and v6e-256 (19.0 of 32) by the compiler's account. Time: not yet run.
 Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import MeshShape
@@ -23,14 +23,27 @@ from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 def get_config() -> Config:
     """The one setting there is; change it with --set."""
     return Config(
-        data=Data(path="text/*.jsonl", length=4096, holdout=0.001, vocab=131_072, cache="runs/base_8b-tokens"),
+        data=Data(
+            path="text/*.jsonl",
+            seq_len=4096,
+            val_fraction=0.001,
+            vocab_size=131_072,
+            token_cache_dir="runs/base_8b-tokens",
+        ),
         model=Architecture(
-            width=4096, layers=32, heads=32, kv_heads=8, mlp=14_336, tied=False, rope_base=500_000.0, remat="full"
+            width=4096,
+            layers=32,
+            heads=32,
+            kv_heads=8,
+            mlp_dim=14_336,
+            tie_embeddings=False,
+            rope_theta=500_000.0,
+            remat="full",
         ),
         process=Absorbing(),
-        objective=Joint(block=32),
+        objective=Joint(block_size=32),
         optim=AdamW(lr=2e-4, schedule=WarmupStableDecay(warmup=2000, decay=8000)),
-        train=Train(steps=40_000, batch=1024, accumulate=4, log_every=10, eval_every=1000, eval_batches=8),
-        checkpoint=Checkpointing(every=1000),
+        train=Train(steps=40_000, batch_size=1024, grad_accum_steps=4, log_every=10, eval_every=1000, eval_batches=8),
+        checkpoint=Checkpointing(save_every=1000),
         mesh=MeshShape(data=1, fsdp=-1),
     )

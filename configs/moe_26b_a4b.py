@@ -12,7 +12,7 @@ Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import MeshShape
@@ -24,15 +24,15 @@ from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 def get_config() -> Config:
     """The one setting there is; change it with --set."""
     return Config(
-        data=Data(path="text/*.jsonl", length=4096, holdout=0.001, vocab=262_144, cache="runs/moe_26b_a4b-tokens"),
+        data=Data(path="text/*.jsonl", seq_len=4096, val_fraction=0.001, vocab_size=262_144, token_cache_dir="runs/moe_26b_a4b-tokens"),
         model=Architecture(
-            width=2816, layers=30, heads=48, kv_heads=8, head_width=128, mlp=704, experts=128, experts_per_token=8,
-            tied=False, rope_base=500_000.0, remat="full",
+            width=2816, layers=30, heads=48, kv_heads=8, head_dim=128, mlp_dim=704, num_experts=128, num_experts_per_token=8,
+            tie_embeddings=False, rope_theta=500_000.0, remat="full",
         ),
         process=Absorbing(),
-        objective=Joint(block=32),
+        objective=Joint(block_size=32),
         optim=AdamW(lr=2e-4, schedule=WarmupStableDecay(warmup=2000, decay=8000)),
-        train=Train(steps=40_000, batch=1024, accumulate=4, log_every=10, eval_every=1000, eval_batches=8),
-        checkpoint=Checkpointing(every=1000),
+        train=Train(steps=40_000, batch_size=1024, grad_accum_steps=4, log_every=10, eval_every=1000, eval_batches=8),
+        checkpoint=Checkpointing(save_every=1000),
         mesh=MeshShape(data=1, fsdp=-1, expert=8),
     )  # fmt: skip

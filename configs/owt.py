@@ -6,7 +6,7 @@
 The text is the 8M documents of huggingface.co/datasets/Skylion007/openwebtext as JSON lines with the key "text".
 162M parameters: 12 layers, 12 heads, width 768, untied; rows of 1,024 tokens, batch 512, 1,000,000 updates: 524B
 tokens. AdamW at 3e-4, level after 2,500 updates, no decay; averaged parameters at 0.9999 (MDLM's configs/).
-Hardware and time: not yet run. The tokens take 17 GB in data.cache, and are made once for each size of block.
+Hardware and time: not yet run. The tokens take 17 GB in data.token_cache_dir, and are made once for each size of block.
 Number to expect, published perplexity a token: ar 17.54, masked 22.98, block16 22.27, block8 21.68, block4 20.73
 (BD3-LM, arXiv 2503.09573; masked is MDLM, arXiv 2406.07524).
 What differs here, all of it untested:
@@ -18,8 +18,8 @@ What differs here, all of it untested:
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.nn.denoiser import Architecture
-from diffusion_lm.objectives.autoregressive import Autoregressive
+from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.processes.absorbing import Absorbing
@@ -28,11 +28,11 @@ from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 
 OBJECTIVES = {
-    "ar": Autoregressive(),
+    "ar": AutoregressiveLoss(),
     "masked": ELBO(),
-    "block4": BlockELBO(block=4),
-    "block8": BlockELBO(block=8),
-    "block16": BlockELBO(block=16),
+    "block4": BlockELBO(block_size=4),
+    "block8": BlockELBO(block_size=8),
+    "block16": BlockELBO(block_size=16),
 }
 
 
@@ -43,11 +43,15 @@ def get_config(kind: str = "masked") -> Config:
     objective = OBJECTIVES[kind]
     tokens = f"runs/owt-tokens/{max(objective.canvas, 1)}"  # what stands between documents depends on the block
     return Config(
-        data=Data(path="openwebtext.jsonl", length=1024, holdout=0.0125, vocab=50_257, cache=tokens),
-        model=Architecture(width=768, layers=12, heads=12, tied=False),
+        data=Data(
+            path="openwebtext.jsonl", seq_len=1024, val_fraction=0.0125, vocab_size=50_257, token_cache_dir=tokens
+        ),
+        model=Architecture(width=768, layers=12, heads=12, tie_embeddings=False),
         process=Absorbing(),
         objective=objective,
         optim=AdamW(lr=3e-4, b2=0.999, weight_decay=0.0, schedule=WarmupStableDecay(warmup=2500, decay=0)),
-        train=Train(steps=1_000_000, batch=512, ema=0.9999, log_every=100, eval_every=10_000, eval_batches=20),
-        checkpoint=Checkpointing(every=10_000),
+        train=Train(
+            steps=1_000_000, batch_size=512, ema_decay=0.9999, log_every=100, eval_every=10_000, eval_batches=20
+        ),
+        checkpoint=Checkpointing(save_every=10_000),
     )

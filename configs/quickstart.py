@@ -7,7 +7,7 @@ Hardware: 2 CPU cores. Time: under 3 minutes. Bits per byte to expect: 2.556 cau
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training.checkpoint import Checkpointing
@@ -17,11 +17,11 @@ from diffusion_lm.training.optimizer import AdamW, WarmupCosine
 
 def get_config() -> Config:
     return Config(
-        data=Data(path="python-docs", length=512, holdout=0.1, kind="unigram", vocab=2048),
+        data=Data(path="python-docs", seq_len=512, val_fraction=0.1, tokenizer_kind="unigram", vocab_size=2048),
         model=Architecture(width=256, layers=4, heads=4),
         process=Absorbing(),
-        objective=Joint(block=256),
+        objective=Joint(block_size=256),
         optim=AdamW(lr=2e-3, schedule=WarmupCosine(warmup=20, final=0.05)),
-        train=Train(steps=200, batch=4, eval_every=0, log_every=10),
-        checkpoint=Checkpointing(every=200),
+        train=Train(steps=200, batch_size=4, eval_every=0, log_every=10),
+        checkpoint=Checkpointing(save_every=200),
     )

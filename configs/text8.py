@@ -14,8 +14,8 @@ The optimizer is MDLM's for OpenWebText; its dropout of 0.1 has no counterpart h
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.nn.denoiser import Architecture
-from diffusion_lm.objectives.autoregressive import Autoregressive
+from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
@@ -25,12 +25,12 @@ from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 
 OBJECTIVES = {
-    "ar": Autoregressive(),
+    "ar": AutoregressiveLoss(),
     "masked": ELBO(),
-    "block4": BlockELBO(block=4),
-    "block8": BlockELBO(block=8),
-    "block16": BlockELBO(block=16),
-    "joint": Joint(block=16),
+    "block4": BlockELBO(block_size=4),
+    "block8": BlockELBO(block_size=8),
+    "block16": BlockELBO(block_size=16),
+    "joint": Joint(block_size=16),
 }
 
 
@@ -39,11 +39,13 @@ def get_config(kind: str = "masked") -> Config:
     if kind not in OBJECTIVES:
         raise ValueError(f"text8: kind {kind!r} is none of {', '.join(OBJECTIVES)}")
     return Config(
-        data=Data(path="text8", length=256, holdout=0.1, kind="char", vocab=512),
-        model=Architecture(width=768, layers=12, heads=12, tied=False),
+        data=Data(path="text8", seq_len=256, val_fraction=0.1, tokenizer_kind="char", vocab_size=512),
+        model=Architecture(width=768, layers=12, heads=12, tie_embeddings=False),
         process=Absorbing(),
         objective=OBJECTIVES[kind],
         optim=AdamW(lr=3e-4, b2=0.999, weight_decay=0.0, schedule=WarmupStableDecay(warmup=2500, decay=0)),
-        train=Train(steps=1_000_000, batch=512, ema=0.9999, log_every=100, eval_every=10_000, eval_batches=20),
-        checkpoint=Checkpointing(every=10_000),
+        train=Train(
+            steps=1_000_000, batch_size=512, ema_decay=0.9999, log_every=100, eval_every=10_000, eval_batches=20
+        ),
+        checkpoint=Checkpointing(save_every=10_000),
     )

@@ -17,12 +17,12 @@ passes for 16 of its ODE.
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.nn.denoiser import Architecture
-from diffusion_lm.objectives.autoregressive import Autoregressive
+from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.objectives.elbo import ELBO
-from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
+from diffusion_lm.objectives.embedding_flow import EmbeddingFlowLoss
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.objectives.learned_noise import LearnedNoise
 from diffusion_lm.processes.absorbing import Absorbing
@@ -30,27 +30,30 @@ from diffusion_lm.processes.flow import UniformFlow
 from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore
-from diffusion_lm.processes.tokenwise import Learned
+from diffusion_lm.processes.state_dependent import LearnedMasking
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import AdamW, WarmupCosine
 
 KINDS = {
-    "ar": (Absorbing(), Autoregressive()),
+    "ar": (Absorbing(), AutoregressiveLoss()),
     "masked": (Absorbing(), ELBO()),
     "uniform": (Uniform(), ELBO()),
     "mixture": (Mixture(uniform=0.1), ELBO()),
     "score": (AbsorbingScore(), ELBO()),
     "flow": (UniformFlow(), ELBO()),
-    "embedding": (Gaussian(noise=4.0), EmbeddingFlow()),
-    "learned": (Learned(), LearnedNoise()),
-    "block": (Absorbing(), BlockELBO(block=16)),
-    "joint": (Absorbing(), Joint(block=16)),
-    "joint_uniform": (Uniform(), Joint(block=16)),
-    "distilled": (Absorbing(), Distillation(objective=ELBO(), steps=8)),
-    "distilled_uniform": (Uniform(), Distillation(objective=ELBO(), steps=8)),
-    "distilled_embedding": (Gaussian(noise=4.0), Distillation(objective=EmbeddingFlow(), steps=4, passes=4)),
+    "embedding": (Gaussian(noise=4.0), EmbeddingFlowLoss()),
+    "learned": (LearnedMasking(), LearnedNoise()),
+    "block": (Absorbing(), BlockELBO(block_size=16)),
+    "joint": (Absorbing(), Joint(block_size=16)),
+    "joint_uniform": (Uniform(), Joint(block_size=16)),
+    "distilled": (Absorbing(), Distillation(objective=ELBO(), student_steps=8)),
+    "distilled_uniform": (Uniform(), Distillation(objective=ELBO(), student_steps=8)),
+    "distilled_embedding": (
+        Gaussian(noise=4.0),
+        Distillation(objective=EmbeddingFlowLoss(), student_steps=4, teacher_steps=4),
+    ),
 }
 TOLD = {  # what else than the text these networks are told
     "embedding": {"time_conditioning": True, "self_conditioning": True},
@@ -67,11 +70,11 @@ def get_config(kind: str = "joint") -> Config:
     # A row's first character is given and not scored: 65 have nanoGPT's 64 targets. Blocks have to fit: 5 of 16.
     length = 65 if objective.prefix is None else 80
     return Config(
-        data=Data(path="tinyshakespeare.txt", length=length, holdout=0.1, kind="char", vocab=512),
+        data=Data(path="tinyshakespeare.txt", seq_len=length, val_fraction=0.1, tokenizer_kind="char", vocab_size=512),
         model=Architecture(width=128, layers=4, heads=4, **TOLD.get(kind, {})),
         process=process,
         objective=objective,
         optim=AdamW(lr=1e-3, b2=0.99, schedule=WarmupCosine(warmup=100, final=0.1)),
-        train=Train(steps=2000, batch=12, eval_every=500, eval_batches=20),
-        checkpoint=Checkpointing(every=500),
+        train=Train(steps=2000, batch_size=12, eval_every=500, eval_batches=20),
+        checkpoint=Checkpointing(save_every=500),
     )

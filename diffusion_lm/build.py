@@ -12,28 +12,29 @@ import jax
 import numpy as np
 
 from diffusion_lm import sharding
-from diffusion_lm.checks import check_config, check_rows, check_workdir
 from diffusion_lm.config import Config, Data, from_json, to_json
-from diffusion_lm.data import corpora, examples, loader
+from diffusion_lm.data import corpora, loader
 from diffusion_lm.data.tokenizer import Tokenizer, train_tokenizer
-from diffusion_lm.nn import flops
-from diffusion_lm.nn.bound import Bound
-from diffusion_lm.nn.denoiser import Denoiser, init_params
+from diffusion_lm.models import flops
+from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.objectives.learned_noise import LearnedNoise
-from diffusion_lm.objectives.self_conditioning import SelfConditioned
+from diffusion_lm.objectives.self_conditioning import SelfConditionedObjective
+from diffusion_lm.planning import data
 from diffusion_lm.processes.base import Process
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.processes.tokenwise import Learned, Tokenwise
+from diffusion_lm.processes.state_dependent import LearnedMasking, StateDependentMasking
 from diffusion_lm.training import state as train_state
-from diffusion_lm.training.checkpoint import Checkpoints, Meta
-from diffusion_lm.training.loop import Job
+from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
+from diffusion_lm.training.loop import TrainLoop
 from diffusion_lm.training.step import LossFn, make_step, make_steps
 from diffusion_lm.types import Batch
+from diffusion_lm.validation import check_config, check_rows, check_workdir
 
 
-class Text(NamedTuple):
-    """A corpus as tokens, with what is held out (nothing where data.holdout is 0)."""
+class TokenizedCorpus(NamedTuple):
+    """A corpus as tokens, with what is held out (nothing where data.val_fraction is 0)."""
 
     tokenizer: Tokenizer
     train: loader.TokenArray
@@ -49,26 +50,26 @@ class Text(NamedTuple):
         return iter(()) if self.valid is None else loader.eval_batches(self.valid, **where)
 
 
-class Model(NamedTuple):
+class LoadedModel(NamedTuple):
     """A trained network, ready to be asked."""
 
     config: Config
     tokenizer: Tokenizer
     process: Process
-    bound: Bound
+    bound: BoundModel
     step: int
-    meta: Meta
+    meta: CheckpointMeta
     ready: dict  # networks made ready to sample, by their products' type: rounding a large one takes a while
 
-    def for_sampling(self, rows: int) -> Bound:
+    def for_sampling(self, rows: int) -> BoundModel:
         """`Bound.for_sampling`, once."""
-        products = self.bound.sampling_products(rows)
-        if products not in self.ready:
-            self.ready[products] = self.bound.for_sampling(rows)
-        return self.ready[products]
+        compute_dtype = self.bound.sampling_dtype(rows)
+        if compute_dtype not in self.ready:
+            self.ready[compute_dtype] = self.bound.for_sampling(rows)
+        return self.ready[compute_dtype]
 
 
-class Update(NamedTuple):
+class CompiledUpdate(NamedTuple):
     """What a run repeats, laid out on a mesh; nothing of it has run yet.
 
     initial   key -> the state before the first step, jitted
@@ -81,18 +82,18 @@ class Update(NamedTuple):
     step: Callable
 
 
-class Run(NamedTuple):
+class Experiment(NamedTuple):
     """All that `training.loop.run` takes, and what else a launcher may want to look at."""
 
     config: Config
-    job: Job
+    job: TrainLoop
     checkpoints: Checkpoints
-    text: Text | examples.Source
-    module: Denoiser
+    text: TokenizedCorpus | data.Source
+    module: Transformer
     process: Process
 
 
-def build(config: Config, workdir: Path | str) -> Run:
+def build(config: Config, workdir: Path | str) -> Experiment:
     """Reads the text, and the workdir's checkpoint where there is one; writes nothing.
 
     Raises ValueError, OSError or CheckpointError with one line: whatever is wrong with config, text, mesh or
@@ -111,29 +112,31 @@ def build(config: Config, workdir: Path | str) -> Run:
     loss, bound = build_loss(config, module, process), build_loss(config, module, process, bound=True)
     job = build_job(config, text, mesh, loss, build_init(module, process), bound=bound, teacher=teacher)
     job = dataclasses.replace(job, flops=functools.cache(lambda: update_flops(config, module, process)))
-    return Run(config, job, checkpoints, text, module, process)
+    return Experiment(config, job, checkpoints, text, module, process)
 
 
-def read_data(config: Config, stored: Meta | None = None) -> Text | examples.Source:
+def read_data(config: Config, stored: CheckpointMeta | None = None) -> TokenizedCorpus | data.Source:
     """What a config trains on: a text, or the examples of a task."""
-    if not isinstance(config.data, examples.Examples):
+    if not isinstance(config.data, data.Examples):
         return read_text(config, stored)
-    found = examples.source(config.data, config.objective, stored and Tokenizer.from_bytes(stored.tokenizer))
+    found = data.source(config.data, config.objective, stored and Tokenizer.from_bytes(stored.tokenizer))
     if stored is not None and found.fingerprint != stored.corpus:
         raise ValueError(f"data.test={config.data.test} isn't what the checkpoint avoided; use a new workdir")
     return found
 
 
-def read_text(config: Config, stored: Meta | None = None) -> Text:
+def read_text(config: Config, stored: CheckpointMeta | None = None) -> TokenizedCorpus:
     """The corpus in the tokenizer's pieces: the stored one, data.tokenizer, or one trained on the training part.
 
     ValueError if the config trains on a task, which has no text.
     """
     data = config.data
     if not isinstance(data, Data):
-        raise ValueError(f"{type(data.task).__name__} is a task and no text: launch.scoreboard says how much is solved")
+        raise ValueError(
+            f"{type(data.task).__name__} is a task and no text: launch.planning.scoreboard says how much is solved"
+        )
     try:
-        whole = corpora.corpus(data.path, documents=data.documents, field=data.field)
+        whole = corpora.corpus(data.path, documents=data.document_unit, field=data.field)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"data.path={data.path}: {error}; the config's docstring says where to get it"
@@ -141,55 +144,57 @@ def read_text(config: Config, stored: Meta | None = None) -> Text:
     fingerprint = whole.fingerprint()
     if stored is not None and fingerprint != stored.corpus:
         raise ValueError(f"data.path={data.path} is not the text that the checkpoint was trained on; use a new workdir")
-    train, valid = corpora.split(whole, data.holdout)
+    train, valid = corpora.split(whole, data.val_fraction)
     tokenizer = _tokenizer(data, train, stored)
 
     def tokens(part: corpora.Corpus, name: str) -> loader.TokenArray:
-        path = None if data.cache is None else Path(data.cache) / f"{name}.npy"
+        path = None if data.token_cache_dir is None else Path(data.token_cache_dir) / f"{name}.npy"
         return loader.tokenize(part, tokenizer, pad=max(config.objective.canvas, 1) - 1, path=path)
 
-    held_out = tokens(valid, "valid") if data.holdout else None
-    return Text(tokenizer, tokens(train, "train"), held_out, fingerprint)
+    held_out = tokens(valid, "valid") if data.val_fraction else None
+    return TokenizedCorpus(tokenizer, tokens(train, "train"), held_out, fingerprint)
 
 
-def _tokenizer(data: Data, train: corpora.Corpus, stored: Meta | None) -> Tokenizer:
+def _tokenizer(data: Data, train: corpora.Corpus, stored: CheckpointMeta | None) -> Tokenizer:
     given = Tokenizer.load(data.tokenizer) if data.tokenizer is not None else None
     if stored is not None:
         tokenizer = Tokenizer.from_bytes(stored.tokenizer)
         if given is not None and given.fingerprint != tokenizer.fingerprint:
             raise ValueError(f"data.tokenizer={data.tokenizer} is not the checkpoint's tokenizer; use a new workdir")
         return tokenizer
-    return given or train_tokenizer(train.documents(), vocab=data.vocab, kind=data.kind)
+    return given or train_tokenizer(train.documents(), vocab=data.vocab_size, kind=data.tokenizer_kind)
 
 
-def build_model(config: Config, tokenizer: Tokenizer) -> tuple[Denoiser, Process]:
+def build_model(config: Config, tokenizer: Tokenizer) -> tuple[Transformer, Process]:
     """The network and the noise for a tokenizer's pieces and its mask."""
     sizes = {"mask": tokenizer.mask}
     if isinstance(config.process, Gaussian):
         sizes["width"] = config.model.width
     process = dataclasses.replace(config.process, **sizes)
-    return Denoiser(architecture=config.model, vocab=tokenizer.vocab), process
+    return Transformer(architecture=config.model, vocab=tokenizer.vocab), process
 
 
-def build_init(module: Denoiser, process: Process) -> Callable:
+def build_init(module: Transformer, process: Process) -> Callable:
     """key -> fresh parameters, boxed with their logical axes: the network's, and the process's if it learns any."""
-    learned = {"noise": process.fresh()} if isinstance(process, Learned) else {}
+    learned = {"noise": process.fresh()} if isinstance(process, LearnedMasking) else {}
     return lambda key: init_params(module, key) | learned
 
 
 def noise_of(process: Process, params: dict) -> Process:
     """The process, with what was learned of it."""
-    return process.of(params["noise"]) if isinstance(process, Learned) else process
+    return process.of(params["noise"]) if isinstance(process, LearnedMasking) else process
 
 
-def build_loss(config: Config, module: Denoiser, process: Process, *, bound: bool = False) -> LossFn:
+def build_loss(config: Config, module: Transformer, process: Process, *, bound: bool = False) -> LossFn:
     """The objective, as a function of the parameters; behind the batch, of a teacher if it has one. bound: see
     `objective_of`."""
     objective = objective_of(config, bound=bound)
 
-    def loss(params, key, batch, teacher: Bound | None = None):
+    def loss(params, key, batch, teacher: BoundModel | None = None):
         taught = {} if teacher is None else {"teacher": teacher.denoise}
-        return objective(Bound(module=module, params=params).denoise, noise_of(process, params), key, batch, **taught)
+        return objective(
+            BoundModel(module=module, params=params).denoise, noise_of(process, params), key, batch, **taught
+        )
 
     return loss
 
@@ -199,16 +204,18 @@ def objective_of(config: Config, *, bound: bool) -> Callable:
     (`types.Objective`). Called as an objective is; equal configs' are equal. ValueError for a mixture that can't be."""
     objective = config.objective
     asked = objective.bound if bound and hasattr(objective, "bound") else objective
-    if isinstance(config.process, Learned) != isinstance(getattr(objective, "objective", objective), LearnedNoise):
-        raise ValueError("process=Learned() and objective=LearnedNoise() need each other: set both, or neither")
+    if isinstance(config.process, LearnedMasking) != isinstance(
+        getattr(objective, "objective", objective), LearnedNoise
+    ):
+        raise ValueError("process=LearnedMasking() and objective=LearnedNoise() need each other: set both, or neither")
     if not config.model.self_conditioning:
         return asked
     if objective.canvas == 1 and objective.prefix is None:
         raise ValueError(f"{type(objective).__name__} denoises nothing: set model.self_conditioning=false")
-    return SelfConditioned(asked)
+    return SelfConditionedObjective(asked)
 
 
-def load_teacher(config: Config, tokenizer: Tokenizer) -> Bound | None:
+def load_teacher(config: Config, tokenizer: Tokenizer) -> BoundModel | None:
     """The trained network that the objective learns from, its numbers on the host; None where it has none.
 
     ValueError unless it is of the same network, noise, objective and tokenizer.
@@ -230,26 +237,26 @@ def load_teacher(config: Config, tokenizer: Tokenizer) -> Bound | None:
     return teacher.bound.replace(params=jax.device_get(teacher.bound.params))
 
 
-def update_flops(config: Config, module: Denoiser, process: Process) -> int:
+def update_flops(config: Config, module: Transformer, process: Process) -> int:
     """An update's useful operations, by the formula of `nn.flops`."""
-    noise = process.of(process.fresh()) if isinstance(process, Learned) else process
+    noise = process.of(process.fresh()) if isinstance(process, LearnedMasking) else process
 
     def objective(denoise, teacher, key, batch):
         taught = {"teacher": teacher} if isinstance(config.objective, Distillation) else {}
         return config.objective(denoise, noise, key, batch, **taught)
 
-    return config.train.accumulate * flops.of_update(module, objective, abstract_batch(config))
+    return config.train.grad_accum_steps * flops.of_update(module, objective, abstract_batch(config))
 
 
 def build_job(
     config: Config,
-    text: Text | examples.Source,
+    text: TokenizedCorpus | data.Source,
     mesh: jax.sharding.Mesh,
     loss: LossFn,
     init: Callable,
     bound: LossFn | None = None,
-    teacher: Bound | None = None,
-) -> Job:
+    teacher: BoundModel | None = None,
+) -> TrainLoop:
     """Everything jitted and laid out on the mesh. bound: what is evaluated; none: the loss. teacher: whom the loss
     learns from."""
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -259,7 +266,7 @@ def build_job(
     jax.eval_shape(
         loss, update.abstract.params, train_key, abstract_batch(config), *(() if teacher is None else (teacher,))
     )
-    return Job(
+    return TrainLoop(
         initial=lambda: update.initial(init_key),
         abstract=update.abstract,
         step=update.step,
@@ -267,13 +274,13 @@ def build_job(
         put=lambda batch: sharding.put_batch(mesh, batch, axis=1),
         evaluate=build_evaluate(config, text, mesh, bound or loss, eval_key),
         key=jax.jit(lambda key: key, out_shardings=whole)(train_key),
-        meta=Meta(config=to_json(config), tokenizer=text.tokenizer.proto, corpus=text.fingerprint),
+        meta=CheckpointMeta(config=to_json(config), tokenizer=text.tokenizer.proto, corpus=text.fingerprint),
     )
 
 
 def build_update(
-    config: Config, mesh: jax.sharding.Mesh, loss: LossFn, init: Callable, teacher: Bound | None = None
-) -> Update:
+    config: Config, mesh: jax.sharding.Mesh, loss: LossFn, init: Callable, teacher: BoundModel | None = None
+) -> CompiledUpdate:
     """The jitted update and its state's layout; runs nothing, so the mesh's devices need not be there, but for a
     teacher's parameters: those go there, for the state to begin with and for each update to be handed."""
     train, optim = config.train, config.optim
@@ -281,11 +288,13 @@ def build_update(
 
     def initial(key, *teacher):
         begin = functools.partial(_boxed_as, init, *teacher) if teacher else init
-        return train_state.initial(begin, optimizer, train.ema > 0, key)
+        return train_state.initial(begin, optimizer, train.ema_decay > 0, key)
 
     def steps(state, key, batches, *teacher):
         asked = functools.partial(_behind, loss, *teacher) if teacher else loss
-        step = make_step(asked, optimizer, optim.rate(train.steps), accumulate=train.accumulate, ema=train.ema)
+        step = make_step(
+            asked, optimizer, optim.rate(train.steps), grad_accum_steps=train.grad_accum_steps, ema=train.ema_decay
+        )
         return make_steps(step)(state, key, batches)
 
     boxed = jax.eval_shape(initial, jax.random.key(0))
@@ -295,43 +304,43 @@ def build_update(
     first = jax.jit(first, out_shardings=shardings)
     step = jax.jit(sharding.on(mesh, steps), donate_argnums=0, out_shardings=(shardings, whole))
     if teacher is None:
-        return Update(initial=first, abstract=abstract, step=step)
+        return CompiledUpdate(initial=first, abstract=abstract, step=step)
     teacher = teacher.replace(params=jax.device_put(teacher.params, shardings.params))
-    return Update(
+    return CompiledUpdate(
         initial=lambda key: first(key, teacher),
         abstract=abstract,
         step=lambda state, key, batches: step(state, key, batches, teacher),
     )
 
 
-def _boxed_as(init: Callable, teacher: Bound, key: jax.Array) -> dict:
+def _boxed_as(init: Callable, teacher: BoundModel, key: jax.Array) -> dict:
     """The teacher's parameters, boxed with their logical axes as `init` has fresh ones."""
     is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
     put = lambda fresh, known: fresh.replace_boxed(known) if is_box(fresh) else known  # noqa: E731
     return jax.tree.map(put, init(key), teacher.params, is_leaf=is_box)
 
 
-def _behind(loss: LossFn, teacher: Bound, params, key: jax.Array, batch: Batch):
+def _behind(loss: LossFn, teacher: BoundModel, params, key: jax.Array, batch: Batch):
     return loss(params, key, batch, teacher)
 
 
-def _train_batches(config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
+def _train_batches(config: Config, text: TokenizedCorpus | data.Source, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
     """This host's rows of each batch."""
-    rows = config.train.batch
+    rows = config.train.batch_size
     mine = sharding.rows_here(mesh, rows)
-    return text.train_batches(length=config.data.length, batch=rows, seed=config.seed, mine=mine)
+    return text.train_batches(length=config.data.seq_len, batch=rows, seed=config.seed, mine=mine)
 
 
-def _valid_batches(config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh) -> list[Batch]:
+def _valid_batches(config: Config, text: TokenizedCorpus | data.Source, mesh: jax.sharding.Mesh) -> list[Batch]:
     """This host's rows of the first train.eval_batches of what is held out."""
-    rows = config.train.batch // config.train.accumulate
+    rows = config.train.batch_size // config.train.grad_accum_steps
     mine = np.asarray(sharding.rows_here(mesh, rows))
-    batches = text.valid_batches(length=config.data.length, batch=rows)
+    batches = text.valid_batches(length=config.data.seq_len, batch=rows)
     return [jax.tree.map(lambda x: x[mine], b) for b in itertools.islice(batches, config.train.eval_batches)]
 
 
 def build_evaluate(
-    config: Config, text: Text | examples.Source, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array
+    config: Config, text: TokenizedCorpus | data.Source, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array
 ) -> Callable:
     """parameters -> nats per target of each part on train.eval_batches of held-out text, always with the same noise."""
     batches = _valid_batches(config, text, mesh)
@@ -347,7 +356,7 @@ def build_evaluate(
     return evaluate
 
 
-def load_for_inference(workdir: Path | str, *, step: int | None = None, ema: bool = True) -> Model:
+def load_for_inference(workdir: Path | str, *, step: int | None = None, ema: bool = True) -> LoadedModel:
     """The network of a workdir's newest whole checkpoint, or of `step`; the averaged parameters where there are any.
 
     It lies on this process's first device. Raises FileNotFoundError, CheckpointError or ValueError with one line.
@@ -364,13 +373,15 @@ def load_for_inference(workdir: Path | str, *, step: int | None = None, ema: boo
     abstract = sharding.placed(abstract, jax.tree.map(lambda _: here, abstract))
     step, params = checkpoints.restore_params(abstract, step=step, ema=ema)
     process = noise_of(process, params)
-    if isinstance(process, Tokenwise):  # as numbers: a sampler, which holds the process, is a static argument
+    if isinstance(
+        process, StateDependentMasking
+    ):  # as numbers: a sampler, which holds the process, is a static argument
         process = dataclasses.replace(process, powers=tuple(np.asarray(process.powers, np.float64).tolist()))
-    return Model(config, tokenizer, process, Bound(module=module, params=params), step, found[1], {})
+    return LoadedModel(config, tokenizer, process, BoundModel(module=module, params=params), step, found[1], {})
 
 
 def abstract_batch(config: Config) -> Batch:
     """The shapes of one part of a batch."""
-    shape = (config.train.batch // config.train.accumulate, config.data.length)
+    shape = (config.train.batch_size // config.train.grad_accum_steps, config.data.seq_len)
     number, truth = jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, np.bool_)
-    return Batch(tokens=number, segments=number, positions=number, given=truth, target=truth)
+    return Batch(tokens=number, segment_ids=number, positions=number, context_mask=truth, loss_mask=truth)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion_lm.data.examples import Examples
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.planning.data import Examples
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
@@ -28,31 +28,31 @@ class Data:
     """Text, and how it is cut.
 
     path       python-docs, python-source, a file, a folder or a glob (`corpora.corpus`)
-    documents  what a document is
+    document_unit    what a document is
     field      the key of a JSONL row that holds the text
-    length     positions of a row
-    holdout    the share of documents kept from training
-    tokenizer  a SentencePiece model to use; none: one of `vocab` pieces is trained, of `kind`
-    cache      a folder to keep the tokens in, for corpora that are large; none: they are kept in memory
+    seq_len          positions of a row
+    val_fraction     the share of documents kept from training
+    tokenizer  a SentencePiece model to use; none: one of `vocab_size` pieces is trained, of `tokenizer_kind`
+    token_cache_dir  a folder to keep the tokens in, for corpora that are large; none: they are kept in memory
     """
 
     path: str
-    documents: Literal["file", "line", "paragraph"] = "file"
+    document_unit: Literal["file", "line", "paragraph"] = "file"
     field: str = "text"
-    length: int = 256
-    holdout: float = 0.1
+    seq_len: int = 256
+    val_fraction: float = 0.1
     tokenizer: str | None = None
-    vocab: int = 8192
-    kind: Literal["unigram", "char"] = "unigram"
-    cache: str | None = None
+    vocab_size: int = 8192
+    tokenizer_kind: Literal["unigram", "char"] = "unigram"
+    token_cache_dir: str | None = None
 
     def __post_init__(self):
-        if self.length < 2:
-            raise ValueError(f"data.length must be at least 2; got {self.length}")
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"data.holdout is a share, in [0, 1); got {self.holdout}")
-        if self.vocab < 1:
-            raise ValueError(f"data.vocab must be positive; got {self.vocab}")
+        if self.seq_len < 2:
+            raise ValueError(f"data.seq_len must be at least 2; got {self.seq_len}")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"data.val_fraction is a share, in [0, 1); got {self.val_fraction}")
+        if self.vocab_size < 1:
+            raise ValueError(f"data.vocab_size must be positive; got {self.vocab_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ class Config:
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32); got {self.seed}")
-        if self.checkpoint.every % self.train.steps_per_call:
-            raise ValueError(f"train.steps_per_call={self.train.steps_per_call} doesn't divide checkpoint.every")
+        if self.checkpoint.save_every % self.train.steps_per_call:
+            raise ValueError(f"train.steps_per_call={self.train.steps_per_call} doesn't divide checkpoint.save_every")
 
 
 # ---- from a file, from the command line ----

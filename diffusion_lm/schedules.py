@@ -20,7 +20,7 @@ class Schedule(Protocol):
 
     def alpha(self, t: Array) -> Array: ...
 
-    def lost(self, t: Array) -> Array:
+    def one_minus_alpha(self, t: Array) -> Array:
         """1 - alpha(t), exact also where it is small: bounds divide by it."""
 
     def dalpha(self, t: Array) -> Array: ...
@@ -33,7 +33,7 @@ class Linear:
     def alpha(self, t: Array) -> Array:
         return 1.0 - t
 
-    def lost(self, t: Array) -> Array:
+    def one_minus_alpha(self, t: Array) -> Array:
         return t
 
     def dalpha(self, t: Array) -> Array:
@@ -45,9 +45,9 @@ class Cosine:
     """alpha = 1 - cos(pi/2 (1 - t)): unmasks slowly at first, when little is known."""
 
     def alpha(self, t: Array) -> Array:
-        return 1.0 - self.lost(t)
+        return 1.0 - self.one_minus_alpha(t)
 
-    def lost(self, t: Array) -> Array:
+    def one_minus_alpha(self, t: Array) -> Array:
         return jnp.sin(0.5 * math.pi * t)
 
     def dalpha(self, t: Array) -> Array:
@@ -65,9 +65,9 @@ class Polynomial:
             raise ValueError(f"a polynomial schedule needs power > 0, not {self.power}")
 
     def alpha(self, t: Array) -> Array:
-        return 1.0 - self.lost(t)
+        return 1.0 - self.one_minus_alpha(t)
 
-    def lost(self, t: Array) -> Array:
+    def one_minus_alpha(self, t: Array) -> Array:
         return t**self.power
 
     def dalpha(self, t: Array) -> Array:
@@ -95,7 +95,7 @@ class Geometric:
     def alpha(self, t: Array) -> Array:
         return (jnp.exp(-self._total(t)) - math.exp(-self.high)) / self._span
 
-    def lost(self, t: Array) -> Array:
+    def one_minus_alpha(self, t: Array) -> Array:
         grown = self.low * jnp.expm1(t * math.log(self.high / self.low))
         return -math.exp(-self.low) * jnp.expm1(-grown) / self._span
 

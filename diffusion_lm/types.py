@@ -26,7 +26,7 @@ class Batch:
     """Packed rows of documents. A position is given, a target, or neither.
 
     tokens     int32 [B, L]  pieces; the mask id where there is no document
-    segments   int32 [B, L]  the document's number in its row, from 1; 0 where there is none
+    segment_ids   int32 [B, L]  the document's number in its row, from 1; 0 where there is none
     positions  int32 [B, L]  0, 1, ... from the document's (or the row's) first position
     given      bool  [B, L]  context: never noised, never scored (begin of text, a row's first token, a prompt)
     target     bool  [B, L]  scored and counted, and noised by a process
@@ -37,10 +37,10 @@ class Batch:
     """
 
     tokens: Array
-    segments: Array
+    segment_ids: Array
     positions: Array
-    given: Array
-    target: Array
+    context_mask: Array
+    loss_mask: Array
 
 
 @struct.dataclass
@@ -52,7 +52,7 @@ class Loss:
 
     sum: Array
     weight: Array
-    penalty: Array | None = None
+    aux_loss: Array | None = None
 
     def __add__(self, other: "Loss") -> "Loss":
         return jax.tree.map(lambda a, b: a + b, self, other)
@@ -74,28 +74,28 @@ class Causal(NamedTuple):
     """Each position sees itself and what is before it; its logits speak of the next token."""
 
 
-class Bidirectional(NamedTuple):
-    """Every position sees its whole document; logits speak of the same position."""
+class Full(NamedTuple):
+    """Chain position sees its whole document; logits speak of the same position."""
 
 
 class BlockCausal(NamedTuple):
     """Each position sees its own block of `block` positions and all blocks before it."""
 
-    block: int
+    block_size: int
 
 
-class NoisyClean(NamedTuple):
+class BlockDiffusionTraining(NamedTuple):
     """[noisy ; clean], each L wide, read in one pass (BD3-LM, arXiv 2503.09573, section 3).
 
     A noisy block sees itself both ways and the clean blocks before it. The clean half reads itself as `clean` says.
     Logits of the noisy half speak of the same position; those of the clean half, read causally, of the next.
     """
 
-    block: int
+    block_size: int
     clean: Causal | BlockCausal
 
 
-class Forked(NamedTuple):
+class DraftAndVerify(NamedTuple):
     """[text ; canvases]: `text` positions, and a canvas of `canvas` positions behind each of them, for every place at
     which the text may turn out to end, in one pass behind a cache (the idea is TiDAR's, arXiv 2511.08923).
 
@@ -107,22 +107,22 @@ class Forked(NamedTuple):
     canvas: int
 
 
-Reading = Causal | Bidirectional | BlockCausal | NoisyClean | Forked
+AttentionPattern = Causal | Full | BlockCausal | BlockDiffusionTraining | DraftAndVerify
 
 
-class Readout(Protocol):
+class LogitsHead(Protocol):
     """What a network says of each position, before anybody asks for [.., V] numbers at once.
 
     penalty  float32 []: what training is to minimise beside, per unit of a loss's weight; or None
     """
 
     alignment: Alignment
-    penalty: Array | None
+    aux_loss: Array | None
 
     def logits(self) -> Array:
         """float32 [B, L, V]."""
 
-    def pick(self, index: Array) -> "Readout":
+    def gather(self, index: Array) -> "LogitsHead":
         """The readout of some positions of each row: index int32 [B, n] -> [B, n]."""
 
     def total(
@@ -131,7 +131,7 @@ class Readout(Protocol):
         weights: Array,
         *arguments: Array,
         shared: tuple[Array, ...] = (),
-        teacher: "Readout | None" = None,
+        teacher: "LogitsHead | None" = None,
     ) -> Array:
         """sum of weights * nats(logits, *arguments, *shared), float32 [], in memory that doesn't grow with L x V.
 
@@ -144,11 +144,11 @@ class Readout(Protocol):
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """sum of weights * -log softmax(logits)[targets]; targets int32 [B, L] in 0..V-1 where weights is not 0."""
 
-    def each(self, ask: Callable[..., Array], *arguments: Array) -> Array:
+    def map_positions(self, ask: Callable[..., Array], *arguments: Array) -> Array:
         """ask(logits [B, c, V], *arguments [B, c, ...]) -> [B, c, ...], asked of parts of the positions and joined to
         [B, L, ...], in memory that doesn't grow with L x V; without gradient."""
 
-    def where(self, here: Array, other: "Readout") -> "Readout":
+    def where(self, here: Array, other: "LogitsHead") -> "LogitsHead":
         """This readout where `here`, bool [B, L]; elsewhere another one of the same network."""
 
     @property
@@ -156,16 +156,16 @@ class Readout(Protocol):
         """float32 [W, E], W >= V: what the network reads in a piece's place, each of size sqrt(E). Only of a network
         that is fed vectors (see `Denoise`)."""
 
-    def mean_vector(self) -> Array:
+    def expected_embedding(self) -> Array:
         """softmax(logits) @ vectors, float32 [B, L, E], in memory that doesn't grow with L x V; without gradient."""
 
 
-def loss_of(readout: Readout, total: Array, weight: Array) -> Loss:
+def loss_of(head: LogitsHead, total: Array, weight: Array) -> Loss:
     """The total of what a readout says, with its penalty."""
-    return Loss(sum=total, weight=weight, penalty=None if readout.penalty is None else readout.penalty * weight)
+    return Loss(sum=total, weight=weight, aux_loss=None if head.aux_loss is None else head.aux_loss * weight)
 
 
-def surprise(logits: Array, targets: Array) -> Array:
+def cross_entropy(logits: Array, targets: Array) -> Array:
     """-log softmax(logits)[targets]: [..., W] and [...] -> [...]. (A sum picks the target: a gather's gradient, a
     scatter, is slow on CPU and TPU.)"""
     picked = jnp.sum(jnp.where(one_hot(logits, targets), logits, 0.0), axis=-1)
@@ -178,7 +178,7 @@ def one_hot(logits: Array, tokens: Array) -> Array:
     return index == tokens[..., None]
 
 
-class Mixed(NamedTuple):
+class NoisyEmbeddings(NamedTuple):
     """What a network is fed in place of tokens' vectors: z = keep x the token's vector + more, float32 [B, L, E].
 
     keep  float32 [B, L]
@@ -196,11 +196,11 @@ class Denoise(Protocol):
     """All that an objective sees of a network.
 
     tokens [B, L] and t float32 [B, n] (n spans of L / n positions share a time; 0 is clean) are read as `reading`
-    says, inside the documents that `segments` separates. The readouts: one, (noisy, clean) for NoisyClean, or
-    (text, canvases) for Forked.
+    says, inside the documents that `segment_ids` separates. The readouts: one, (noisy, clean) for BlockDiffusionTraining, or
+    (text, canvases) for DraftAndVerify.
 
     Some networks can be fed vectors, too:
-    soft   float32 [B, L, E]: a prediction of the same tokens, as `Readout.mean_vector` has it. None: zeros
+    soft   float32 [B, L, E]: a prediction of the same tokens, as `LogitsHead.expected_embedding` has it. None: zeros
     mixed  what stands in place of the tokens' vectors
     """
 
@@ -209,11 +209,11 @@ class Denoise(Protocol):
         tokens: Array,
         t: Array,
         *,
-        reading: Reading,
+        attention: AttentionPattern,
         positions: Array,
-        segments: Array,
-        soft: Array | None = None,
-        mixed: Mixed | None = None,
+        segment_ids: Array,
+        self_cond: Array | None = None,
+        mixed: NoisyEmbeddings | None = None,
     ) -> Any: ...
 
 
@@ -238,18 +238,18 @@ class Objective(Protocol):
 
 
 @struct.dataclass
-class Logits:
+class DenseLogits:
     """The plain Readout: logits float32 [B, L, V] that somebody already has (an oracle, a test, a small model)."""
 
     values: Array
     alignment: Alignment = struct.field(pytree_node=False, default=Alignment.SAME)
     vectors: Array | None = None
-    penalty: Array | None = None
+    aux_loss: Array | None = None
 
     def logits(self) -> Array:
         return self.values
 
-    def pick(self, index: Array) -> "Logits":
+    def gather(self, index: Array) -> "DenseLogits":
         return self.replace(values=jnp.take_along_axis(self.values, index[..., None], axis=1))
 
     def total(self, nats: Callable[..., Array], weights: Array, *arguments: Array, shared=(), teacher=None) -> Array:
@@ -258,15 +258,15 @@ class Logits:
         return jnp.sum(jnp.where(weights != 0, weights * nats(self.values, *said, *arguments, *shared), 0.0))
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
-        return self.total(surprise, weights, targets)
+        return self.total(cross_entropy, weights, targets)
 
-    def each(self, ask: Callable[..., Array], *arguments: Array) -> Array:
+    def map_positions(self, ask: Callable[..., Array], *arguments: Array) -> Array:
         return jax.lax.stop_gradient(ask(self.values, *arguments))
 
-    def where(self, here: Array, other: Readout) -> "Logits":
+    def where(self, here: Array, other: LogitsHead) -> "DenseLogits":
         return self.replace(values=jnp.where(here[..., None], self.values, other.logits()))
 
-    def mean_vector(self) -> Array:
+    def expected_embedding(self) -> Array:
         vectors = self.vectors[: self.values.shape[-1]]
         shares, highest = jax.nn.softmax(self.values, axis=-1), jax.lax.Precision.HIGHEST
         return jax.lax.stop_gradient(jnp.einsum("blv,ve->ble", shares, vectors, precision=highest))

@@ -1,4 +1,4 @@
-"""Every family on the same text with the same network, updates and optimizer: one table, one figure.
+"""Chain family on the same text with the same network, updates and optimizer: one table, one figure.
 
     python -m launch.compare --data=input.txt --budget=10 --workdir=runs/compare --out=runs/compare
 
@@ -21,19 +21,19 @@ import jax
 import numpy as np
 from absl import flags
 
-from diffusion_lm import generate
-from diffusion_lm.build import Model, build, build_loss, load_for_inference, read_text
+from diffusion_lm.build import LoadedModel, build, build_loss, load_for_inference, read_text
 from diffusion_lm.config import Config, load, override
 from diffusion_lm.data import loader
+from diffusion_lm.evaluation.generation_quality import judged, quality
 from diffusion_lm.evaluation.likelihood import held_out
-from diffusion_lm.evaluation.samples import judged, quality
-from diffusion_lm.evaluation.speed import updates
+from diffusion_lm.inference import presets
 from diffusion_lm.objectives.distillation import Distillation
-from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training import loop
 from diffusion_lm.visualize.page import write_whole
 from diffusion_lm.visualize.plots import curve
 from launch import flags as launch_flags
+from launch.benchmarks.timing import updates
 
 CONFIG = Path(__file__).parents[1] / "configs/tinyshakespeare.py"
 DATA = flags.DEFINE_string("data", None, "A file, folder or glob of text.", required=True)
@@ -102,7 +102,7 @@ def _config(family: str, steps: int = 20) -> Config:
     kind, *own = family.split(":")
     fixed = [
         f"data.path={DATA.value}",
-        f"data.length={GIVEN + WRITTEN}",
+        f"data.seq_len={GIVEN + WRITTEN}",
         f"train.steps={steps}",
         "train.eval_every=0",
         "train.eval_batches=1",
@@ -177,14 +177,14 @@ def _train(family: str, config: Config, home: Path, record: Record) -> bool:
     return not done.interrupted
 
 
-def _score(model: Model, record: Record) -> None:
+def _score(model: LoadedModel, record: Record) -> None:
     """Bits a byte of held-out text, for each part of the objective."""
     if "bits_per_byte" in record:
         return
     text, config = read_text(model.config, model.meta).valid, model.config
     loss = build_loss(config, model.bound.module, model.process, bound=True)
     losses = jax.jit(lambda params, key, batch: loss(params, key, batch))
-    batches = loader.eval_batches(text, length=config.data.length, batch=64)
+    batches = loader.eval_batches(text, length=config.data.seq_len, batch=64)
     found = held_out(
         lambda key, batch: losses(model.bound.params, key, batch), batches, text, jax.random.key(SEED.value)
     )
@@ -192,20 +192,20 @@ def _score(model: Model, record: Record) -> None:
     record.keep(bits_per_byte={part: e.bits_per_byte for part, e in found.items()}, standard_error=errors)
 
 
-def _sample(model: Model, judge: Model, record: Record) -> None:
+def _sample(model: LoadedModel, judge: LoadedModel, record: Record) -> None:
     """What each part of the objective writes at each number of passes, judged; and the held-out text itself."""
     texts, done = _held_out_rows(judge), record.get("samples", {})
     prompts = [model.tokenizer.decode(row[1:GIVEN]) for row in texts]
-    forbidden = Draw(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eot))  # all write equally much
+    forbidden = SamplingParams(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))  # all write equally much
     for part in record["bits_per_byte"]:
         for passes in (WRITTEN,) if part == "causal" else passes_asked():
             if f"{part}/{passes}" in done:
                 continue
             if part == "causal":
-                writer = generate.autoregressive(model, draw=forbidden)
+                writer = presets.autoregressive(model, draw=forbidden)
             else:
-                writer = generate.reverse(model, draw=forbidden, canvas=0, passes=passes)
-            answer = generate.write(model, writer, prompts, length=WRITTEN, seed=SEED.value)
+                writer = presets.reverse(model, draw=forbidden, canvas=0, passes=passes)
+            answer = presets.write(model, writer, prompts, length=WRITTEN, seed=SEED.value)
             written = np.concatenate([texts[:, :GIVEN], answer.generation.tokens], axis=1)
             done[f"{part}/{passes}"] = {**_quality(judge, written), "nfe": int(answer.generation.nfe)}
             record.keep(samples=done)
@@ -213,7 +213,7 @@ def _sample(model: Model, judge: Model, record: Record) -> None:
         record.keep(text=_quality(judge, texts))
 
 
-def _held_out_rows(judge: Model) -> np.ndarray:
+def _held_out_rows(judge: LoadedModel) -> np.ndarray:
     """Begin of text, and what follows evenly spaced places of the held-out text: int32 [texts, GIVEN + WRITTEN]."""
     text, length = read_text(judge.config, judge.meta).valid, GIVEN + WRITTEN
     if len(text.flat) < 3 * length:
@@ -225,7 +225,7 @@ def _held_out_rows(judge: Model) -> np.ndarray:
 _ASK = jax.jit(lambda bound, rows: judged(bound.denoise, rows))
 
 
-def _quality(judge: Model, rows: np.ndarray) -> dict[str, float]:
+def _quality(judge: LoadedModel, rows: np.ndarray) -> dict[str, float]:
     return quality(_ASK(judge.bound, rows), rows, GIVEN)._asdict()
 
 

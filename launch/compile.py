@@ -25,19 +25,28 @@ import jax
 import jax.numpy as jnp
 from absl import flags as absl_flags
 
-from diffusion_lm import generate, sharding
-from diffusion_lm.build import Model, abstract_batch, build_init, build_loss, build_model, build_update, update_flops
-from diffusion_lm.checks import check_rows
+from diffusion_lm import sharding
+from diffusion_lm.build import (
+    LoadedModel,
+    abstract_batch,
+    build_init,
+    build_loss,
+    build_model,
+    build_update,
+    update_flops,
+)
 from diffusion_lm.config import Config, Data
-from diffusion_lm.data.examples import char_tokenizer
 from diffusion_lm.data.tokenizer import Tokenizer
 from diffusion_lm.evaluation import hlo
-from diffusion_lm.nn import flops
-from diffusion_lm.nn.bound import Bound
-from diffusion_lm.nn.denoiser import Denoiser, init_params
+from diffusion_lm.inference import presets
+from diffusion_lm.models import flops
+from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.transformer import Transformer, init_params
+from diffusion_lm.planning.data import char_tokenizer
 from diffusion_lm.samplers.base import Prompt
-from diffusion_lm.samplers.draw import Draw
-from diffusion_lm.types import Bidirectional, Causal
+from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.types import Causal, Full
+from diffusion_lm.validation import check_rows
 from launch import flags, topologies
 
 log = logging.getLogger("diffusion_lm.compile")
@@ -46,7 +55,9 @@ CONFIG = flags.define_config()
 TOPOLOGY = absl_flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x8, ... or cpu:8.", required=True)
 SLICES = absl_flags.DEFINE_integer("num_slices", 1, "TPU slices of that topology.", 1)
 WHAT = absl_flags.DEFINE_enum("what", "train", ["train", "sample"], "The update, or a whole generation.")
-BATCH = absl_flags.DEFINE_integer("batch", None, "Rows: of an update (none: train.batch), or prompts (none: 1).", 1)
+BATCH = absl_flags.DEFINE_integer(
+    "batch", None, "Rows: of an update (none: train.batch_size), or prompts (none: 1).", 1
+)
 PASSES = absl_flags.DEFINE_integer("passes", 16, "sample: passes a canvas.", 1)
 BISECT = absl_flags.DEFINE_bool("bisect", False, "Look for the largest batch that fits: a few more compilations.")
 MEMORY = absl_flags.DEFINE_float("chip_gib", None, "Memory of a chip, where it isn't the topology's.", 0)
@@ -66,7 +77,7 @@ class Pieces(NamedTuple):
     """All that a program takes of a tokenizer: how many pieces, and the two that matter."""
 
     vocab: int
-    eot: int = 1
+    eos: int = 1
 
     @property
     def mask(self) -> int:
@@ -82,7 +93,7 @@ def main() -> dict:
         raise ValueError(f"--bisect: nobody knows the memory of {TOPOLOGY.value}; give it as --chip_gib")
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     make = {"train": train_program, "sample": sample_program}[WHAT.value]
-    batch = BATCH.value or (config.train.batch if WHAT.value == "train" else 1)
+    batch = BATCH.value or (config.train.batch_size if WHAT.value == "train" else 1)
     found = examine(make(config, mesh, batch), memory)
     result = {
         "what": WHAT.value,
@@ -97,7 +108,7 @@ def main() -> dict:
         "unknown": "time: nothing was run; documents inside rows, and what a loop does a second time, aren't counted",
     }
     if BISECT.value:
-        unit = sharding.row_ways(mesh) * (config.train.accumulate if WHAT.value == "train" else 1)
+        unit = sharding.row_ways(mesh) * (config.train.grad_accum_steps if WHAT.value == "train" else 1)
         known = {batch // unit: _size(found)} if batch % unit == 0 else {}
         result["largest_batch"] = unit * largest(
             lambda n: _size(examine(make(config, mesh, n * unit), memory)), memory, known
@@ -134,17 +145,17 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
 def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """Prompts of half the context, the other half written: canvas by canvas, or token by token if that is all."""
     module, process = build_model(config, pieces(config))
-    model = Model(config, pieces(config), process, bound=None, step=0, meta=None, ready={})
-    length = config.data.length // 2
-    prompt = config.data.length - length
+    model = LoadedModel(config, pieces(config), process, bound=None, step=0, meta=None, ready={})
+    length = config.data.seq_len // 2
+    prompt = config.data.seq_len - length
     if config.objective.canvas == 1:
-        writer, width = generate.autoregressive(model, draw=Draw()), 1
+        writer, width = presets.autoregressive(model, draw=SamplingParams()), 1
     else:
-        writer = generate.confidence(model, draw=Draw(), canvas=0, passes=PASSES.value)
+        writer = presets.confidence(model, draw=SamplingParams(), canvas=0, passes=PASSES.value)
         width = writer.canvas
     with sharding.using(mesh):
         bound = jax.eval_shape(
-            lambda key: Bound(module=module, params=nn.meta.unbox(init_params(module, key))).for_sampling(
+            lambda key: BoundModel(module=module, params=nn.meta.unbox(init_params(module, key))).for_sampling(
                 batch * width
             ),
             jax.random.key(0),
@@ -175,13 +186,13 @@ def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progr
     return Program(jax.jit(sharding.on(mesh, sample), donate_argnums=1), arguments, needed)
 
 
-def _generation_flops(module: Denoiser, rows: int, width: int, prompt: int, length: int) -> int:
+def _generation_flops(module: Transformer, rows: int, width: int, prompt: int, length: int) -> int:
     """The prompt, then for each canvas (of 1: token) its passes and, for a canvas, one more that reads it in."""
     passes = PASSES.value if width > 1 else 1
-    total = flops.of_pass(module, rows=rows, length=prompt, reading=Causal(), readouts=1)
+    total = flops.of_pass(module, rows=rows, length=prompt, attention=Causal(), readouts=1)
     for past in range(prompt, prompt + length, width):
-        total += passes * flops.of_pass(module, rows=rows, length=width, reading=Bidirectional(), past=past)
-        total += flops.of_pass(module, rows=rows, length=width, reading=Causal(), past=past) if width > 1 else 0
+        total += passes * flops.of_pass(module, rows=rows, length=width, attention=Full(), past=past)
+        total += flops.of_pass(module, rows=rows, length=width, attention=Causal(), past=past) if width > 1 else 0
     return total
 
 
@@ -190,7 +201,7 @@ def pieces(config: Config) -> Pieces:
     data = config.data
     if not isinstance(data, Data):
         return Pieces(char_tokenizer(data.task.alphabet).vocab)
-    return Pieces(data.vocab if data.tokenizer is None else Tokenizer.load(data.tokenizer).vocab)
+    return Pieces(data.vocab_size if data.tokenizer is None else Tokenizer.load(data.tokenizer).vocab)
 
 
 # ---- what the compiler says ----

@@ -12,7 +12,7 @@ import dataclasses
 import jax
 from absl import flags
 
-from diffusion_lm.build import Model, build_loss, load_for_inference, read_text
+from diffusion_lm.build import LoadedModel, build_loss, load_for_inference, read_text
 from diffusion_lm.data import corpora, loader
 from diffusion_lm.evaluation.likelihood import held_out
 from launch import flags as launch_flags
@@ -33,7 +33,7 @@ def main() -> dict:
     losses = jax.jit(lambda key, batch, params: loss(params, key, batch))
     estimates = held_out(
         lambda key, batch: losses(key, batch, model.bound.params),
-        loader.eval_batches(tokens, length=model.config.data.length, batch=BATCH.value),
+        loader.eval_batches(tokens, length=model.config.data.seq_len, batch=BATCH.value),
         tokens,
         jax.random.key(0),
         draws=DRAWS.value,
@@ -49,15 +49,15 @@ def main() -> dict:
     }
 
 
-def _tokens(model: Model) -> loader.TokenArray:
+def _tokens(model: LoadedModel) -> loader.TokenArray:
     config = model.config
     if DATA.value is None:
         held = read_text(config, model.meta).valid
         if held is None:
-            raise ValueError("the run held nothing out (data.holdout=0): say which text with --data")
+            raise ValueError("the run held nothing out (data.val_fraction=0): say which text with --data")
         return held
     data = dataclasses.replace(config.data, path=DATA.value)
-    whole = corpora.corpus(data.path, documents=data.documents, field=data.field)
+    whole = corpora.corpus(data.path, documents=data.document_unit, field=data.field)
     return loader.tokenize(whole, model.tokenizer, pad=max(config.objective.canvas, 1) - 1)
 
 

@@ -15,7 +15,7 @@ from diffusion_lm.config import Config, load, override
 from diffusion_lm.training.checkpoint import CheckpointError
 from diffusion_lm.training.hosts import LostHostError
 from diffusion_lm.training.loop import NonFiniteError
-from launch import hosts
+from launch import distributed
 
 COMPILE_CACHE = flags.DEFINE_string("compile_cache", None, "Folder that keeps what took over a second to compile.")
 # Numbers from glibc's malloc.h.
@@ -47,7 +47,7 @@ def run(main: Callable[[], dict]) -> None:
         except Exception:
             traceback.print_exc()
             status = 1
-        hosts.leave(status)
+        distributed.leave(status)
         sys.exit(status)
 
     app.run(guarded)
@@ -60,9 +60,9 @@ def _guarded(main: Callable[[], dict], argv: list[str]) -> int:
         if argv[1:]:
             raise ValueError(f"unexpected argument {argv[1]!r}; every option starts with --")
         _keep_programs()
-        hosts.join()
+        distributed.join()
         result = main()
-        if hosts.is_first():
+        if distributed.is_first():
             print(json.dumps(result), flush=True)
         return 0
     except (CheckpointError, LostHostError, NonFiniteError, ValueError, OSError) as error:

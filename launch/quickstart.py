@@ -13,13 +13,13 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from diffusion_lm import generate
 from diffusion_lm.build import build, build_loss, load_for_inference
 from diffusion_lm.config import load, override
 from diffusion_lm.data import corpora, loader
 from diffusion_lm.evaluation.compression import bits_per_byte
 from diffusion_lm.evaluation.likelihood import held_out
-from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.inference import presets
+from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training import loop
 from diffusion_lm.visualize.page import write_page
 from diffusion_lm.visualize.plots import denoising_picture
@@ -42,11 +42,11 @@ def main() -> dict:
     model = load_for_inference(WORKDIR.value)
     quality, scale = _quality(model, run.text.valid), _scale(config)
     speed, answer = _speed(model)
-    story = generate.story(model, answer, 0, length=LENGTH, title="256 tokens out of noise in a dozen passes")
-    play(story, stream=sys.stderr, seconds_per_frame=0.2)
+    trace = presets.trace(model, answer, 0, length=LENGTH, title="256 tokens out of noise in a dozen passes")
+    play(trace, stream=sys.stderr, seconds_per_frame=0.2)
     page, picture = Path(WORKDIR.value) / "canvas.html", Path(WORKDIR.value) / "canvas.svg"
-    write_page(story, page)
-    denoising_picture(story, picture)
+    write_page(trace, page)
+    denoising_picture(trace, picture)
     _print_table(quality, scale, speed)
     return {
         "steps": trained.steps,
@@ -64,36 +64,38 @@ def _quality(model, tokens: loader.TokenArray) -> dict:
     """Held-out text under both readings of the one network."""
     loss = build_loss(model.config, model.bound.module, model.process, bound=True)
     losses = jax.jit(lambda params, key, batch: loss(params, key, batch))
-    batches = loader.eval_batches(tokens, length=model.config.data.length, batch=model.config.train.batch)
+    batches = loader.eval_batches(tokens, length=model.config.data.seq_len, batch=model.config.train.batch_size)
     return held_out(lambda key, batch: losses(model.bound.params, key, batch), batches, tokens, jax.random.key(1))
 
 
 def _scale(config) -> dict[str, float]:
     """General compressors on the same held-out text."""
     data = config.data
-    _, valid = corpora.split(corpora.corpus(data.path, documents=data.documents, field=data.field), data.holdout)
+    _, valid = corpora.split(
+        corpora.corpus(data.path, documents=data.document_unit, field=data.field), data.val_fraction
+    )
     return {name: round(bits, 4) for name, bits in bits_per_byte("".join(valid.documents())).items()}
 
 
-def _speed(model) -> tuple[dict, generate.Answer]:
+def _speed(model) -> tuple[dict, presets.GenerationOutput]:
     """Tokens a second of both ways of writing, compilation apart, no end of text allowed; and a canvas to look at."""
-    draw = Draw(temperature=TEMPERATURE, suppressed=model.tokenizer.suppressed)
-    whole = Draw(temperature=TEMPERATURE, suppressed=(*model.tokenizer.suppressed, model.tokenizer.eot))
+    draw = SamplingParams(temperature=TEMPERATURE, suppressed=model.tokenizer.suppressed)
+    whole = SamplingParams(temperature=TEMPERATURE, suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))
     ways = {
-        "autoregressive": generate.autoregressive(model, draw=whole),
-        "canvas": generate.ancestral(model, draw=whole, canvas=LENGTH, passes=PASSES),
+        "autoregressive": presets.autoregressive(model, draw=whole),
+        "canvas": presets.ancestral(model, draw=whole, canvas=LENGTH, passes=PASSES),
     }
     speed = {}
     for name, writer in ways.items():
         seconds = []
         for seed in range(4):
             start = time.perf_counter()
-            answer = generate.write(model, writer, [""], length=LENGTH, seed=seed)
+            answer = presets.write(model, writer, [""], length=LENGTH, seed=seed)
             seconds.append(time.perf_counter() - start)
         speed[f"{name}_tokens_per_s"] = round(LENGTH / sorted(seconds[1:])[1], 1)
         speed[f"{name}_nfe"] = int(answer.generation.nfe)
-    shown = generate.ancestral(model, draw=draw, canvas=LENGTH, passes=PASSES, record=True)
-    return speed, generate.write(model, shown, [""], length=LENGTH, seed=0)
+    shown = presets.ancestral(model, draw=draw, canvas=LENGTH, passes=PASSES, record=True)
+    return speed, presets.write(model, shown, [""], length=LENGTH, seed=0)
 
 
 def _print_table(quality, scale, speed) -> None:

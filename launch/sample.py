@@ -17,12 +17,12 @@ from pathlib import Path
 
 from absl import flags
 
-from diffusion_lm import generate, many
-from diffusion_lm.build import Model, load_for_inference
+from diffusion_lm.build import LoadedModel, load_for_inference
+from diffusion_lm.inference import best_of_n, presets
 from diffusion_lm.visualize.page import write_page, write_whole
 from diffusion_lm.visualize.terminal import play
 from launch import flags as launch_flags
-from launch import profiler, ways
+from launch import profiler, sampler_flags
 
 WORKDIR = launch_flags.define_workdir()
 PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; given again, another row. None: a new document.")
@@ -35,7 +35,7 @@ COMPACT = flags.DEFINE_bool("compact", False, "Texts that end leave the batch: f
 SEED = flags.DEFINE_integer("seed", 0, "The same seed and prompt give the same text (but auto's choice is measured).")
 SAMPLES = flags.DEFINE_integer("samples", 1, "Texts a prompt.")
 BEST_OF = flags.DEFINE_integer("best_of", 0, "Write so many texts a prompt and keep one, by --score.")
-SCORES = {"causal": many.by_causal, "bound": many.by_bound}
+SCORES = {"causal": best_of_n.by_causal, "bound": best_of_n.by_bound}
 SCORE = flags.DEFINE_enum("score", "causal", [*SCORES, "vote"], "What is best: the likeliest, or what most texts are.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; none: the newest.")
 OUT = flags.DEFINE_string("out", None, "File for the JSON object.")
@@ -47,19 +47,19 @@ HOLE = re.compile(r"\[\[(\d+)(?:-(\d+))?\]\]")
 def main() -> dict:
     _check()
     model = load_for_inference(WORKDIR.value, step=STEP.value)
-    writer = ways.writer(model, record=bool(VIEW.value))
+    writer = sampler_flags.writer(model, record=bool(VIEW.value))
     write = _filled if INFILL.value else _written
     start = time.perf_counter()
     prompts, answer, more = write(model, writer)
     seconds = time.perf_counter() - start
     profiler.once_more(lambda: write(model, writer))
     if VIEW.value:
-        _show(generate.story(model, answer, 0, length=LENGTH.value, title="canvas by canvas", subtitle=prompts[0]))
+        _show(presets.trace(model, answer, 0, length=LENGTH.value, title="canvas by canvas", subtitle=prompts[0]))
     results = {
         "texts": [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, more.pop("texts"), strict=True)],
         "tokens": [int(n) for n in answer.generation.length],
         "nfe": int(answer.generation.nfe),
-        "sampler": ways.SAMPLER.value,
+        "sampler": sampler_flags.SAMPLER.value,
         "step": model.step,
         "seed": SEED.value,
         "seconds_with_compilation": round(seconds, 3),
@@ -72,51 +72,57 @@ def main() -> dict:
 
 def _check() -> None:
     """What can be said before anything is loaded."""
-    ways.check()
+    sampler_flags.check()
     if SAMPLES.value < 1:
         raise ValueError(f"--samples must be at least 1, not {SAMPLES.value}")
     if not 0 <= SEED.value < 2**32:
         raise ValueError(f"--seed must lie in [0, 2**32), not {SEED.value}")
     if VIEW.value and VIEW.value != "terminal" and Path(VIEW.value).suffix != ".html":
         raise ValueError(f"--view takes terminal or a FILE.html, not {VIEW.value}")
-    if VIEW.value and (ways.SAMPLER.value in (*ways.TOKENWISE, "auto") or ways.PARTICLES.value or INFILL.value):
+    if VIEW.value and (
+        sampler_flags.SAMPLER.value in (*sampler_flags.TOKENWISE, "auto")
+        or sampler_flags.PARTICLES.value
+        or INFILL.value
+    ):
         raise ValueError("--view shows canvases as they are written behind a prompt: use another --sampler")
-    if BEST_OF.value and (BEST_OF.value < 2 or SAMPLES.value > 1 or VIEW.value or ways.PARTICLES.value):
+    if BEST_OF.value and (BEST_OF.value < 2 or SAMPLES.value > 1 or VIEW.value or sampler_flags.PARTICLES.value):
         raise ValueError("--best_of takes 2 or more, without --samples, --view and --particles")
-    if INFILL.value and (PROMPT.value or BEST_OF.value or SLIDE.value or ways.GUIDANCE.value or SAMPLES.value > 1):
+    if INFILL.value and (
+        PROMPT.value or BEST_OF.value or SLIDE.value or sampler_flags.GUIDANCE.value or SAMPLES.value > 1
+    ):
         raise ValueError("--infill goes without --prompt, --samples, --best_of, --slide and --guidance")
 
 
-def _written(model: Model, writer) -> tuple[list[str], generate.Answer, dict]:
+def _written(model: LoadedModel, writer) -> tuple[list[str], presets.GenerationOutput, dict]:
     """Prompts, one a text; all answers; the texts, and what else there is to say."""
-    asked = {"length": LENGTH.value, "seed": SEED.value, "constraint": ways.constraint(model)}
-    asked |= {"guidance": ways.GUIDANCE.value, "compact": COMPACT.value, "slide": SLIDE.value}
+    asked = {"length": LENGTH.value, "seed": SEED.value, "constraint": sampler_flags.constraint(model)}
+    asked |= {"guidance": sampler_flags.GUIDANCE.value, "compact": COMPACT.value, "slide": SLIDE.value}
     prompts = [prompt for prompt in PROMPT.value or [""] for _ in range(SAMPLES.value)]
     if not BEST_OF.value:
-        each = ways.PARTICLES.value or 1
-        answer = generate.write(model, writer, [p for p in prompts for _ in range(each)], **asked)
+        each = sampler_flags.PARTICLES.value or 1
+        answer = presets.write(model, writer, [p for p in prompts for _ in range(each)], **asked)
         read = getattr(answer.generation, "read", None)  # of approximate caches
         read = {} if read is None else {"positions_read": int(read)}
         return prompts, answer, {"texts": answer.texts[::each], **read}
     if SCORE.value == "vote":
-        answer = generate.write(model, writer, [p for p in prompts for _ in range(BEST_OF.value)], **asked)
+        answer = presets.write(model, writer, [p for p in prompts for _ in range(BEST_OF.value)], **asked)
         parts = [answer.texts[i : i + BEST_OF.value] for i in range(0, len(answer.texts), BEST_OF.value)]
-        votes = [many.vote(texts) for texts in parts]
+        votes = [best_of_n.majority_vote(texts) for texts in parts]
         return prompts, answer, {"texts": [v.text for v in votes], "shares": [v.share for v in votes]}
-    chosen = many.best_of(model, writer, prompts, BEST_OF.value, score=SCORES[SCORE.value], **asked)
+    chosen = best_of_n.best_of(model, writer, prompts, BEST_OF.value, score=SCORES[SCORE.value], **asked)
     return prompts, chosen.answer, {"texts": chosen.texts, "scores": chosen.scores.tolist()}
 
 
-def _filled(model: Model, writer) -> tuple[list[str], generate.Answer, dict]:
+def _filled(model: LoadedModel, writer) -> tuple[list[str], presets.GenerationOutput, dict]:
     """As `_written`, for texts with holes."""
-    texts, rule = [_parts(text) for text in INFILL.value], ways.constraint(model)
+    texts, rule = [_parts(text) for text in INFILL.value], sampler_flags.constraint(model)
     if not any(isinstance(part, range) for parts in texts for part in parts):
-        answer = generate.fill(model, writer, texts, seed=SEED.value, constraint=rule)
+        answer = presets.infill(model, writer, texts, seed=SEED.value, constraint=rule)
         return INFILL.value, answer, {"texts": _whole(texts, answer.texts)}
     if len(texts) > 1:
         raise ValueError("--infill with a hole of several lengths fills in one text at a time")
-    score = many.by_causal if model.config.objective.causal else many.by_bound
-    chosen = many.fill_best(model, writer, texts[0], score=score, seed=SEED.value, constraint=rule)
+    score = best_of_n.by_causal if model.config.objective.causal else best_of_n.by_bound
+    chosen = best_of_n.infill_best(model, writer, texts[0], score=score, seed=SEED.value, constraint=rule)
     return INFILL.value, chosen.answer, {"texts": _whole(texts, chosen.texts), "scores": chosen.scores.tolist()}
 
 
@@ -140,11 +146,11 @@ def _whole(texts: list[list], filled: list[str]) -> list[str]:
     return [(parts[0] if isinstance(parts[0], str) else "") + rest for parts, rest in zip(texts, filled, strict=True)]
 
 
-def _show(story) -> None:
+def _show(trace) -> None:
     if VIEW.value == "terminal":
-        play(story, stream=sys.stderr, seconds_per_frame=SECONDS_PER_FRAME)
+        play(trace, stream=sys.stderr, seconds_per_frame=SECONDS_PER_FRAME)
     else:
-        write_page(story, VIEW.value)
+        write_page(trace, VIEW.value)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every test runs with key reuse and silent rank promotion as errors."""
+"""Chain test runs with key reuse and silent rank promotion as errors."""
 
 import os
 from pathlib import Path

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lm.checks import check_config, check_workdir
 from diffusion_lm.config import Config, Data, from_json, load, override, to_json
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.schedules import Polynomial
-from diffusion_lm.training.checkpoint import Meta
+from diffusion_lm.training.checkpoint import CheckpointMeta
 from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
+from diffusion_lm.validation import check_config, check_workdir
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
@@ -19,26 +19,26 @@ CONFIG = Config(
     data=Data(path="text.txt"),
     model=Architecture(width=64, layers=2, heads=2),
     process=Absorbing(schedule=Polynomial(power=2.0)),
-    objective=BlockELBO(block=8),
+    objective=BlockELBO(block_size=8),
     optim=AdamW(schedule=WarmupStableDecay(warmup=5)),
 )
 
 
 def test_overrides_take_the_field_s_type():
-    text = "optim.lr=1e-4 train.steps=7 model.tied=false data.path=a=b.txt data.tokenizer=x.model data.kind=char"
+    text = "optim.lr=1e-4 train.steps=7 model.tie_embeddings=false data.path=a=b.txt data.tokenizer=x.model data.tokenizer_kind=char"
     changed = override(CONFIG, text.split())
-    changed = override(changed, ["process.schedule.power=3", "objective.block=4", "optim.schedule.decay=9"])
-    assert (changed.optim.lr, changed.train.steps, changed.model.tied) == (1e-4, 7, False)
-    assert (changed.data.path, changed.data.tokenizer, changed.data.kind) == ("a=b.txt", "x.model", "char")
+    changed = override(changed, ["process.schedule.power=3", "objective.block_size=4", "optim.schedule.decay=9"])
+    assert (changed.optim.lr, changed.train.steps, changed.model.tie_embeddings) == (1e-4, 7, False)
+    assert (changed.data.path, changed.data.tokenizer, changed.data.tokenizer_kind) == ("a=b.txt", "x.model", "char")
     assert changed.process.schedule == Polynomial(power=3.0) and type(changed.process.schedule.power) is float
-    assert (changed.objective.block, changed.optim.schedule.decay) == (4, 9)
+    assert (changed.objective.block_size, changed.optim.schedule.decay) == (4, 9)
     assert override(changed, ["data.tokenizer=none"]).data.tokenizer is None
     assert override(CONFIG, []) == CONFIG
 
 
 def test_overrides_hold_together_and_the_last_one_counts():
-    both = override(CONFIG, ["train.batch=6", "train.accumulate=3", "train.batch=9"]).train
-    assert (both.batch, both.accumulate) == (9, 3)
+    both = override(CONFIG, ["train.batch_size=6", "train.grad_accum_steps=3", "train.batch_size=9"]).train
+    assert (both.batch, both.grad_accum_steps) == (9, 3)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_overrides_hold_together_and_the_last_one_counts():
         ("train.steps=1e3", r"train.steps takes int; got '1e3'"),
         ("train.steps=", r"train.steps takes int; got ''"),
         ("optim.lr=fast", r"optim.lr takes float; got 'fast'"),
-        ("model.tied=1", r"model.tied takes one of true, false; got '1'"),
-        ("data.kind=bpe", r"data.kind takes one of unigram, char; got 'bpe'"),
+        ("model.tie_embeddings=1", r"model.tie_embeddings takes one of true, false; got '1'"),
+        ("data.tokenizer_kind=bpe", r"data.tokenizer_kind takes one of unigram, char; got 'bpe'"),
         ("model=big", r"model is a group of fields; set one of model.width"),
         ("train.steps.more=1", r"train.steps.more: steps is a int, it has no fields"),
         ("train.steps", r"--set takes KEY=VALUE"),
@@ -110,7 +110,7 @@ def changed_json(path, value):
         ("train.steps", "10", "train.steps takes int; got '10'"),
         ("train.steps", True, "train.steps takes int; got True"),
         ("model.width", None, "model.width takes int; got None"),
-        ("data.kind", "bpe", "data.kind takes .*; got 'bpe'"),
+        ("data.tokenizer_kind", "bpe", "data.tokenizer_kind takes .*; got 'bpe'"),
     ],
 )
 def test_json_is_as_strict(path, value, message):
@@ -142,11 +142,13 @@ def test_files_that_are_not_there(tmp_path):
 
 
 def test_what_may_change_between_a_checkpoint_and_its_continuation():
-    meta = Meta(config=json.loads(json.dumps(to_json(CONFIG))), tokenizer=b"", corpus="")
+    meta = CheckpointMeta(config=json.loads(json.dumps(to_json(CONFIG))), tokenizer=b"", corpus="")
     check_config(CONFIG, meta, "here")
-    check_config(override(CONFIG, ["train.steps=7", "optim.lr=1", "checkpoint.every=3", "mesh.fsdp=2"]), meta, "here")
-    with pytest.raises(ValueError, match=r"match here: model.layers=3 \(it has 2\), objective.block=4") as error:
-        check_config(override(CONFIG, ["model.layers=3", "objective.block=4", "train.steps=7"]), meta, "here")
+    check_config(
+        override(CONFIG, ["train.steps=7", "optim.lr=1", "checkpoint.save_every=3", "mesh.fsdp=2"]), meta, "here"
+    )
+    with pytest.raises(ValueError, match=r"match here: model.layers=3 \(it has 2\), objective.block_size=4") as error:
+        check_config(override(CONFIG, ["model.layers=3", "objective.block_size=4", "train.steps=7"]), meta, "here")
     assert "train.steps" not in str(error.value)
     other = dataclasses.replace(CONFIG, process=Absorbing())
     with pytest.raises(ValueError, match=r"process\.schedule\.class"):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_lm.samplers import base, draw
+from diffusion_lm.samplers import base, sampling_params
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sorted(
@@ -121,17 +121,17 @@ def test_ci_runs_the_command_in_an_environment_of_its_own(tmp_path):
 def test_the_readmes_sampler_writes():
     """The worked example is run as it stands, with the names that a file beside the samplers would import."""
     code = next(c for c in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "class " in c)
-    names = {**vars(base), **vars(draw), "dataclasses": dataclasses}
+    names = {**vars(base), **vars(sampling_params), "dataclasses": dataclasses}
     exec(code, names)
     canvas = base.Canvas(
         tokens=jnp.full((1, 4), 9),
-        open=jnp.ones((1, 4), bool),
-        given=jnp.zeros((1, 4), bool),
-        probability=jnp.zeros((1, 4)),
+        undecided=jnp.ones((1, 4), bool),
+        fixed=jnp.zeros((1, 4), bool),
+        confidence=jnp.zeros((1, 4)),
         keys=jax.random.split(jax.random.key(0), 1),
         passes=jnp.zeros((), jnp.int32),
     )
-    sampler = names["LeftToRight"](passes=2, eot=8)
+    sampler = names["LeftToRight"](passes=2, eos=8)
     half = sampler.step(lambda tokens, t: jnp.zeros((1, 4, 7)), sampler.begin(canvas))
     assert (half.tokens != 9).tolist() == [[True, True, False, False]]
     assert sampler.done(sampler.step(lambda tokens, t: jnp.zeros((1, 4, 7)), half)).all()

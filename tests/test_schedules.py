@@ -41,11 +41,11 @@ def test_dalpha_is_the_derivative(schedule):
 
 
 def test_lost_is_the_rest_of_alpha_however_small(schedule):
-    np.testing.assert_allclose(schedule.lost(TIMES), 1 - np.asarray(schedule.alpha(TIMES)), atol=2e-6)
+    np.testing.assert_allclose(schedule.one_minus_alpha(TIMES), 1 - np.asarray(schedule.alpha(TIMES)), atol=2e-6)
     small = jnp.array([1e-5, 1e-3])
     with jax.enable_x64(True):
         exact = 1 - np.asarray(schedule.alpha(jnp.asarray(small, jnp.float64)))
-    np.testing.assert_allclose(schedule.lost(small), exact, rtol=1e-5, atol=1e-15)
+    np.testing.assert_allclose(schedule.one_minus_alpha(small), exact, rtol=1e-5, atol=1e-15)
 
 
 def test_any_shape_of_times_is_kept(schedule):

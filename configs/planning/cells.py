@@ -7,22 +7,22 @@ one size, under one optimizer.
 import math
 
 from diffusion_lm.config import Config
-from diffusion_lm.data.examples import Examples, width
-from diffusion_lm.nn.denoiser import Architecture
-from diffusion_lm.objectives.autoregressive import Autoregressive
+from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
-from diffusion_lm.objectives.fixed_rate import FixedRate
 from diffusion_lm.objectives.joint import Joint
-from diffusion_lm.objectives.mgdm import MGDM
+from diffusion_lm.planning.data import Examples, width
+from diffusion_lm.planning.fixed_rate import FixedRate
+from diffusion_lm.planning.objectives import MGDM
+from diffusion_lm.planning.tasks.base import Task
+from diffusion_lm.planning.tasks.countdown import Countdown
+from diffusion_lm.planning.tasks.path import PathPlanning
+from diffusion_lm.planning.tasks.queens import Queens
+from diffusion_lm.planning.tasks.satisfiability import Satisfiability
+from diffusion_lm.planning.tasks.scratchpad import Scratchpad
+from diffusion_lm.planning.tasks.sudoku import Sudoku
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.tasks.base import Task
-from diffusion_lm.tasks.countdown import Countdown
-from diffusion_lm.tasks.path import Path
-from diffusion_lm.tasks.queens import Queens
-from diffusion_lm.tasks.satisfiability import Satisfiability
-from diffusion_lm.tasks.sudoku import Sudoku
-from diffusion_lm.tasks.worked import Worked
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import AdamW, WarmupCosine
@@ -38,8 +38,8 @@ TASKS: dict[str, Task] = {
     "sat5": Satisfiability(variables=5),
     "sat7": Satisfiability(variables=7),
     "sat9": Satisfiability(variables=9),
-    "path4": Path(nodes=7, length=4),
-    "path": Path(),
+    "path4": PathPlanning(nodes=7, length=4),
+    "path": PathPlanning(),
     "queens": Queens(),
 }
 
@@ -49,16 +49,16 @@ def kinds(task: Task) -> dict[str, tuple[Task, Objective]]:
     control without diffusion; block and joint, whose canvases hold half an answer and a whole one; scratch, which is
     joint with a canvas of work before the answer's, of tasks that have any."""
     answer = task.longest[1] + 1
-    joint = Joint(block=answer)
+    joint = Joint(block_size=answer)
     plain = {
-        "ar": Autoregressive(),
+        "ar": AutoregressiveLoss(),
         "masked": ELBO(),
         "mgdm": MGDM(),
         "fixed": FixedRate(),
-        "block": BlockELBO(block=math.ceil(answer / 2)),
+        "block": BlockELBO(block_size=math.ceil(answer / 2)),
         "joint": joint,
     }
-    worked = {"scratch": (Worked(task=task), joint)} if hasattr(task, "work") else {}
+    worked = {"scratch": (Scratchpad(task=task), joint)} if hasattr(task, "work") else {}
     return {**{kind: (task, objective) for kind, objective in plain.items()}, **worked}
 
 
@@ -77,11 +77,11 @@ def config(cell: str, model: Architecture, *, steps: int, batch: int, lr: float)
     """The experiment of a cell. ValueError for one that isn't there."""
     task, objective = kind_of(cell)
     return Config(
-        data=Examples(task=task, length=width(task, objective)),
+        data=Examples(task=task, seq_len=width(task, objective)),
         model=model,
         process=Absorbing(),
         objective=objective,
         optim=AdamW(lr=lr, schedule=WarmupCosine(warmup=min(200, steps // 10), final=0.01)),
-        train=Train(steps=steps, batch=batch, log_every=20, eval_every=0, eval_batches=2),
-        checkpoint=Checkpointing(every=steps),
+        train=Train(steps=steps, batch_size=batch, log_every=20, eval_every=0, eval_batches=2),
+        checkpoint=Checkpointing(save_every=steps),
     )

@@ -8,7 +8,7 @@ the date and what was not run: docs/planning.md.
 
 from configs.planning import cells
 from diffusion_lm.config import Config
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 
 
 def get_config(cell: str = "sudoku4-masked") -> Config:

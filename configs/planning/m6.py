@@ -8,7 +8,7 @@ Batch and peak learning rate are the published ones. Not run yet.
 
 from configs.planning import cells
 from diffusion_lm.config import Config
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 
 
 def get_config(cell: str = "sudoku9-masked") -> Config:

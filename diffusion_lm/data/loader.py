@@ -1,6 +1,6 @@
 """From documents to batches: one flat array of tokens, rows cut from it, and Grain to shuffle and resume them.
 
-The array reads  bos d1 eot [mask]*pad bos d2 eot [mask]*pad ...  . Rows of L positions overlap by one: a row's first
+The array reads  bos d1 eos [mask]*pad bos d2 eos [mask]*pad ...  . Rows of L positions overlap by one: a row's first
 token is given, and is a target of the row before it, so that every text token and every end of text is a target of
 exactly one row. The masks after an end of text mark where its canvas goes on: a Batch
 repeats the end of text there.
@@ -33,7 +33,7 @@ class TokenArray:
     """A tokenised corpus.
 
     flat       [N] uint16 or int32, in memory or mapped from a file
-    bos, eot, mask   ids; bos and eot may be the same one
+    bos, eos, mask   ids; bos and eos may be the same one
     documents  how many there are
     targets    text tokens and ends of text
     characters, bytes   of the text itself (bytes in UTF-8), for bits per character or byte
@@ -42,7 +42,7 @@ class TokenArray:
 
     flat: np.ndarray = field(repr=False)
     bos: int
-    eot: int
+    eos: int
     mask: int
     documents: int
     targets: int
@@ -83,7 +83,7 @@ class _Stream:
         self.counts = Counter()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        head, tail = [self.tokenizer.bos], [self.tokenizer.eot] + [self.tokenizer.mask] * self.pad
+        head, tail = [self.tokenizer.bos], [self.tokenizer.eos] + [self.tokenizer.mask] * self.pad
         for text in self.corpus.documents():
             ids = self.tokenizer.encode(text)
             if not len(ids):
@@ -107,7 +107,7 @@ class _Stream:
 
     def array(self, flat: np.ndarray) -> TokenArray:
         names = ("documents", "targets", "characters", "bytes", "unknown")
-        ids = {name: getattr(self.tokenizer, name) for name in ("bos", "eot", "mask")}
+        ids = {name: getattr(self.tokenizer, name) for name in ("bos", "eos", "mask")}
         return TokenArray(flat=flat, **ids, **{name: self.counts[name] for name in names})
 
 
@@ -169,7 +169,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
+class PackedRows:
     """The grid of rows: row i is flat[i * (L - 1) : i * (L - 1) + L], NOWHERE after its end."""
 
     tokens: TokenArray
@@ -177,7 +177,7 @@ class Rows:
 
     def __post_init__(self):
         if self.length < 2:
-            raise ValueError(f"rows of {self.length} tokens have no target: set data.length to 2 or more")
+            raise ValueError(f"rows of {self.length} tokens have no target: set data.seq_len to 2 or more")
 
     def __len__(self) -> int:
         return -(-(len(self.tokens.flat) - 1) // (self.length - 1))
@@ -204,20 +204,20 @@ class Rows:
         tokens = np.where(exists, rows, mask).astype(np.int32)
         text = tokens != mask
         start = tokens == self.tokens.bos
-        # where bos and eot are the same piece, it is a begin of text only after another end or its noise
-        start[:, 1:] &= (tokens[:, :-1] == self.tokens.eot) | (tokens[:, :-1] == mask)
+        # where bos and eos are the same piece, it is a begin of text only after another end or its noise
+        start[:, 1:] &= (tokens[:, :-1] == self.tokens.eos) | (tokens[:, :-1] == mask)
         given = start.copy()
         given[:, 0] |= text[:, 0]
         index = np.arange(self.length, dtype=np.int32)
         first = np.maximum.accumulate(np.where(start, index, 0), axis=1)
-        segments = np.cumsum(start, axis=1, dtype=np.int32) + ~start[:, :1]
+        segment_ids = np.cumsum(start, axis=1, dtype=np.int32) + ~start[:, :1]
         exists &= np.maximum.accumulate(text, axis=1)
         return Batch(
-            tokens=np.where(exists & ~text, self.tokens.eot, tokens).astype(np.int32),
-            segments=np.where(exists, segments, 0).astype(np.int32),
+            tokens=np.where(exists & ~text, self.tokens.eos, tokens).astype(np.int32),
+            segment_ids=np.where(exists, segment_ids, 0).astype(np.int32),
             positions=np.where(exists, index - first, 0).astype(np.int32),
-            given=given,
-            target=text & ~given,
+            context_mask=given,
+            loss_mask=text & ~given,
         )
 
 
@@ -232,16 +232,16 @@ def train_loader(
 
     ValueError if the tokens don't fill a row, or all rows a batch, or a row that is mine isn't one of a batch.
     """
-    rows = Rows(tokens=tokens, length=length)
+    rows = PackedRows(tokens=tokens, length=length)
     if len(tokens.flat) < length:
         raise ValueError(
             f"{len(tokens.flat)} tokens don't fill a row of {length}: "
-            f"set data.length to at most {len(tokens.flat)}, or give more text"
+            f"set data.seq_len to at most {len(tokens.flat)}, or give more text"
         )
     if not 1 <= batch <= len(rows):
         raise ValueError(
             f"a batch of {batch} rows can't be made from {len(rows)} rows of {length}: "
-            "set the batch, or data.length, lower"
+            "set the batch, or data.seq_len, lower"
         )
     mine = range(batch) if mine is None else mine
     if not all(0 <= row < batch for row in mine):
@@ -263,10 +263,10 @@ def eval_batches(tokens: TokenArray, *, length: int, batch: int) -> Iterator[Bat
     """
     if batch < 1:
         raise ValueError(f"a batch of {batch} rows is none: set it to 1 or more")
-    rows = Rows(tokens=tokens, length=length)
+    rows = PackedRows(tokens=tokens, length=length)
     return (_eval_batch(rows, first, batch) for first in range(0, len(rows), batch))
 
 
-def _eval_batch(rows: Rows, first: int, batch: int) -> Batch:
+def _eval_batch(rows: PackedRows, first: int, batch: int) -> Batch:
     found = [rows[i] for i in range(first, first + batch)]  # a row after the last is empty
     return rows.batch(np.stack(found))

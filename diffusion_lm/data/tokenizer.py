@@ -63,7 +63,7 @@ class Tokenizer:
         return self.vocab
 
     @property
-    def eot(self) -> int:
+    def eos(self) -> int:
         """End of text: SentencePiece's eos."""
         return self._processor.eos_id()
 
@@ -71,13 +71,13 @@ class Tokenizer:
     def bos(self) -> int:
         """Begin of text; the end-of-text piece where a model has none."""
         bos = self._processor.bos_id()
-        return bos if bos >= 0 else self.eot
+        return bos if bos >= 0 else self.eos
 
     @functools.cached_property
     def suppressed(self) -> tuple[int, ...]:
         """Pieces that no sampler may write: unknown, begin of text and other control pieces, but not end of text."""
         sp = self._processor
-        return tuple(i for i in range(self.vocab) if (sp.is_control(i) or sp.is_unknown(i)) and i != self.eot)
+        return tuple(i for i in range(self.vocab) if (sp.is_control(i) or sp.is_unknown(i)) and i != self.eos)
 
     @property
     def unknown(self) -> int:
@@ -183,7 +183,7 @@ def _lines(texts: Iterable[str], seen: set[str]) -> Iterator[str]:
 
 
 def _sample(lines: Iterator[str], limit: int) -> list[str]:
-    """Every k-th line, k the least power of two for which they have at most `limit` bytes."""
+    """Chain k-th line, k the least power of two for which they have at most `limit` bytes."""
     kept, size, stride = [], 0, 1
     for index, line in enumerate(lines):
         if index % stride:

@@ -36,7 +36,7 @@ def held_out(
     *,
     draws: int = 2,
 ) -> dict[str, Estimate]:
-    """Every part of the objective over all of `batches`, with the noise drawn `draws` times anew for each.
+    """Chain part of the objective over all of `batches`, with the noise drawn `draws` times anew for each.
 
     losses: (key, batch) -> parts, jitted. The standard error comes from how the draws of one batch differ, so it
     speaks of the Monte Carlo estimate alone and not of the text. Raises ValueError for fewer than two draws.

@@ -1,4 +1,4 @@
-"""The key-value cache. `append` and `rewrite` write one, `rewind` forgets, `refit` resizes: nobody else touches it."""
+"""The key-value cache. `append` and `rewrite` write one, `truncate` forgets, `resize` resizes: nobody else touches it."""
 
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ class KVCache:
         return self.layers[0].slots
 
 
-class Past(NamedTuple):
+class CachedLayer(NamedTuple):
     """What one layer finds in a cache: kv, of which length[b] slots are filled; and, where a pass reads positions
     again, their slots int32 [B, L]: then all slots are seen, these as the pass reads them."""
 
@@ -51,10 +51,10 @@ class Past(NamedTuple):
     slots: Array | None
 
 
-def empty(*, layers: int, batch: int, slots: int, kv_heads: int, head_width: int, dtype) -> KVCache:
+def empty(*, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype) -> KVCache:
     """A cache in which nothing has been read."""
 
-    k, v = (batch, kv_heads, head_width, slots), (batch, kv_heads, slots, head_width)
+    k, v = (batch, kv_heads, head_dim, slots), (batch, kv_heads, slots, head_dim)
     return KVCache(
         layers=tuple(LayerKV(k=jnp.zeros(k, dtype), v=jnp.zeros(v, dtype)) for _ in range(layers)),
         length=jnp.zeros(batch, jnp.int32),
@@ -80,7 +80,7 @@ def append(cache: KVCache, new: tuple[LayerKV, ...], count: Array) -> KVCache:
     return KVCache(layers=layers, length=cache.length + count)
 
 
-def rewrite(old: LayerKV, new: LayerKV, slots: Array) -> LayerKV:
+def scatter(old: LayerKV, new: LayerKV, slots: Array) -> LayerKV:
     """One layer with new keys and values of W positions in slots int32 [B, W] of S; an index of S goes nowhere.
 
     A row's slots differ. With W = S, its i-th is i or S: what is new stands in its place.
@@ -100,12 +100,12 @@ def rewrite(old: LayerKV, new: LayerKV, slots: Array) -> LayerKV:
     )
 
 
-def rewind(cache: KVCache, count: Array) -> KVCache:
+def truncate(cache: KVCache, count: Array) -> KVCache:
     """Forgets the last count[b] positions of row b, at most all."""
     return cache.replace(length=cache.length - count)
 
 
-def refit(cache: KVCache, rows: Array, slots: int | None = None) -> KVCache:
+def resize(cache: KVCache, rows: Array, slots: int | None = None) -> KVCache:
     """The chosen rows, int32 [n], with `slots` slots (None: as many). ValueError for fewer than there are."""
     more = 0 if slots is None else slots - cache.slots
     if more < 0:

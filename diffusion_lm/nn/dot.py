@@ -12,7 +12,7 @@ _TERMS = (2**31 - 1) // _STEPS**2  # so many products of two such numbers an int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def dot(spec: str, a: Array, b: Array, products: str = "bfloat16", quantization: str = "none") -> Array:
+def dot(spec: str, a: Array, b: Array, compute_dtype: str = "bfloat16", quantization: str = "none") -> Array:
     """einsum(spec, a, b) with factors rounded to `products` and a float32 result.
 
     Asking for a float32 result matters even on a CPU: without it XLA sums in bfloat16 and at a fraction of the speed.
@@ -23,31 +23,31 @@ def dot(spec: str, a: Array, b: Array, products: str = "bfloat16", quantization:
     and sums exactly, in int32; the gradient is that of "none" (straight-through, arXiv 1308.3432). What isn't finite
     stays so. ValueError for a sum of more terms than int32 holds.
     """
-    return _value(spec, a, b, products, quantization)
+    return _value(spec, a, b, compute_dtype, quantization)
 
 
-def _value(spec: str, a: Array, b: Array, products: str, quantization: str) -> Array:
-    return (_quantized if quantization == "int8" else _product)(spec, a, b, products)
+def _value(spec: str, a: Array, b: Array, compute_dtype: str, quantization: str) -> Array:
+    return (_quantized if quantization == "int8" else _product)(spec, a, b, compute_dtype)
 
 
-def _product(spec: str, a: Array, b: Array, products: str) -> Array:
-    a, b = a.astype(products), b.astype(products)
-    precision = jax.lax.Precision.HIGHEST if products == "float32" else None
+def _product(spec: str, a: Array, b: Array, compute_dtype: str) -> Array:
+    a, b = a.astype(compute_dtype), b.astype(compute_dtype)
+    precision = jax.lax.Precision.HIGHEST if compute_dtype == "float32" else None
     return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _quantized(spec: str, a: Array, b: Array, products: str) -> Array:
+def _quantized(spec: str, a: Array, b: Array, compute_dtype: str) -> Array:
     left, right, result = _indices(spec)
     terms = [size for index, size in zip(left, a.shape, strict=True) if index not in result]
     if math.prod(terms) > _TERMS:
         raise ValueError(f"{spec} sums {math.prod(terms)} products of int8 factors; int32 holds {_TERMS} at most")
-    (a, step_a), (b, step_b) = _steps(a, left, result, products), _steps(b, right, result, products)
+    (a, step_a), (b, step_b) = _steps(a, left, result, compute_dtype), _steps(b, right, result, compute_dtype)
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.int32).astype(jnp.float32) * step_a * step_b
 
 
-def _steps(a: Array, indices: str, result: str, products: str) -> tuple[Array, Array]:
+def _steps(a: Array, indices: str, result: str, compute_dtype: str) -> tuple[Array, Array]:
     """int8, how many steps each number is, and float32, what a step is, laid out to be multiplied with the result."""
-    kind = jnp.finfo(products)
+    kind = jnp.finfo(compute_dtype)
     a = jax.lax.reduce_precision(a.astype(jnp.float32), kind.nexp, kind.nmant)  # the cast alone XLA may leave out
     summed = tuple(axis for axis, index in enumerate(indices) if index not in result)
     step = jnp.max(jnp.abs(a), axis=summed, keepdims=True) / _STEPS
@@ -64,18 +64,18 @@ def _indices(spec: str) -> tuple[str, str, str]:
     return left, right, result
 
 
-def _forward(spec, a, b, products, quantization):
-    rounded = a.astype(products), b.astype(products)
+def _forward(spec, a, b, compute_dtype, quantization):
+    rounded = a.astype(compute_dtype), b.astype(compute_dtype)
     types = jnp.zeros((), a.dtype), jnp.zeros((), b.dtype)  # residuals are arrays: the factors' types ride along as two
-    return _value(spec, *rounded, products, quantization), (*rounded, *types)
+    return _value(spec, *rounded, compute_dtype, quantization), (*rounded, *types)
 
 
-def _backward(spec, products, quantization, residuals, g):
+def _backward(spec, compute_dtype, quantization, residuals, g):
     del quantization
     a, b, like_a, like_b = residuals
     left, right, result = _indices(spec)
-    da = _product(f"{result},{right}->{left}", g, b, products)
-    db = _product(f"{left},{result}->{right}", a, g, products)
+    da = _product(f"{result},{right}->{left}", g, b, compute_dtype)
+    db = _product(f"{left},{result}->{right}", a, g, compute_dtype)
     return da.astype(like_a.dtype), db.astype(like_b.dtype)
 
 

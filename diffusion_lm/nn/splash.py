@@ -13,10 +13,10 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from diffusion_lm.nn.attention_mask import KeyRange, key_ranges
 from diffusion_lm.nn.cache import LayerKV
-from diffusion_lm.nn.sight import Sight, sights_of
 from diffusion_lm.sharding import cut, each_device, platform, ways_in_force
-from diffusion_lm.types import NoisyClean, Reading
+from diffusion_lm.types import AttentionPattern, BlockDiffusionTraining
 
 Array = jax.Array
 _LANES = 128  # the kernel takes multiples of so many queries and keys
@@ -24,8 +24,10 @@ _SQUARE = 512  # queries, and keys, of a square at most
 _NOBODY = -1  # the document of what only fills up squares
 
 
-def attend(q: Array, new: LayerKV, reading: Reading, sights: tuple[Sight, ...], *, products: str) -> Array:
-    """As `attention.attend` for rows that see themselves alone: q [B, H, L, D] -> float32, alike.
+def splash_attention(
+    q: Array, new: LayerKV, attention: AttentionPattern, ranges: tuple[KeyRange, ...], *, compute_dtype: str
+) -> Array:
+    """As `attention.dot_product_attention` for rows that see themselves alone: q [B, H, L, D] -> float32, alike.
 
     Where a mesh cuts rows along their length, each device takes a part of every chunk of queries, and so as much work
     as others. Off TPUs the kernel is interpreted, slowly: for tests.
@@ -35,17 +37,17 @@ def attend(q: Array, new: LayerKV, reading: Reading, sights: tuple[Sight, ...], 
     square = min(_SQUARE, _LANES * -(-length // (_LANES * ways)))
     count = -(-length // (square * ways))
     more = count * square * ways - length
-    q, k, v = (a.astype(products) for a in (q / math.sqrt(width), new.k, new.v))
+    q, k, v = (a.astype(compute_dtype) for a in (q / math.sqrt(width), new.k, new.v))
     q = jnp.pad(q, ((0, 0), (0, 0), (0, more), (0, 0))).reshape(batch, heads, count, ways * square, width)
     q = cut(q, "batch", "heads", None, "length", None)
     k, v = jnp.pad(k, ((0, 0),) * 3 + ((0, more),)), jnp.pad(v, ((0, 0),) * 2 + ((0, more), (0, 0)))
-    of_keys = _documents(reading, sights, batch, length, more)
-    kernel, tree = jax.tree.flatten(_kernel(reading, length, ways, square, platform() != "tpu"))
+    of_keys = _documents(attention, ranges, batch, length, more)
+    kernel, tree = jax.tree.flatten(_kernel(attention, length, ways, square, platform() != "tpu"))
 
     def here(q, k, v, of_queries, of_keys, *kernel):
         each = jax.vmap(jax.tree.unflatten(tree, kernel))
-        segments = kernels.SegmentIds(q=of_queries.reshape(q.shape[0], -1), kv=of_keys)
-        return each(q.reshape(*q.shape[:2], -1, width), jnp.swapaxes(k, 2, 3), v, segments).reshape(q.shape)
+        segment_ids = kernels.SegmentIds(q=of_queries.reshape(q.shape[0], -1), kv=of_keys)
+        return each(q.reshape(*q.shape[:2], -1, width), jnp.swapaxes(k, 2, 3), v, segment_ids).reshape(q.shape)
 
     shared = ("batch", "kv_heads", None, None)
     axes = ("batch", "heads", None, "length", None), shared, shared, ("batch", None, "length"), ("batch", None)
@@ -57,22 +59,24 @@ def attend(q: Array, new: LayerKV, reading: Reading, sights: tuple[Sight, ...], 
     return cut(found, "batch", "heads", "length", None)
 
 
-def _documents(reading: Reading, sights: tuple[Sight, ...], batch: int, length: int, more: int) -> Array:
+def _documents(attention: AttentionPattern, ranges: tuple[KeyRange, ...], batch: int, length: int, more: int) -> Array:
     """int32 [B, length + more]: the document of each position."""
-    found = sights[0].query_segments
+    found = ranges[0].query_segment_ids
     if found is None:
         found = jnp.zeros((batch, length), jnp.int32)
-    elif isinstance(reading, NoisyClean):
+    elif isinstance(attention, BlockDiffusionTraining):
         found = jnp.concatenate([found, found], axis=1)
     return jnp.pad(found, ((0, 0), (0, more)), constant_values=_NOBODY)
 
 
 @functools.lru_cache(maxsize=8, typed=True)  # typed: two readings without fields are equal otherwise
-def _kernel(reading: Reading, length: int, ways: int, square: int, interpret: bool) -> kernels.SplashAttentionKernel:
-    """For queries dealt out to `ways` devices, `square` of each chunk; its arrays are numpy's."""
+def _kernel(
+    attention: AttentionPattern, length: int, ways: int, square: int, interpret: bool
+) -> kernels.SplashAttentionKernel:
+    """For queries chunked out to `ways` devices, `square` of each chunk; its arrays are numpy's."""
     whole = -(-length // (square * ways)) * square * ways
     order = np.arange(whole).reshape(-1, ways, square).swapaxes(0, 1).reshape(-1)
-    first, last = (runs[:, order] for runs in _runs(reading, length, whole))
+    first, last = (runs[:, order] for runs in _runs(attention, length, whole))
     sides = "block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"
     sizes = dict.fromkeys(sides, square)
     layout = {"k_layout": kernels.QKVLayout.SEQ_MINOR}  # as `LayerKV` has them
@@ -87,14 +91,14 @@ def _kernel(reading: Reading, length: int, ways: int, square: int, interpret: bo
         return jax.tree.map(np.asarray, kernel)
 
 
-def _runs(reading: Reading, length: int, whole: int) -> tuple[np.ndarray, np.ndarray]:
+def _runs(attention: AttentionPattern, length: int, whole: int) -> tuple[np.ndarray, np.ndarray]:
     """first and last, each [2, whole]: the two runs of keys that a query sees, of which one may be empty. What fills
     up squares sees itself: the kernel divides by what a query sees."""
-    halves = 2 if isinstance(reading, NoisyClean) else 1
+    halves = 2 if isinstance(attention, BlockDiffusionTraining) else 1
     half = length // halves
     with jax.ensure_compile_time_eval():
-        sights = [(np.asarray(s.first)[0], np.asarray(s.last)[0]) for s in sights_of(reading, half)]
-    seen = [(first, np.minimum(last, half - 1)) for first, last in sights]  # a last block may be cut short
+        ranges = [(np.asarray(s.first)[0], np.asarray(s.last)[0]) for s in key_ranges(attention, half)]
+    seen = [(first, np.minimum(last, half - 1)) for first, last in ranges]  # a last block may be cut short
     first, last = np.zeros((2, whole), np.int32), np.full((2, whole), -1, np.int32)
     first[0] = last[0] = np.arange(whole)
     first[0, :half], last[0, :half] = seen[0]

@@ -5,17 +5,17 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.types import Alignment, Batch, Causal, Denoise, Loss, Readout, loss_of
+from diffusion_lm.types import Alignment, Batch, Causal, Denoise, LogitsHead, Loss, loss_of
 
 Array = jax.Array
 
 
-def next_token_loss(readout: Readout, batch: Batch) -> Loss:
+def next_token_loss(head: LogitsHead, batch: Batch) -> Loss:
     """-log p of each target, read off the position before it. Every target has one: what begins a row is given."""
-    if readout.alignment is not Alignment.NEXT:
-        raise ValueError(f"next-token loss needs logits that speak of the next token, not {readout.alignment}")
-    weights = shifted(batch.target).astype(jnp.float32)
-    return loss_of(readout, readout.cross_entropy(shifted(batch.tokens), weights), jnp.sum(weights))
+    if head.alignment is not Alignment.NEXT:
+        raise ValueError(f"next-token loss needs logits that speak of the next token, not {head.alignment}")
+    weights = shifted(batch.loss_mask).astype(jnp.float32)
+    return loss_of(head, head.cross_entropy(shifted(batch.tokens), weights), jnp.sum(weights))
 
 
 def shifted(a: Array) -> Array:
@@ -24,7 +24,7 @@ def shifted(a: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Autoregressive:
+class AutoregressiveLoss:
     """The exact negative log likelihood, in nats a target."""
 
     canvas = 1
@@ -34,5 +34,5 @@ class Autoregressive:
     def __call__(self, denoise: Denoise, process, key: Array, batch: Batch) -> dict[str, Loss]:
         del process, key  # nothing is random here
         t = jnp.zeros((batch.tokens.shape[0], 1))
-        readout = denoise(batch.tokens, t, reading=Causal(), positions=batch.positions, segments=batch.segments)
-        return {"causal": next_token_loss(readout, batch)}
+        head = denoise(batch.tokens, t, attention=Causal(), positions=batch.positions, segment_ids=batch.segment_ids)
+        return {"causal": next_token_loss(head, batch)}

@@ -20,7 +20,7 @@ from diffusion_lm.objectives.autoregressive import next_token_loss
 from diffusion_lm.objectives.elbo import ELBO, draw_times, one_text
 from diffusion_lm.processes.base import Process
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, NoisyClean, Readout, loss_of
+from diffusion_lm.types import Batch, BlockDiffusionTraining, Denoise, Full, LogitsHead, Loss, loss_of
 
 Array = jax.Array
 
@@ -35,12 +35,14 @@ class Distillation:
 
     objective: Any = dataclasses.field(default_factory=ELBO)
     teacher: str = ""
-    steps: int = 8
-    passes: int = 2
+    student_steps: int = 8
+    teacher_steps: int = 2
 
     def __post_init__(self):
-        if self.steps < 1 or self.passes < 2:
-            raise ValueError(f"objective.steps={self.steps} must be at least 1, objective.passes={self.passes} 2")
+        if self.student_steps < 1 or self.teacher_steps < 2:
+            raise ValueError(
+                f"objective.num_timesteps={self.student_steps} must be at least 1, objective.passes={self.teacher_steps} 2"
+            )
         if self.canvas == 1 and self.prefix is None:
             raise ValueError(f"{type(self.objective).__name__} denoises nothing: there is nothing to distil")
 
@@ -70,35 +72,35 @@ class Distillation:
         batch = one_text(batch) if self.prefix is None else batch
         time_key, noise_key, key = jax.random.split(key, 3)
         noise = (_OnVectors if isinstance(process, Gaussian) else _OnTokens)(process, batch)
-        t = noise.at(draw_times(time_key, (batch.tokens.shape[0], 1), self.steps))
+        t = noise.at(draw_times(time_key, (batch.tokens.shape[0], 1), self.student_steps))
         noised = noise.laid(noise_key, t)
         said = self._taught(teacher, noise, key, noised, t)
         student, clean = self._read(denoise, batch, noised, t)
-        wanted = ~batch.given & (batch.segments > 0) & ~noise.done(noised, t)
+        wanted = ~batch.context_mask & (batch.segment_ids > 0) & ~noise.done(noised, t)
         total = student.total(_divergence, wanted.astype(jnp.float32), teacher=said)
-        loss = {"canvas": loss_of(student, total, jnp.sum(batch.target, dtype=jnp.float32))}
+        loss = {"canvas": loss_of(student, total, jnp.sum(batch.loss_mask, dtype=jnp.float32))}
         return {"causal": next_token_loss(clean, batch), **loss} if self.causal else loss
 
-    def _taught(self, teacher: Denoise, noise: Any, key: Array, noised: dict, t: Array) -> Readout:
+    def _taught(self, teacher: Denoise, noise: Any, key: Array, noised: dict, t: Array) -> LogitsHead:
         """Of each token, what was said in the last pass that had it to write."""
-        said, size = None, 1.0 / (self.steps * self.passes)
-        for i, pass_key in enumerate(jax.random.split(key, self.passes)):
+        said, size = None, 1.0 / (self.student_steps * self.teacher_steps)
+        for i, pass_key in enumerate(jax.random.split(key, self.teacher_steps)):
             now, then = noise.at(t - i * size), noise.at(t - (i + 1) * size)
-            readout, _ = self._read(teacher, noise.batch, noised, now)
-            said = readout if said is None else readout.where(~noise.done(noised, now), said)
-            if i + 1 < self.passes:
-                noised = noise.back(jax.random.split(pass_key, t.shape[0]), readout, noised, now, then)
+            head, _ = self._read(teacher, noise.batch, noised, now)
+            said = head if said is None else head.where(~noise.done(noised, now), said)
+            if i + 1 < self.teacher_steps:
+                noised = noise.back(jax.random.split(pass_key, t.shape[0]), head, noised, now, then)
         return said
 
     def _read(self, denoise: Denoise, batch: Batch, noised: dict, t: Array):
-        where = {"positions": batch.positions, "segments": batch.segments}
+        where = {"positions": batch.positions, "segment_ids": batch.segment_ids}
         if self.prefix is None:
-            return denoise(t=t, reading=Bidirectional(), **noised, **where), None
+            return denoise(t=t, attention=Full(), **noised, **where), None
         if batch.tokens.shape[1] % self.canvas:
-            raise ValueError(f"blocks of {self.canvas} do not divide rows: set data.length to a multiple of it")
+            raise ValueError(f"blocks of {self.canvas} do not divide rows: set data.seq_len to a multiple of it")
         both = jnp.concatenate([noised["tokens"], batch.tokens], axis=1)
         times = jnp.concatenate([t, jnp.zeros_like(t)], axis=1)
-        return denoise(both, times, reading=NoisyClean(self.canvas, self.prefix), **where)
+        return denoise(both, times, attention=BlockDiffusionTraining(self.canvas, self.prefix), **where)
 
 
 class _OnTokens(NamedTuple):
@@ -115,9 +117,9 @@ class _OnTokens(NamedTuple):
 
     def done(self, noised: dict, t: Array) -> Array:
         """bool [B, L]: nothing is left to say."""
-        return self.process.settled(noised["tokens"], t[:, 0])
+        return self.process.is_final(noised["tokens"], t[:, 0])
 
-    def back(self, keys: Array, readout: Readout, noised: dict, t: Array, s: Array) -> dict:
+    def back(self, keys: Array, head: LogitsHead, noised: dict, t: Array, s: Array) -> dict:
         """One position at a time, each with a key of its own: however a readout parts them, the draws are these."""
 
         def one(logits, at, xt):
@@ -125,10 +127,10 @@ class _OnTokens(NamedTuple):
             return self.process.reverse(*row)[:, 0]
 
         at = jnp.broadcast_to(jnp.arange(self.batch.tokens.shape[1])[None], self.batch.tokens.shape)
-        return self._given(readout.each(jax.vmap(one, 1, 1), at, noised["tokens"]))
+        return self._given(head.map_positions(jax.vmap(one, 1, 1), at, noised["tokens"]))
 
     def _given(self, xt: Array) -> dict:
-        return {"tokens": jnp.where(self.batch.given, self.batch.tokens, xt)}
+        return {"tokens": jnp.where(self.batch.context_mask, self.batch.tokens, xt)}
 
 
 class _OnVectors(NamedTuple):
@@ -141,16 +143,16 @@ class _OnVectors(NamedTuple):
         return jnp.maximum(t, self.process.least)
 
     def laid(self, key: Array, t: Array) -> dict:
-        return {"tokens": self.batch.tokens, "mixed": self.process.mixed(key, ~self.batch.given, t)}
+        return {"tokens": self.batch.tokens, "mixed": self.process.mixed(key, ~self.batch.context_mask, t)}
 
     def done(self, noised: dict, t: Array) -> Array:
-        return jnp.zeros_like(self.batch.given)
+        return jnp.zeros_like(self.batch.context_mask)
 
-    def back(self, keys: Array, readout: Readout, noised: dict, t: Array, s: Array) -> dict:
+    def back(self, keys: Array, head: LogitsHead, noised: dict, t: Array, s: Array) -> dict:
         keep, more, _ = noised["mixed"]
-        z = keep[..., None] * jnp.take(readout.vectors, self.batch.tokens, axis=0) + more
-        z = self.process.reverse(keys, readout.mean_vector(), z, t[:, 0], s[:, 0], churn=0.0)
-        return noised | {"mixed": self.process.held(z, ~self.batch.given, s)}
+        z = keep[..., None] * jnp.take(head.vectors, self.batch.tokens, axis=0) + more
+        z = self.process.reverse(keys, head.expected_embedding(), z, t[:, 0], s[:, 0], churn=0.0)
+        return noised | {"mixed": self.process.held(z, ~self.batch.context_mask, s)}
 
 
 def _divergence(logits: Array, said: Array) -> Array:

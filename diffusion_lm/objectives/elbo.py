@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.processes.base import Process
-from diffusion_lm.types import Alignment, Batch, Bidirectional, Denoise, Loss, Readout, loss_of
+from diffusion_lm.types import Alignment, Batch, Denoise, Full, LogitsHead, Loss, loss_of
 
 Array = jax.Array
 
 
-def draw_times(key: Array, shape: tuple[int, int], steps: int = 0) -> Array:
+def draw_times(key: Array, shape: tuple[int, int], num_timesteps: int = 0) -> Array:
     """float32 of `shape` in (0, 1], on a grid of `steps` if not 0: one uniform, spread evenly over all entries (low
     discrepancy).
 
@@ -27,16 +27,16 @@ def draw_times(key: Array, shape: tuple[int, int], steps: int = 0) -> Array:
     size = shape[0] * shape[1]
     grid = jnp.arange(size, dtype=jnp.float32).reshape(shape) / size
     t = 1.0 - (jax.random.uniform(key, (1, 1)) + grid) % 1.0
-    return jnp.ceil(t * steps) / steps if steps else t
+    return jnp.ceil(t * num_timesteps) / num_timesteps if num_timesteps else t
 
 
 def noise_loss(
-    read: Callable[[Array, Array], tuple[Readout, Any]],
+    read: Callable[[Array, Array], tuple[LogitsHead, Any]],
     process: Process,
     key: Array,
     batch: Batch,
     spans: int,
-    steps: int,
+    num_timesteps: int,
 ) -> tuple[Loss, Any]:
     """Noises the batch, each of `spans` spans a row at a time of its own, and asks `read` what it makes of it.
 
@@ -44,14 +44,14 @@ def noise_loss(
     beside the loss. All of a document is noised and scored but what is given; the weight counts targets.
     """
     time_key, noise_key = jax.random.split(key)
-    t = draw_times(time_key, (batch.tokens.shape[0], spans), steps)
-    xt = jnp.where(batch.given, batch.tokens, process.corrupt(noise_key, batch.tokens, t))
-    readout, rest = read(xt, t)
-    if readout.alignment is not Alignment.SAME:
-        raise ValueError(f"a bound needs logits that speak of the same token, not {readout.alignment}")
-    scored = (~batch.given & (batch.segments > 0)).astype(jnp.float32)
-    total = process.nelbo(readout, batch.tokens, xt, t, scored, steps)
-    return loss_of(readout, total, jnp.sum(batch.target, dtype=jnp.float32)), rest
+    t = draw_times(time_key, (batch.tokens.shape[0], spans), num_timesteps)
+    xt = jnp.where(batch.context_mask, batch.tokens, process.corrupt(noise_key, batch.tokens, t))
+    head, rest = read(xt, t)
+    if head.alignment is not Alignment.SAME:
+        raise ValueError(f"a bound needs logits that speak of the same token, not {head.alignment}")
+    scored = (~batch.context_mask & (batch.segment_ids > 0)).astype(jnp.float32)
+    total = process.nelbo(head, batch.tokens, xt, t, scored, num_timesteps)
+    return loss_of(head, total, jnp.sum(batch.loss_mask, dtype=jnp.float32)), rest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,28 +62,30 @@ class ELBO:
     a canvas that showed where they begin and end would tell their lengths for free.
     """
 
-    steps: int = 0
+    num_timesteps: int = 0
     canvas = 0
     causal = False
     prefix = None
 
     def __post_init__(self):
-        check_steps(self.steps)
+        check_num_timesteps(self.num_timesteps)
 
     def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
         batch = one_text(batch)
 
         def read(xt, t):
-            return denoise(xt, t, reading=Bidirectional(), positions=batch.positions, segments=batch.segments), None
+            return denoise(xt, t, attention=Full(), positions=batch.positions, segment_ids=batch.segment_ids), None
 
-        loss, _ = noise_loss(read, process, key, batch, 1, self.steps)
+        loss, _ = noise_loss(read, process, key, batch, 1, self.num_timesteps)
         return {"canvas": loss}
 
 
-def check_steps(steps: int) -> None:
+def check_num_timesteps(num_timesteps: int) -> None:
     """Raises ValueError for a number of steps that can't be."""
-    if steps < 0:
-        raise ValueError(f"objective.steps must be 0 (continuous time) or a number of steps, not {steps}")
+    if num_timesteps < 0:
+        raise ValueError(
+            f"objective.num_timesteps must be 0 (continuous time) or a number of steps, not {num_timesteps}"
+        )
 
 
 def one_text(batch: Batch) -> Batch:
@@ -91,7 +93,7 @@ def one_text(batch: Batch) -> Batch:
     beyond the first document."""
     at = jnp.arange(batch.tokens.shape[1], dtype=jnp.int32)[None]
     return batch.replace(
-        segments=jnp.minimum(batch.segments, 1),
+        segment_ids=jnp.minimum(batch.segment_ids, 1),
         positions=jnp.broadcast_to(at, batch.tokens.shape),
-        given=batch.given & (batch.segments == batch.segments[:, :1]),
+        context_mask=batch.context_mask & (batch.segment_ids == batch.segment_ids[:, :1]),
     )

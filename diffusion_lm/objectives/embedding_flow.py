@@ -21,13 +21,13 @@ import jax.numpy as jnp
 
 from diffusion_lm.objectives.elbo import draw_times, one_text
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.types import Batch, Bidirectional, Denoise, Loss, Readout, loss_of
+from diffusion_lm.types import Batch, Denoise, Full, LogitsHead, Loss, loss_of
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EmbeddingFlow:
+class EmbeddingFlowLoss:
     """The whole row is one canvas, as in `elbo.ELBO`, under Gaussian noise."""
 
     canvas = 0
@@ -39,9 +39,9 @@ class EmbeddingFlow:
         left."""
         batch, (time_key, noise_key, show_key) = one_text(batch), jax.random.split(key, 3)
         t = _evenly(process, time_key, batch) * (1.0 - process.least) + process.least
-        shown = batch.replace(given=batch.given | _shown(show_key, batch.tokens))
-        readout = _read(denoise, process, noise_key, shown, t)
-        return _loss(batch, readout, readout.cross_entropy(batch.tokens, _scored(shown).astype(jnp.float32)))
+        shown = batch.replace(context_mask=batch.context_mask | _shown(show_key, batch.tokens))
+        head = _read(denoise, process, noise_key, shown, t)
+        return _loss(batch, head, head.cross_entropy(batch.tokens, _scored(shown).astype(jnp.float32)))
 
     def bound(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch) -> dict[str, Loss]:
         """-1/2 integral of SNR'(t) E |e - m|^2 dt + E[-log p(x_0 | z_least)] (VDM, arXiv 2107.00630, in continuous
@@ -50,11 +50,11 @@ class EmbeddingFlow:
         batch, (time_key, noise_key, last_key) = one_text(batch), jax.random.split(key, 3)
         u, scored = _evenly(process, time_key, batch), _scored(batch).astype(jnp.float32)
         t = process.least ** (1.0 - u)
-        readout = _read(denoise, process, noise_key, batch, t)
-        missed = jnp.take(readout.vectors, batch.tokens, axis=0) - readout.mean_vector()
+        head = _read(denoise, process, noise_key, batch, t)
+        missed = jnp.take(head.vectors, batch.tokens, axis=0) - head.expected_embedding()
         cost = -math.log(process.least) * t * process.rate(t) * jnp.sum(missed * missed, axis=-1)
         last = _read(denoise, process, last_key, batch, jnp.full_like(t, process.least))
-        return _loss(batch, readout, jnp.sum(cost * scored) + last.cross_entropy(batch.tokens, scored))
+        return _loss(batch, head, jnp.sum(cost * scored) + last.cross_entropy(batch.tokens, scored))
 
 
 def _evenly(process: Gaussian, key: Array, batch: Batch) -> Array:
@@ -72,15 +72,15 @@ def _shown(key: Array, tokens: Array) -> Array:
     return jax.random.uniform(which_key, tokens.shape) < share
 
 
-def _read(denoise: Denoise, process: Gaussian, key: Array, batch: Batch, t: Array) -> Readout:
-    mixed = process.mixed(key, ~batch.given, t)
-    where = {"positions": batch.positions, "segments": batch.segments}
-    return denoise(batch.tokens, t, reading=Bidirectional(), mixed=mixed, **where)
+def _read(denoise: Denoise, process: Gaussian, key: Array, batch: Batch, t: Array) -> LogitsHead:
+    mixed = process.mixed(key, ~batch.context_mask, t)
+    where = {"positions": batch.positions, "segment_ids": batch.segment_ids}
+    return denoise(batch.tokens, t, attention=Full(), mixed=mixed, **where)
 
 
 def _scored(batch: Batch) -> Array:
-    return ~batch.given & (batch.segments > 0)
+    return ~batch.context_mask & (batch.segment_ids > 0)
 
 
-def _loss(batch: Batch, readout: Readout, total: Array) -> dict[str, Loss]:
-    return {"canvas": loss_of(readout, total, jnp.sum(batch.target, dtype=jnp.float32))}
+def _loss(batch: Batch, head: LogitsHead, total: Array) -> dict[str, Loss]:
+    return {"canvas": loss_of(head, total, jnp.sum(batch.loss_mask, dtype=jnp.float32))}

@@ -17,18 +17,26 @@ class Joint:
     """Both ways of writing in one set of weights and one pass: the autoregressive loss on the causal clean half,
     plus the blocks' bound on the noisy half. The cache that a sampler fills is exactly the autoregressive model's."""
 
-    block: int = 16
-    steps: int = 0
+    block_size: int = 16
+    num_timesteps: int = 0
     causal = True
     prefix = Causal()
 
     def __post_init__(self):
-        check_block(self.block, self.steps)
+        check_block(self.block_size, self.num_timesteps)
 
     @property
     def canvas(self) -> int:
-        return self.block
+        return self.block_size
 
     def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
-        loss, clean = read_blocks(denoise, process, key, batch, block=self.block, clean=self.prefix, steps=self.steps)
+        loss, clean = read_blocks(
+            denoise,
+            process,
+            key,
+            batch,
+            block_size=self.block_size,
+            clean=self.prefix,
+            num_timesteps=self.num_timesteps,
+        )
         return {"causal": next_token_loss(clean, batch), "canvas": loss}

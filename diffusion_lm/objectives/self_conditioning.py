@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.processes.base import Process
-from diffusion_lm.types import Batch, Causal, Denoise, Loss, NoisyClean
+from diffusion_lm.types import Batch, BlockDiffusionTraining, Causal, Denoise, Loss
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfConditioned:
+class SelfConditionedObjective:
     """Calls `objective` (or any function called alike) with a network that reads twice (arXiv 2208.04202, section 3).
 
     With probability 1/2 a whole batch's noisy text is read without a soft prediction, and again with that reading's,
@@ -40,17 +40,19 @@ class _ReadsTwice:
     denoise: Denoise
     again: Array
 
-    def __call__(self, tokens: Array, t: Array, *, reading, **where) -> Any:
-        if isinstance(reading, Causal):
-            return self.denoise(tokens, t, reading=reading, **where)
+    def __call__(self, tokens: Array, t: Array, *, attention, **where) -> Any:
+        if isinstance(attention, Causal):
+            return self.denoise(tokens, t, attention=attention, **where)
 
-        def soft():
-            said = self.denoise(tokens, t, reading=reading, **where)
-            if not isinstance(reading, NoisyClean):
-                return said.mean_vector()
-            mean = said[0].mean_vector()
+        def self_cond():
+            said = self.denoise(tokens, t, attention=attention, **where)
+            if not isinstance(attention, BlockDiffusionTraining):
+                return said.expected_embedding()
+            mean = said[0].expected_embedding()
             return jnp.concatenate([mean, jnp.zeros_like(mean)], axis=1)  # the clean half is told nothing
 
-        shape = jax.eval_shape(soft)
+        shape = jax.eval_shape(self_cond)
         none = jnp.zeros(shape.shape, shape.dtype)
-        return self.denoise(tokens, t, reading=reading, soft=jax.lax.cond(self.again, soft, lambda: none), **where)
+        return self.denoise(
+            tokens, t, attention=attention, self_cond=jax.lax.cond(self.again, self_cond, lambda: none), **where
+        )

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.categorical import categorical
-from diffusion_lm.processes.base import spread
+from diffusion_lm.processes.base import broadcast_times
 from diffusion_lm.schedules import Linear, Schedule
-from diffusion_lm.types import Readout
+from diffusion_lm.types import LogitsHead
 
 Array = jax.Array
 
@@ -28,15 +28,15 @@ class Absorbing:
         return jnp.full(shape, self.mask, jnp.int32)
 
     def corrupt(self, key: Array, x0: Array, t: Array) -> Array:
-        kept = jax.random.uniform(key, x0.shape) < spread(self.schedule.alpha(t), x0.shape[1])
+        kept = jax.random.uniform(key, x0.shape) < broadcast_times(self.schedule.alpha(t), x0.shape[1])
         return jnp.where(kept, x0, self.mask)
 
-    def nelbo(self, readout: Readout, x0: Array, xt: Array, t: Array, weights: Array, steps: int) -> Array:
+    def nelbo(self, head: LogitsHead, x0: Array, xt: Array, t: Array, weights: Array, num_timesteps: int) -> Array:
         """-log p(x_0 | x_t) of masked positions, times the rate -alpha'(t) / (1 - alpha(t)) (MDLM, equation 10; MD4,
         equation 4), or times T (alpha_s - alpha_t) / (1 - alpha_t) for one of T steps (MDLM, equation 8)."""
-        weight = steps * self.step_weight(t, t - 1 / steps) if steps else self.rate_weight(t)
+        weight = num_timesteps * self.step_weight(t, t - 1 / num_timesteps) if num_timesteps else self.rate_weight(t)
         scored = (xt == self.mask) & (weights != 0)
-        return readout.cross_entropy(x0, jnp.where(scored, spread(weight, x0.shape[1]) * weights, 0.0))
+        return head.cross_entropy(x0, jnp.where(scored, broadcast_times(weight, x0.shape[1]) * weights, 0.0))
 
     def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
         """A masked position is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t); MDLM, equation 6."""
@@ -46,18 +46,18 @@ class Absorbing:
         revealed = (xt == self.mask) & (u < self.reveal_probability(t, s)[:, None])
         return jnp.where(revealed, drawn, xt)
 
-    def settled(self, xs: Array, s: Array) -> Array:
+    def is_final(self, xs: Array, s: Array) -> Array:
         del s
         return xs != self.mask
 
     def reveal_probability(self, t: Array, s: Array) -> Array:
         """The chance that a position masked at t is not masked at s < t; 1 where s = 0."""
-        lost = self.schedule.lost
+        lost = self.schedule.one_minus_alpha
         return jnp.where(s <= 0, 1.0, (lost(t) - lost(s)) / lost(t))
 
     def rate_weight(self, t: Array) -> Array:
         """-alpha'(t) / (1 - alpha(t)): what -log p(x0 | xt) of a masked position counts in continuous time."""
-        return -self.schedule.dalpha(t) / self.schedule.lost(t)
+        return -self.schedule.dalpha(t) / self.schedule.one_minus_alpha(t)
 
     def step_weight(self, t: Array, s: Array) -> Array:
         """(alpha_s - alpha_t) / (1 - alpha_t): the same for one of finitely many steps t -> s."""

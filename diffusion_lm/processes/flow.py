@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from diffusion_lm.categorical import categorical
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.processes.base import spread
+from diffusion_lm.processes.base import broadcast_times
 from diffusion_lm.processes.uniform import Uniform
-from diffusion_lm.types import Readout, one_hot, surprise
+from diffusion_lm.types import LogitsHead, cross_entropy, one_hot
 
 Array = jax.Array
 
@@ -48,8 +48,8 @@ class Euler:
         Where steps are too few for so much, the corrector is what they leave; the last, which must end at clean text,
         leaves none.
         """
-        lost = self.schedule.lost(t)
-        gone = lost - jnp.where(s < 1e-6, 0.0, self.schedule.lost(s))
+        lost = self.schedule.one_minus_alpha(t)
+        gone = lost - jnp.where(s < 1e-6, 0.0, self.schedule.one_minus_alpha(s))
         moved = gone / lost
         corrected = jnp.minimum(self.corrector * gone, 1.0 - moved)
         return moved + corrected * (1.0 - lost), corrected * lost
@@ -69,7 +69,7 @@ class Euler:
     def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
         return jax.vmap(categorical)(keys, jnp.log(self.posterior(logits, xt, t, s)))
 
-    def settled(self, xs: Array, s: Array) -> Array:
+    def is_final(self, xs: Array, s: Array) -> Array:
         return jnp.broadcast_to(s[:, None] <= 0, xs.shape)
 
 
@@ -88,8 +88,8 @@ class MaskFlow(Euler, Absorbing):
     def ends(self, p: Array, here: Array) -> Array:
         return jnp.where(here[..., -1:], p, here)
 
-    def settled(self, xs: Array, s: Array) -> Array:
-        return super().settled(xs, s) | ((xs != self.mask) & (self.corrector == 0))
+    def is_final(self, xs: Array, s: Array) -> Array:
+        return super().is_final(xs, s) | ((xs != self.mask) & (self.corrector == 0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,24 +104,24 @@ class UniformFlow(Euler, Uniform):
     def source(self) -> Array:
         return jnp.full(self.mask + 1, 1.0 / self.mask).at[self.mask].set(0.0)
 
-    def nelbo(self, readout: Readout, x0: Array, xt: Array, t: Array, weights: Array, steps: int) -> Array:
+    def nelbo(self, head: LogitsHead, x0: Array, xt: Array, t: Array, weights: Array, num_timesteps: int) -> Array:
         """Continuous time: lambda (-log p(x_0) - p(z)) where z != x_0, lambda (1 - p(x_0)) where z = x_0. T steps: the
         Kullback-Leibler divergence between one Euler step knowing x_0 and the network's, times T."""
-        if steps:
-            moved, _ = dataclasses.replace(self, corrector=0.0).chances(t, t - 1 / steps)
-            return readout.total(_step_nats, steps * weights, x0, xt, spread(moved, x0.shape[1]))
-        rate = -self.schedule.dalpha(t) / self.schedule.lost(t)
-        return readout.total(_rate_nats, spread(rate, x0.shape[1]) * weights, x0, xt)
+        if num_timesteps:
+            moved, _ = dataclasses.replace(self, corrector=0.0).chances(t, t - 1 / num_timesteps)
+            return head.total(_step_nats, num_timesteps * weights, x0, xt, broadcast_times(moved, x0.shape[1]))
+        rate = -self.schedule.dalpha(t) / self.schedule.one_minus_alpha(t)
+        return head.total(_rate_nats, broadcast_times(rate, x0.shape[1]) * weights, x0, xt)
 
 
 def _rate_nats(logits, x0, xt):
     away = _away(logits, xt)
-    return jnp.where(xt == x0, away, surprise(logits, x0) - (1.0 - away))
+    return jnp.where(xt == x0, away, cross_entropy(logits, x0) - (1.0 - away))
 
 
 def _step_nats(logits, x0, xt, moved):
     """Knowing x_0 a token moves there or stays; the network leaves it at z with probability 1 - moved (1 - p(z))."""
-    cost, last = surprise(logits, x0), moved >= 1.0
+    cost, last = cross_entropy(logits, x0), moved >= 1.0
     moved = jnp.where(last, 0.5, moved)  # of the last step, in which all tokens move, only the surprise counts
     stays = -jnp.log1p(-moved * _away(logits, xt))
     wrong = moved * cost + (1.0 - moved) * (jnp.log1p(-moved) + stays)

@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.types import Mixed
+from diffusion_lm.types import NoisyEmbeddings
 
 Array = jax.Array
 
@@ -47,16 +47,18 @@ class Gaussian:
         """alpha and sigma at t, of t's shape."""
         return 1.0 - t, self.noise * t
 
-    def mixed(self, key: Array, noised: Array, t: Array) -> Mixed:
+    def mixed(self, key: Array, noised: Array, t: Array) -> NoisyEmbeddings:
         """A text of which bool [B, L] is noised at t [B, 1], the rest clean."""
         alpha, sigma = self.sizes(t)
         eps = jax.random.normal(key, (*noised.shape, self.width))
         more = jnp.where(noised, sigma, 0.0)[..., None] * eps
-        return Mixed(jnp.where(noised, alpha, 1.0), more, self._told(noised, t))
+        return NoisyEmbeddings(jnp.where(noised, alpha, 1.0), more, self._told(noised, t))
 
-    def held(self, z: Array, noised: Array, t: Array) -> Mixed:
+    def held(self, z: Array, noised: Array, t: Array) -> NoisyEmbeddings:
         """A text of which bool [B, L] stands as z [B, L, E] at t [B, 1], the rest clean."""
-        return Mixed((~noised).astype(jnp.float32), jnp.where(noised[..., None], z, 0.0), self._told(noised, t))
+        return NoisyEmbeddings(
+            (~noised).astype(jnp.float32), jnp.where(noised[..., None], z, 0.0), self._told(noised, t)
+        )
 
     def _told(self, noised: Array, t: Array) -> Array:
         """log p(z | x_0) = alpha / sigma^2 z . e(x_0) + what doesn't depend on x_0."""

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.categorical import categorical
-from diffusion_lm.processes.base import spread
-from diffusion_lm.types import Readout, one_hot
+from diffusion_lm.processes.base import broadcast_times
+from diffusion_lm.types import LogitsHead, one_hot
 
 Array = jax.Array
 _LEAST = 1e-12  # a share of noise below this is none
@@ -45,7 +45,7 @@ class Interpolating:
         return self._drawn(key, self.noise(jnp.ones((1,) * len(shape))), jnp.zeros(shape, jnp.int32), kept=0.0)
 
     def corrupt(self, key: Array, x0: Array, t: Array) -> Array:
-        noise = Noise(*(spread(part, x0.shape[1]) for part in self.noise(t)))
+        noise = Noise(*(broadcast_times(part, x0.shape[1]) for part in self.noise(t)))
         return self._drawn(key, noise, x0, kept=noise.kept)
 
     def _drawn(self, key: Array, noise: Noise, x0: Array, kept) -> Array:
@@ -89,19 +89,19 @@ class Interpolating:
         )
         return now, then, stays, turned
 
-    def settled(self, xs: Array, s: Array) -> Array:
+    def is_final(self, xs: Array, s: Array) -> Array:
         return jnp.broadcast_to(s[:, None] <= 0, xs.shape)
 
-    def nelbo(self, readout: Readout, x0: Array, xt: Array, t: Array, weights: Array, steps: int) -> Array:
+    def nelbo(self, head: LogitsHead, x0: Array, xt: Array, t: Array, weights: Array, num_timesteps: int) -> Array:
         """Continuous time: GIDD's equation 12, of which UDLM's equation 18 is the uniform case. T steps: the Kullback-
         Leibler divergence between the posteriors given x_0 and given p."""
-        if steps:
-            return self._nelbo_of_step(readout, x0, xt, t, weights, steps)
+        if num_timesteps:
+            return self._nelbo_of_step(head, x0, xt, t, weights, num_timesteps)
         noise = self.noise(t)
         base = jnp.maximum(noise.uniform / self.mask, _LEAST)
         kappa = noise.kept / base
         kappa, base, mask_rate, piece_rate = (
-            spread(a, x0.shape[1])
+            broadcast_times(a, x0.shape[1])
             for a in (
                 kappa,
                 base,
@@ -111,24 +111,24 @@ class Interpolating:
         )
         at_mask = xt == self.mask
         rate = jnp.where(at_mask, mask_rate, piece_rate / (1.0 + kappa * (xt == x0)))
-        return readout.total(_rate_nats, weights, x0, xt, kappa, base, rate, ~at_mask)
+        return head.total(_rate_nats, weights, x0, xt, kappa, base, rate, ~at_mask)
 
-    def _nelbo_of_step(self, readout: Readout, x0, xt, t, weights, steps: int) -> Array:
-        now, then, stays, turned = self._between(t, t - 1 / steps)
+    def _nelbo_of_step(self, head: LogitsHead, x0, xt, t, weights, num_timesteps: int) -> Array:
+        now, then, stays, turned = self._between(t, t - 1 / num_timesteps)
         length = x0.shape[1]
         then_base, now_base = (jnp.maximum(noise.uniform / self.mask, _LEAST) for noise in (then, now))
         then_kappa, now_kappa = then.kept / then_base, now.kept / now_base
         at_mask, right = xt == self.mask, xt == x0
-        wide = Noise(*(spread(part, length) for part in turned))
+        wide = Noise(*(broadcast_times(part, length) for part in turned))
         arrives = jnp.where(at_mask, wide.masked, wide.uniform / self.mask)
         then_kappa, then_base, now_kappa, now_base, stays, masked = (
-            spread(a, length) for a in (then_kappa, then_base, now_kappa, now_base, stays, now.masked)
+            broadcast_times(a, length) for a in (then_kappa, then_base, now_kappa, now_base, stays, now.masked)
         )
         here = jnp.where(at_mask, masked, now_base * (1.0 + now_kappa * right))  # q(z | x_0)
         stayed = jnp.where(at_mask, 0.0, stays * then_base * (1.0 + then_kappa * right))
         here = jnp.maximum(here, _LEAST)
         arguments = (x0, xt, then_kappa, then_base, now_kappa, arrives / here, stayed / here, ~at_mask)
-        return readout.total(_step_nats, steps * weights, *arguments)
+        return head.total(_step_nats, num_timesteps * weights, *arguments)
 
 
 def _clean_at_zero(noise: Noise, t: Array) -> Noise:

@@ -35,7 +35,7 @@ class Mixture(Interpolating):
     def noise(self, t: Array) -> Noise:
         """kept : masked : uniform = 1 : odds : peak sqrt(odds), with odds = (1 - alpha) / alpha."""
         alpha = jnp.maximum(self.schedule.alpha(t), _LEAST)
-        odds = self.schedule.lost(t) / alpha
+        odds = self.schedule.one_minus_alpha(t) / alpha
         peak = 2.0 * self.uniform / (1.0 - self.uniform)
         whole = 1.0 + odds + peak * jnp.sqrt(odds)  # of which 1 is kept
         speed = -self.schedule.dalpha(t) / alpha / (alpha * whole)  # at which odds grow, as a share

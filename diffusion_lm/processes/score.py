@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.processes.base import spread
+from diffusion_lm.processes.base import broadcast_times
 from diffusion_lm.processes.uniform import Uniform
-from diffusion_lm.types import Readout, one_hot
+from diffusion_lm.types import LogitsHead, one_hot
 
 Array = jax.Array
 _LEAST = 1e-12  # of alpha, which is nothing at t = 1
@@ -30,28 +30,31 @@ _LEAST = 1e-12  # of alpha, which is nothing at t = 1
 class AbsorbingScore(Absorbing):
     """A mask's scores are s_y = alpha / (1 - alpha) e^l_y / V (SEDD scales so too, appendix C)."""
 
-    def nelbo(self, readout: Readout, x0: Array, xt: Array, t: Array, weights: Array, steps: int) -> Array:
+    def nelbo(self, head: LogitsHead, x0: Array, xt: Array, t: Array, weights: Array, num_timesteps: int) -> Array:
         """-alpha' / (1 - alpha) (sum over y of e^l_y / V - log(e^l_x0 / V) - 1) at each mask. With a sum of 1 this is
         the masked bound; ValueError where steps is not 0."""
-        _check_continuous(steps)
-        weight = spread(self.rate_weight(t), x0.shape[1])
+        _check_continuous(num_timesteps)
+        weight = broadcast_times(self.rate_weight(t), x0.shape[1])
         weight = jnp.where(xt == self.mask, weight * weights, 0.0)
-        return readout.total(_mask_nats, weight, x0, jnp.full(x0.shape, math.log(self.mask), weight.dtype))
+        return head.total(_mask_nats, weight, x0, jnp.full(x0.shape, math.log(self.mask), weight.dtype))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformScore(Uniform):
     """Scores s_y = (1 + a e^l_y) / (1 + a e^l_z) with a = alpha / (1 - alpha): with a sum of 1, those of `Uniform`."""
 
-    def nelbo(self, readout: Readout, x0: Array, xt: Array, t: Array, weights: Array, steps: int) -> Array:
+    def nelbo(self, head: LogitsHead, x0: Array, xt: Array, t: Array, weights: Array, num_timesteps: int) -> Array:
         """-alpha' / (alpha V) x the sum over y != z of K(s_y, r_y), r_y = (1 + V a [y = x0]) / (1 + V a [z = x0]);
         ValueError where steps is not 0."""
-        _check_continuous(steps)
+        _check_continuous(num_timesteps)
         alpha = jnp.maximum(self.schedule.alpha(t), _LEAST)
-        rate, lead = -self.schedule.dalpha(t) / alpha / self.mask, jnp.log(alpha) - jnp.log(self.schedule.lost(t))
-        rate, lead = (spread(a, x0.shape[1]) for a in (rate, lead))
+        rate, lead = (
+            -self.schedule.dalpha(t) / alpha / self.mask,
+            jnp.log(alpha) - jnp.log(self.schedule.one_minus_alpha(t)),
+        )
+        rate, lead = (broadcast_times(a, x0.shape[1]) for a in (rate, lead))
         known = jnp.logaddexp(lead + math.log(self.mask), 0.0)  # log(1 + V a)
-        return readout.total(_piece_nats, rate * weights, x0, xt, lead, known)
+        return head.total(_piece_nats, rate * weights, x0, xt, lead, known)
 
     def others(self, logits: Array, xt: Array, kappa: Array) -> Array:
         """Scores say it at once."""
@@ -59,9 +62,11 @@ class UniformScore(Uniform):
         return jax.nn.softmax(logits, axis=-1)
 
 
-def _check_continuous(steps: int) -> None:
-    if steps:
-        raise ValueError(f"score entropy is a bound in continuous time only: set objective.steps=0, not {steps}")
+def _check_continuous(num_timesteps: int) -> None:
+    if num_timesteps:
+        raise ValueError(
+            f"score entropy is a bound in continuous time only: set objective.num_timesteps=0, not {num_timesteps}"
+        )
 
 
 def _mask_nats(logits, x0, log_vocab):

@@ -28,7 +28,7 @@ class Uniform(Interpolating):
         return Noise(
             kept=kept,
             masked=nothing,
-            uniform=self.schedule.lost(t),
+            uniform=self.schedule.one_minus_alpha(t),
             mask_rate=nothing,
             uniform_rate=-self.schedule.dalpha(t) / kept,
         )

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.processes.base import Process
-from diffusion_lm.samplers.base import Canvas, commit, row_keys
-from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.base import Canvas, commit, fold_in_rows
+from diffusion_lm.samplers.sampling_params import SamplingParams
 
 Array = jax.Array
 _AGAIN = 0.25  # of a step's time: what a correcting pass lays on again
@@ -27,8 +27,8 @@ class Ancestral:
 
     process: Process
     passes: int
-    eot: int
-    draw: Draw = dataclasses.field(default_factory=Draw)
+    eos: int
+    draw: SamplingParams = dataclasses.field(default_factory=SamplingParams)
     correct: int = 0
 
     def __post_init__(self):
@@ -41,9 +41,9 @@ class Ancestral:
 
     def begin(self, canvas: Canvas) -> Canvas:
         noise = jax.vmap(lambda key: self.process.prior(key, canvas.tokens.shape[1:]))(
-            row_keys(canvas.keys, self.passes)
+            fold_in_rows(canvas.keys, self.passes)
         )
-        return canvas.replace(tokens=jnp.where(canvas.open, noise, canvas.tokens))
+        return canvas.replace(tokens=jnp.where(canvas.undecided, noise, canvas.tokens))
 
     def step(self, denoise, state: Canvas) -> Canvas:
         steps = self.passes - self.correct
@@ -53,20 +53,20 @@ class Ancestral:
         if self.correct:
             correcting = state.passes >= steps
             t = jnp.where(correcting, _AGAIN / steps, t)
-            noised = self.process.forward(row_keys(state.keys, self.passes + 1 + state.passes), state.tokens, s, t)
-            state = state.replace(tokens=jnp.where(state.open & correcting, noised, state.tokens))
+            noised = self.process.forward(fold_in_rows(state.keys, self.passes + 1 + state.passes), state.tokens, s, t)
+            state = state.replace(tokens=jnp.where(state.undecided & correcting, noised, state.tokens))
         logits = self.draw.allowed(denoise(state.tokens, t))
         tokens = self.process.reverse(
-            row_keys(state.keys, state.passes), self.draw.sharpened(logits), state.tokens, t, s
+            fold_in_rows(state.keys, state.passes), self.draw.sharpened(logits), state.tokens, t, s
         )
-        state = state.replace(tokens=jnp.where(state.open, tokens, state.tokens))
+        state = state.replace(tokens=jnp.where(state.undecided, tokens, state.tokens))
         log_p = jax.nn.log_softmax(logits, axis=-1)
         drawn = jnp.minimum(tokens, logits.shape[-1] - 1)  # where a mask stays, nothing is committed
-        probability = jnp.exp(jnp.take_along_axis(log_p, drawn[..., None], axis=-1)[..., 0])
-        settled = self.process.settled(tokens, s)
+        confidence = jnp.exp(jnp.take_along_axis(log_p, drawn[..., None], axis=-1)[..., 0])
+        settled = self.process.is_final(tokens, s)
         if self.correct:
             settled &= state.passes + 1 >= self.passes
-        return commit(state, settled, tokens, probability, eot=self.eot)
+        return commit(state, settled, tokens, confidence, eos=self.eos)
 
     def done(self, state: Canvas) -> Array:
-        return ~jnp.any(state.open, axis=1)
+        return ~jnp.any(state.undecided, axis=1)

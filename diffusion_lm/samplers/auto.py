@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.samplers import canvases, speculative
-from diffusion_lm.samplers.base import Generation, Model, Phase, Prompt, Writer
-from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers import block_diffusion, speculative
+from diffusion_lm.samplers.base import CachedDenoiser, Generation, Prompt, Stage, TextSampler
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.speculative import Speculative
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Costs:
+class PassCosts:
     """Seconds of a causal pass, batch 1.
 
     step_s    over one token, with the network as it is best for `Auto.tail` and an empty cache
@@ -45,16 +45,16 @@ _STEPS = Plan(canvases=0, narrow=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Auto(Writer):
+class Auto(TextSampler):
     """Takes the plan of the least cost by what passes were measured to take: all of it by `tail`, or canvases, and for
     what is left a narrower canvas or `tail`.
 
     canvases  with align 1: a network that also reads causally, over the same cache
     """
 
-    canvases: Canvases
+    canvases: BlockDiffusion
     tail: Speculative
-    costs: Costs
+    costs: PassCosts
 
     def __post_init__(self):
         if self.canvases.align != 1 or self.canvases.record:
@@ -88,11 +88,11 @@ class Auto(Writer):
         """Slots that the cache must have."""
         return self.tail.slots(prompt, length)
 
-    def begin(self, model: Model, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Any:
+    def begin(self, model: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Any:
         first = self.tail if self.plan(length) == _STEPS else self.canvases
         return first.begin(model, cache, prompt, keys, length=length)
 
-    def phases(self, length: int) -> tuple[Phase, ...]:
+    def phases(self, length: int) -> tuple[Stage, ...]:
         plan = self.plan(length)
         if plan.narrow:
             return self.canvases.phases(length)
@@ -102,10 +102,12 @@ class Auto(Writer):
         return self.canvases.phases(length)[0], dataclasses.replace(tail, enter=self._token_by_token)
 
     def answer(self, state: Any, *, length: int) -> Generation:
-        way = self.canvases if isinstance(state, canvases.Writing) else self.tail
+        way = self.canvases if isinstance(state, block_diffusion.BlockState) else self.tail
         return way.answer(state, length=length)
 
-    def _token_by_token(self, model: Model, written: canvases.Writing) -> speculative.Writing:
+    def _token_by_token(
+        self, model: CachedDenoiser, written: block_diffusion.BlockState
+    ) -> speculative.SpeculativeState:
         going = ~written.finished
         return self.tail.from_text(
             text=written.text,
@@ -114,5 +116,5 @@ class Auto(Writer):
             finished=written.finished,
             keys=written.keys,
             nfe=written.nfe,
-            cache=model.rewind(written.cache, going.astype(jnp.int32)),  # the last token is read by the next step
+            cache=model.truncate(written.cache, going.astype(jnp.int32)),  # the last token is read by the next step
         )

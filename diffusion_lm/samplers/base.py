@@ -13,42 +13,42 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_lm.types import Reading, Readout
+from diffusion_lm.types import AttentionPattern, LogitsHead
 
 Array = jax.Array
 
 
-class Model(Protocol):
+class CachedDenoiser(Protocol):
     """All that a writer sees of a network (`nn.bound.Bound` is one). Caches have a `length`, int32 [B]."""
 
-    def extend(self, cache: Any, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, Any]:
+    def extend(self, cache: Any, tokens: Array, count: Array, attention: AttentionPattern) -> tuple[LogitsHead, Any]:
         """Reads the next count[b] of clean tokens [B, T]: what it says of all T, and the longer cache."""
 
-    def fork(self, cache: Any, tokens: Array, count: Array, masks: int) -> tuple[Readout, Readout, Any]:
+    def fork(self, cache: Any, tokens: Array, count: Array, masks: int) -> tuple[LogitsHead, LogitsHead, Any]:
         """Reads clean tokens as `extend` does causally, and in the same pass a canvas of so many masks behind each of
         them, as `read_canvas` would at time 1. Says of all tokens, [B, T], and of all canvases, [B, T * masks]."""
 
-    def rewind(self, cache: Any, count: Array) -> Any:
+    def truncate(self, cache: Any, count: Array) -> Any:
         """The cache without the last count[b] positions that row b read."""
 
-    def refit(self, cache: Any, rows: Array, slots: int | None = None) -> Any:
+    def resize(self, cache: Any, rows: Array, slots: int | None = None) -> Any:
         """The cache of the chosen rows, int32 [n], with at least as many slots as before (None: as many)."""
 
     def read_canvas(self, cache: Any, canvas: Array, t: Array, **vectors) -> Array:
         """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] behind the cache; writes nothing.
 
-        vectors: `soft` and `mixed` (see `types.Denoise`), where the network takes them; segments int32 [B, K]: each
+        vectors: `soft` and `mixed` (see `types.Denoise`), where the network takes them; segment_ids int32 [B, K]: each
         position sees those of its own number, and all of the cache.
         """
 
-    def mean_vector(self, logits: Array) -> Array:
+    def expected_embedding(self, logits: Array) -> Array:
         """softmax(logits) [B, K, V] @ the pieces' vectors, float32 [B, K, E]: what such a network is fed."""
 
 
-class Sampler(Protocol):
+class CanvasSampler(Protocol):
     """A frozen dataclass that steps a typed carry. A canvas sampler also has `passes`, and `begin(canvas)`, which lays
     its noise on the open positions; its model is the network behind the cache: model(tokens, t, **vectors) and
-    model.mean_vector(logits), as `Model` has them."""
+    model.expected_embedding(logits), as `Model` has them."""
 
     def step(self, model: Any, state: Any) -> Any: ...
 
@@ -57,7 +57,7 @@ class Sampler(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Phase:
+class Stage:
     """A part of writing: `sampler` steps until every row is done, at most `steps` times.
 
     reads  the most positions that a step adds to the cache: a cache may be short and grow between steps. None: the
@@ -65,13 +65,13 @@ class Phase:
     enter  (model, state) -> the carry that `sampler` steps; None: what the phase before left
     """
 
-    sampler: Sampler
+    sampler: CanvasSampler
     steps: int
     reads: int | None = None
     enter: Callable[[Any, Any], Any] | None = None
 
 
-class Writer(Protocol):
+class TextSampler(Protocol):
     """A frozen dataclass that answers prompts in phases. Arrays of its carry have rows first, apart from counts, which
     are []; it has the `cache`, `finished` bool [B], and `nfe` int32 [].
 
@@ -88,21 +88,23 @@ class Writer(Protocol):
     def slots(self, prompt: int, length: int) -> int:
         """Slots that the cache must have for a prompt so wide."""
 
-    def begin(self, model: "Model", cache: Any, prompt: "Prompt", keys: Array, *, length: int) -> Any:
+    def begin(self, model: "CachedDenoiser", cache: Any, prompt: "Prompt", keys: Array, *, length: int) -> Any:
         """The carry once the prompts are read."""
 
-    def phases(self, length: int) -> tuple[Phase, ...]:
+    def phases(self, length: int) -> tuple[Stage, ...]:
         """What follows, in order."""
 
     def answer(self, state: Any, *, length: int) -> "Generation":
         """At most `length` tokens behind each prompt."""
 
-    def generate(self, model: "Model", cache: Any, prompt: "Prompt", keys: Array, *, length: int) -> "Generation":
+    def generate(
+        self, model: "CachedDenoiser", cache: Any, prompt: "Prompt", keys: Array, *, length: int
+    ) -> "Generation":
         """Writes at most `length` tokens behind each prompt; prompts of different lengths go together."""
         state = self.begin(model, cache, prompt, keys, length=length)
         for phase in self.phases(length):
             state = phase.enter(model, state) if phase.enter else state
-            state, _ = run(phase.sampler, model, state, phase.steps)
+            state, _ = decode_loop(phase.sampler, model, state, phase.steps)
         return self.answer(state, length=length)
 
 
@@ -134,9 +136,9 @@ class Canvas:
     """
 
     tokens: Array
-    open: Array
-    given: Array
-    probability: Array
+    undecided: Array
+    fixed: Array
+    confidence: Array
     keys: Array
     passes: Array
 
@@ -147,7 +149,7 @@ class History:
     (the slot of a canvas's first position), made int32 [canvases] (passes made)."""
 
     tokens: Array
-    probability: Array
+    confidence: Array
     start: Array
     made: Array
 
@@ -164,8 +166,8 @@ class Generation:
     history: History | None = None
 
 
-def run(
-    sampler: Sampler,
+def decode_loop(
+    sampler: CanvasSampler,
     model: Any,
     state: Any,
     max_steps: int | Array,
@@ -198,26 +200,26 @@ def run(
     return state, trace
 
 
-def commit(canvas: Canvas, chosen: Array, tokens: Array, probability: Array, *, eot: int) -> Canvas:
+def commit(canvas: Canvas, chosen: Array, tokens: Array, confidence: Array, *, eos: int) -> Canvas:
     """The canvas after a pass that writes `tokens` at the chosen open positions.
 
     What follows an end of text is closed and repeats it (but what is given stays), as it did in training: it will not
-    be returned. An eot of -1
+    be returned. An eos of -1
     closes nothing, for networks that were trained on rows of several texts.
     """
-    chosen = chosen & canvas.open
+    chosen = chosen & canvas.undecided
     tokens = jnp.where(chosen, tokens, canvas.tokens)
-    probability = jnp.where(chosen, probability, canvas.probability)
-    ends = (tokens == eot) & ~canvas.given
-    beyond = ((jnp.cumsum(ends, axis=1) - ends) > 0) & ~canvas.given
+    confidence = jnp.where(chosen, confidence, canvas.confidence)
+    ends = (tokens == eos) & ~canvas.fixed
+    beyond = ((jnp.cumsum(ends, axis=1) - ends) > 0) & ~canvas.fixed
     return canvas.replace(
-        tokens=jnp.where(beyond, eot, tokens),
-        probability=jnp.where(beyond, 0.0, probability),
-        open=canvas.open & ~chosen & ~beyond,
+        tokens=jnp.where(beyond, eos, tokens),
+        confidence=jnp.where(beyond, 0.0, confidence),
+        undecided=canvas.undecided & ~chosen & ~beyond,
         passes=canvas.passes + 1,
     )
 
 
-def row_keys(keys: Array, count: Array) -> Array:
+def fold_in_rows(keys: Array, count: Array) -> Array:
     """A fresh key a row for the count-th use: a row draws the same alone and in any batch."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, count)

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.samplers.base import Canvas, commit, row_keys
-from diffusion_lm.samplers.draw import Draw
-from diffusion_lm.samplers.pace import Even, Measure, Pace
+from diffusion_lm.samplers.base import Canvas, commit, fold_in_rows
+from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.samplers.unmasking import ConfidenceScore, FixedCount, UnmaskingSchedule
 
 Array = jax.Array
 
@@ -21,9 +21,9 @@ class Confidence:
     """
 
     passes: int
-    eot: int
-    draw: Draw = dataclasses.field(default_factory=Draw)
-    pace: Pace = dataclasses.field(default_factory=Even)
+    eos: int
+    draw: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+    pace: UnmaskingSchedule = dataclasses.field(default_factory=FixedCount)
 
     def __post_init__(self):
         if self.passes < 1:
@@ -34,39 +34,41 @@ class Confidence:
 
     def step(self, denoise, state: Canvas) -> Canvas:
         left = self.passes - state.passes
-        t = jnp.mean(state.open, axis=1, dtype=jnp.float32)  # the share still masked: exact for the linear schedule
+        t = jnp.mean(
+            state.undecided, axis=1, dtype=jnp.float32
+        )  # the share still masked: exact for the linear schedule
         logits = denoise(state.tokens, t)
-        tokens, probability = self.draw(row_keys(state.keys, state.passes), logits)
-        sure = jnp.where(state.open, self._sure(self.draw.allowed(logits), probability), -jnp.inf)
+        tokens, confidence = self.draw(fold_in_rows(state.keys, state.passes), logits)
+        sure = jnp.where(state.undecided, self._sure(self.draw.allowed(logits), confidence), -jnp.inf)
         order = jnp.argsort(-sure, axis=1, stable=True)  # the leftmost of equals first
-        open_count = jnp.sum(state.open, axis=1)
-        count = self.pace.count(jnp.take_along_axis(sure, order, axis=1), open_count, left)
-        keep = jnp.maximum(count, Even().count(sure, open_count, left))
+        num_undecided = jnp.sum(state.undecided, axis=1)
+        count = self.pace.count(jnp.take_along_axis(sure, order, axis=1), num_undecided, left)
+        keep = jnp.maximum(count, FixedCount().count(sure, num_undecided, left))
         rank = jnp.argsort(order, axis=1)
-        return commit(state, rank < keep[:, None], tokens, probability, eot=self.eot)
+        return commit(state, rank < keep[:, None], tokens, confidence, eos=self.eos)
 
     def done(self, state: Canvas) -> Array:
-        return ~jnp.any(state.open, axis=1)
+        return ~jnp.any(state.undecided, axis=1)
 
-    def _sure(self, logits: Array, probability: Array) -> Array:
-        return _MEASURES[self.pace.measure](logits, probability)
+    def _sure(self, logits: Array, confidence: Array) -> Array:
+        return _MEASURES[self.pace.measure](logits, confidence)
 
 
-def _margin(logits: Array, probability: Array) -> Array:
+def _margin(logits: Array, confidence: Array) -> Array:
     """The likeliest token's probability less the second's (arXiv 2502.06768, section 4)."""
-    del probability
+    del confidence
     best, second = jnp.moveaxis(jax.lax.top_k(jax.nn.softmax(logits, axis=-1), 2)[0], -1, 0)
     return best - second
 
 
-def _minus_entropy(logits: Array, probability: Array) -> Array:
-    del probability
+def _minus_entropy(logits: Array, confidence: Array) -> Array:
+    del confidence
     log_p = jax.nn.log_softmax(logits, axis=-1)
     return jnp.sum(jnp.where(jnp.isneginf(log_p), 0.0, jnp.exp(log_p) * log_p), axis=-1)
 
 
-_MEASURES: dict[Measure, object] = {
-    "probability": lambda logits, probability: probability,
+_MEASURES: dict[ConfidenceScore, object] = {
+    "probability": lambda logits, confidence: confidence,
     "margin": _margin,
     "entropy": _minus_entropy,
 }

@@ -7,21 +7,21 @@ import jax.numpy as jnp
 from flax import struct
 
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.samplers.base import Canvas, commit, row_keys
-from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.base import Canvas, commit, fold_in_rows
+from diffusion_lm.samplers.sampling_params import SamplingParams
 
 Array = jax.Array
 
 
 @struct.dataclass
-class Vectors(Canvas):
+class EmbeddingCanvas(Canvas):
     """A canvas, all masks until the last pass, and z float32 [B, K, E], what is there instead."""
 
     z: Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EmbeddingFlow:
+class EmbeddingFlowSampler:
     """Evenly spaced times from 1 to the process's `least`, or to 1 / passes where passes are few; the last pass draws
     every token from what is said there. With churn 1 and as many passes as it takes this is the model of which
     `objectives.embedding_flow` has the bound.
@@ -32,8 +32,8 @@ class EmbeddingFlow:
 
     process: Gaussian
     passes: int
-    eot: int
-    draw: Draw = dataclasses.field(default_factory=Draw)
+    eos: int
+    draw: SamplingParams = dataclasses.field(default_factory=SamplingParams)
     churn: float = 1.0
 
     def __post_init__(self):
@@ -44,23 +44,23 @@ class EmbeddingFlow:
         if not 0 <= self.churn <= 1:
             raise ValueError(f"churn is a share of the posterior's noise, in [0, 1]; got {self.churn}")
 
-    def begin(self, canvas: Canvas) -> Vectors:
+    def begin(self, canvas: Canvas) -> EmbeddingCanvas:
         fields = {field.name: getattr(canvas, field.name) for field in dataclasses.fields(Canvas)}
-        keys, width = row_keys(canvas.keys, self.passes), canvas.tokens.shape[1:]
-        return Vectors(**fields, z=jax.vmap(lambda key: self.process.prior(key, width))(keys))
+        keys, width = fold_in_rows(canvas.keys, self.passes), canvas.tokens.shape[1:]
+        return EmbeddingCanvas(**fields, z=jax.vmap(lambda key: self.process.prior(key, width))(keys))
 
-    def step(self, denoise, state: Vectors) -> Vectors:
+    def step(self, denoise, state: EmbeddingCanvas) -> EmbeddingCanvas:
         t, s = (jnp.full(state.tokens.shape[0], self._time(state.passes + later)) for later in (0, 1))
-        logits = denoise(state.tokens, t, mixed=self.process.held(state.z, state.open, t[:, None]))
-        mean = denoise.mean_vector(self.draw.sharpened(logits))
-        noise = row_keys(row_keys(state.keys, self.passes + 1), state.passes)
-        tokens, probability = self.draw(row_keys(state.keys, state.passes), logits)
-        last = jnp.broadcast_to(state.passes + 1 >= self.passes, state.open.shape)
+        logits = denoise(state.tokens, t, mixed=self.process.held(state.z, state.undecided, t[:, None]))
+        mean = denoise.expected_embedding(self.draw.sharpened(logits))
+        noise = fold_in_rows(fold_in_rows(state.keys, self.passes + 1), state.passes)
+        tokens, confidence = self.draw(fold_in_rows(state.keys, state.passes), logits)
+        last = jnp.broadcast_to(state.passes + 1 >= self.passes, state.undecided.shape)
         state = state.replace(z=self.process.reverse(noise, mean, state.z, t, s, self.churn))
-        return commit(state, last, tokens, probability, eot=self.eot)
+        return commit(state, last, tokens, confidence, eos=self.eos)
 
-    def done(self, state: Vectors) -> Array:
-        return ~jnp.any(state.open, axis=1)
+    def done(self, state: EmbeddingCanvas) -> Array:
+        return ~jnp.any(state.undecided, axis=1)
 
     def _time(self, count: Array) -> Array:
         """Of pass `count`, from 0 on; behind the last one there is none."""

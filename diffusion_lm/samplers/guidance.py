@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_lm.types import Alignment, Reading, Readout
+from diffusion_lm.types import Alignment, AttentionPattern, LogitsHead
 
 Array = jax.Array
 
 
 @struct.dataclass
-class Both:
+class GuidedCache:
     """One cache for 2 B rows: as they are, then without their prompts."""
 
     inner: Any
@@ -23,7 +23,7 @@ class Both:
 
 
 @struct.dataclass
-class Guided:
+class ClassifierFreeGuidance:
     """A `samplers.base.Model` that says (1 + scale) log p(x | prompt, text) - scale log p(x | text), up to a constant
     (arXiv 2207.12598, equation 6; for discrete diffusion arXiv 2412.10193). A pass reads twice the rows.
 
@@ -41,32 +41,36 @@ class Guided:
     prompt: Array
     mask: int = struct.field(pytree_node=False)
 
-    def empty_cache(self, rows: int, slots: int) -> Both:
+    def empty_cache(self, rows: int, slots: int) -> GuidedCache:
         """The network's own, for twice the rows."""
-        return Both(inner=self.model.empty_cache(2 * rows, slots))
+        return GuidedCache(inner=self.model.empty_cache(2 * rows, slots))
 
-    def extend(self, cache: Both, tokens: Array, count: Array, reading: Reading) -> tuple[Readout, Both]:
+    def extend(
+        self, cache: GuidedCache, tokens: Array, count: Array, attention: AttentionPattern
+    ) -> tuple[LogitsHead, GuidedCache]:
         """The first call reads the prompts: without them, only the first token."""
         alone = jnp.where(cache.length == 0, jnp.minimum(count, 1), count)
-        readout, inner = self.model.extend(cache.inner, _twice(tokens), jnp.concatenate([count, alone]), reading)
+        head, inner = self.model.extend(cache.inner, _twice(tokens), jnp.concatenate([count, alone]), attention)
         # what is said behind the prompt is said, without it, behind the first token
         behind = jnp.where(cache.length == 0, count - alone, 0)
-        return _Readout(inner=readout, scale=self.scale, behind=behind), Both(inner=inner)
+        return _Head(inner=head, scale=self.scale, behind=behind), GuidedCache(inner=inner)
 
-    def fork(self, cache: Both, tokens: Array, count: Array, masks: int) -> tuple[Readout, Readout, Both]:
+    def fork(
+        self, cache: GuidedCache, tokens: Array, count: Array, masks: int
+    ) -> tuple[LogitsHead, LogitsHead, GuidedCache]:
         """Behind prompts that have been read."""
         said, ahead, inner = self.model.fork(cache.inner, _twice(tokens), _twice(count), masks)
-        one, other = (_Readout(inner=r, scale=self.scale, behind=jnp.zeros_like(count)) for r in (said, ahead))
-        return one, other, Both(inner=inner)
+        one, other = (_Head(inner=r, scale=self.scale, behind=jnp.zeros_like(count)) for r in (said, ahead))
+        return one, other, GuidedCache(inner=inner)
 
-    def rewind(self, cache: Both, count: Array) -> Both:
-        return Both(inner=self.model.rewind(cache.inner, _twice(count)))
+    def truncate(self, cache: GuidedCache, count: Array) -> GuidedCache:
+        return GuidedCache(inner=self.model.truncate(cache.inner, _twice(count)))
 
-    def refit(self, cache: Both, rows: Array, slots: int | None = None) -> Both:
+    def resize(self, cache: GuidedCache, rows: Array, slots: int | None = None) -> GuidedCache:
         both = jnp.concatenate([rows, rows + cache.length.shape[0]])
-        return Both(inner=self.model.refit(cache.inner, both, slots))
+        return GuidedCache(inner=self.model.resize(cache.inner, both, slots))
 
-    def read_canvas(self, cache: Both, canvas: Array, t: Array, **vectors) -> Array:
+    def read_canvas(self, cache: GuidedCache, canvas: Array, t: Array, **vectors) -> Array:
         """ValueError for vectors beside a canvas that holds its prompt: they would tell what is masked."""
         both = _twice(canvas)
         if cache.inner.slots == 0:
@@ -76,13 +80,13 @@ class Guided:
         said = self.model.read_canvas(cache.inner, both, _twice(t), **jax.tree.map(_twice, vectors))
         return _guided(said, self.scale)
 
-    def reread(self, cache: Both, tokens: Array, at: Array, t: Array) -> tuple[Array, Both]:
-        """See `approximate.Rereads`."""
-        said, inner = self.model.reread(cache.inner, self._and_without(tokens, at), _twice(at), _twice(t))
-        return _guided(said, self.scale), Both(inner=inner)
+    def forward_positions(self, cache: GuidedCache, tokens: Array, at: Array, t: Array) -> tuple[Array, GuidedCache]:
+        """See `approximate.PartialForward`."""
+        said, inner = self.model.forward_positions(cache.inner, self._and_without(tokens, at), _twice(at), _twice(t))
+        return _guided(said, self.scale), GuidedCache(inner=inner)
 
-    def mean_vector(self, logits: Array) -> Array:
-        return self.model.mean_vector(logits)
+    def expected_embedding(self, logits: Array) -> Array:
+        return self.model.expected_embedding(logits)
 
     def _and_without(self, tokens: Array, at: Array) -> Array:
         """Tokens [B, W] that stand at `at`, and once more with the prompt masked but for its first token: [2 B, W]."""
@@ -91,7 +95,7 @@ class Guided:
 
 
 @struct.dataclass
-class _Readout:
+class _Head:
     """The readout of 2 B rows as that of B guided ones. `behind` [B]: so many positions earlier the second half's
     prompt ended."""
 
@@ -103,9 +107,9 @@ class _Readout:
     def alignment(self) -> Alignment:
         return self.inner.alignment
 
-    def pick(self, index: Array) -> "_Readout":
+    def gather(self, index: Array) -> "_Head":
         both = jnp.concatenate([index, index - self.behind[:, None]])
-        return self.replace(inner=self.inner.pick(both), behind=jnp.zeros_like(self.behind))
+        return self.replace(inner=self.inner.gather(both), behind=jnp.zeros_like(self.behind))
 
     def logits(self) -> Array:
         return _guided(self.inner.logits(), self.scale)
@@ -117,5 +121,5 @@ def _twice(a: Array) -> Array:
 
 def _guided(said: Array, scale: Array) -> Array:
     """[2 B, K, V] -> [B, K, V]. Normalised first, so that scales mix probabilities and not arbitrary offsets."""
-    given, without = jnp.split(jax.nn.log_softmax(said, axis=-1), 2)
-    return given + scale * (given - without)
+    fixed, without = jnp.split(jax.nn.log_softmax(said, axis=-1), 2)
+    return fixed + scale * (fixed - without)

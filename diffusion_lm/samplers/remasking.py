@@ -12,20 +12,20 @@ import jax.numpy as jnp
 
 from diffusion_lm.categorical import categorical
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.samplers.base import Canvas, row_keys
-from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.base import Canvas, fold_in_rows
+from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.types import one_hot
 
 Array = jax.Array
 
 
-class Remask(Protocol):
+class RemaskingSchedule(Protocol):
     """How often a standing token is taken back: a frozen dataclass. t and s float32 [B], from 1 down to 0."""
 
     def times(self, t: Array, s: Array) -> tuple[Array, Array]:
         """The process's times that the pass t -> s goes between."""
 
-    def sigma(self, t: Array, most: Array, standing: Array, probability: Array) -> Array:
+    def sigma(self, t: Array, most: Array, standing: Array, confidence: Array) -> Array:
         """float32 [B, K] (or [B, 1]) at most `most` [B, 1]; standing bool [B, K] says where it takes back, probability
         float32 [B, K] what those tokens were committed with. Elsewhere it says how much more is revealed."""
 
@@ -48,7 +48,7 @@ class _Share:
 class Cap(_Share):
     """The same share `eta` every pass, as far as it may (section 4.1, equation 10)."""
 
-    def sigma(self, t: Array, most: Array, standing: Array, probability: Array) -> Array:
+    def sigma(self, t: Array, most: Array, standing: Array, confidence: Array) -> Array:
         return jnp.minimum(self.eta, most)
 
 
@@ -56,7 +56,7 @@ class Cap(_Share):
 class Rescale(_Share):
     """The share `eta` of the most there may be (section 4.1)."""
 
-    def sigma(self, t: Array, most: Array, standing: Array, probability: Array) -> Array:
+    def sigma(self, t: Array, most: Array, standing: Array, confidence: Array) -> Array:
         return self.eta * most
 
 
@@ -70,8 +70,8 @@ class ConfidenceBased:
     def times(self, t: Array, s: Array) -> tuple[Array, Array]:
         return t, s
 
-    def sigma(self, t: Array, most: Array, standing: Array, probability: Array) -> Array:
-        weight = jnp.where(standing, jnp.exp(-probability), 0.0)
+    def sigma(self, t: Array, most: Array, standing: Array, confidence: Array) -> Array:
+        weight = jnp.where(standing, jnp.exp(-confidence), 0.0)
         return most * weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1e-6)
 
 
@@ -96,7 +96,7 @@ class Loop(_Share):
     def times(self, t: Array, s: Array) -> tuple[Array, Array]:
         return self._at(t, t), self._at(s, t)
 
-    def sigma(self, t: Array, most: Array, standing: Array, probability: Array) -> Array:
+    def sigma(self, t: Array, most: Array, standing: Array, confidence: Array) -> Array:
         looping = (t > self.t_off) & (t <= self.t_on)
         return jnp.where(looping[:, None], jnp.minimum(self.eta, most), 0.0)
 
@@ -112,15 +112,15 @@ class Remasking:
     """Evenly spaced steps of the remasking posterior (ReMDM, equations 5 to 7), from all masks.
 
     passes  all of them are made, and nothing is closed before the last, which leaves no mask
-    eot     an end of text is taken back like any token. While it stands, what follows repeats it; when it goes, only
+    eos     an end of text is taken back like any token. While it stands, what follows repeats it; when it goes, only
             its own position opens, so that an end moves a step at a time. -1: no token ends a text
     """
 
     process: Absorbing
     passes: int
-    eot: int
-    remask: Remask
-    draw: Draw = dataclasses.field(default_factory=Draw)
+    eos: int
+    remask: RemaskingSchedule
+    draw: SamplingParams = dataclasses.field(default_factory=SamplingParams)
 
     def __post_init__(self):
         if self.passes < 1:
@@ -139,13 +139,13 @@ class Remasking:
         logits = self.draw.allowed(denoise(state.tokens, at))
         sigma = self.sigma(state, t, at, to)
         weights = self.probabilities(self.draw.sharpened(logits), state.tokens, at, to, sigma)
-        drawn = jax.vmap(categorical)(row_keys(state.keys, state.passes), jnp.log(weights))
-        tokens = jnp.where(state.open, jnp.where(drawn < logits.shape[-1], drawn, self.process.mask), state.tokens)
+        drawn = jax.vmap(categorical)(fold_in_rows(state.keys, state.passes), jnp.log(weights))
+        tokens = jnp.where(state.undecided, jnp.where(drawn < logits.shape[-1], drawn, self.process.mask), state.tokens)
         written = self._written(tokens, state, logits)
-        return self._closed_behind_ends(state.replace(tokens=tokens, probability=written), last)
+        return self._closed_behind_ends(state.replace(tokens=tokens, confidence=written), last)
 
     def done(self, state: Canvas) -> Array:
-        return ~jnp.any(state.open, axis=1)
+        return ~jnp.any(state.undecided, axis=1)
 
     def probabilities(self, logits: Array, tokens: Array, t: Array, s: Array, sigma: Array) -> Array:
         """The law of a pass between the process's times t and s [B], each position by itself: float32 [B, K, V + 1],
@@ -154,7 +154,7 @@ class Remasking:
         A mask is revealed with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), a token taken back with
         sigma (ReMDM, equation 6).
         """
-        lost = self.process.schedule.lost
+        lost = self.process.schedule.one_minus_alpha
         now, then = (lost(time)[:, None] for time in (t, s))
         reveal = (now - then + sigma * (1.0 - now)) / now
         reveal = jnp.where(then <= 0, 1.0, jnp.clip(reveal, 0.0, 1.0))[..., None]
@@ -165,11 +165,11 @@ class Remasking:
     def sigma(self, state: Canvas, t: Array, at: Array, to: Array) -> Array:
         """float32 [B, K]: the chance that a token is taken back, at most min(1, (1 - alpha_s) / alpha_t) (ReMDM,
         equation 7), in the pass that begins at t and goes between the process's times `at` and `to`, all [B]."""
-        free = state.open & ~_beyond(state, self.eot)
+        free = state.undecided & ~_beyond(state, self.eos)
         standing = free & (state.tokens != self.process.mask)
-        lost = self.process.schedule.lost
+        lost = self.process.schedule.one_minus_alpha
         most = jnp.minimum(1.0, lost(to) / jnp.maximum(1.0 - lost(at), 1e-12))[:, None]
-        sigma = self.remask.sigma(t, most, standing, state.probability)
+        sigma = self.remask.sigma(t, most, standing, state.confidence)
         return jnp.where(free, sigma, 0.0)
 
     def _written(self, tokens: Array, state: Canvas, logits: Array) -> Array:
@@ -177,19 +177,19 @@ class Remasking:
         new = jnp.take_along_axis(logits, jnp.minimum(tokens, logits.shape[-1] - 1)[..., None], axis=-1)[..., 0]
         new = jnp.exp(new - jax.nn.logsumexp(logits, axis=-1))
         masked = tokens == self.process.mask
-        return jnp.where(masked, 0.0, jnp.where(tokens == state.tokens, state.probability, new))
+        return jnp.where(masked, 0.0, jnp.where(tokens == state.tokens, state.confidence, new))
 
     def _closed_behind_ends(self, state: Canvas, last: Array) -> Canvas:
-        beyond = _beyond(state, self.eot)
+        beyond = _beyond(state, self.eos)
         return state.replace(
-            tokens=jnp.where(beyond, self.eot, state.tokens),
-            probability=jnp.where(beyond, 0.0, state.probability),
-            open=state.open & ~last,
+            tokens=jnp.where(beyond, self.eos, state.tokens),
+            confidence=jnp.where(beyond, 0.0, state.confidence),
+            undecided=state.undecided & ~last,
             passes=state.passes + 1,
         )
 
 
-def _beyond(state: Canvas, eot: int) -> Array:
+def _beyond(state: Canvas, eos: int) -> Array:
     """bool [B, K]: behind an end of text that is not the prompt's, and not given."""
-    ends = (state.tokens == eot) & ~state.given
-    return ((jnp.cumsum(ends, axis=1) - ends) > 0) & ~state.given
+    ends = (state.tokens == eos) & ~state.fixed
+    return ((jnp.cumsum(ends, axis=1) - ends) > 0) & ~state.fixed

@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_lm.samplers.base import Canvas, Sampler
+from diffusion_lm.samplers.base import Canvas, CanvasSampler
 
 Array = jax.Array
 
 
 @struct.dataclass
-class Remembered:
+class SelfConditionedState:
     """A sampler's own carry, which can be read through this one, and soft float32 [B, K, E]: the mean vector of what
     the last pass said; zeros before the first."""
 
     inner: Any
-    soft: Array
+    self_cond: Array
 
     def __getattr__(self, name: str) -> Any:
         if name not in CANVAS:
@@ -30,7 +30,7 @@ CANVAS = frozenset(field.name for field in dataclasses.fields(Canvas))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SelfConditioned:
+class SelfConditionedSampler:
     """Clears a canvas as `sampler` would, with the last pass's soft prediction beside it (arXiv 2208.04202, section 3;
     DiffusionGemma).
 
@@ -42,7 +42,7 @@ class SelfConditioned:
     width    E
     """
 
-    sampler: Sampler
+    sampler: CanvasSampler
     width: int
 
     @property
@@ -50,28 +50,30 @@ class SelfConditioned:
         """The most passes a canvas."""
         return self.sampler.passes
 
-    def begin(self, canvas: Canvas) -> Remembered:
-        return Remembered(inner=self.sampler.begin(canvas), soft=jnp.zeros((*canvas.tokens.shape, self.width)))
+    def begin(self, canvas: Canvas) -> SelfConditionedState:
+        return SelfConditionedState(
+            inner=self.sampler.begin(canvas), self_cond=jnp.zeros((*canvas.tokens.shape, self.width))
+        )
 
-    def step(self, denoise, state: Remembered) -> Remembered:
-        asked = _Asked(denoise, state.soft)
+    def step(self, denoise, state: SelfConditionedState) -> SelfConditionedState:
+        asked = _Asked(denoise, state.self_cond)
         inner = self.sampler.step(asked, state.inner)
         (logits,) = asked.said
-        return Remembered(inner=inner, soft=denoise.mean_vector(logits))
+        return SelfConditionedState(inner=inner, self_cond=denoise.expected_embedding(logits))
 
-    def done(self, state: Remembered) -> Array:
+    def done(self, state: SelfConditionedState) -> Array:
         return self.sampler.done(state.inner)
 
 
 class _Asked:
     """The network with a soft prediction beside the canvas; keeps what it said."""
 
-    def __init__(self, denoise, soft: Array):
-        self.denoise, self.soft, self.said = denoise, soft, []
+    def __init__(self, denoise, self_cond: Array):
+        self.denoise, self.self_cond, self.said = denoise, self_cond, []
 
     def __call__(self, tokens: Array, t: Array, **vectors) -> Array:
-        self.said.append(self.denoise(tokens, t, soft=self.soft, **vectors))
+        self.said.append(self.denoise(tokens, t, self_cond=self.self_cond, **vectors))
         return self.said[-1]
 
-    def mean_vector(self, logits: Array) -> Array:
-        return self.denoise.mean_vector(logits)
+    def expected_embedding(self, logits: Array) -> Array:
+        return self.denoise.expected_embedding(logits)

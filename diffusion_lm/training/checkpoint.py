@@ -33,16 +33,18 @@ class CheckpointError(RuntimeError):
 class Checkpointing:
     """every: updates between saves (the last one is always saved); keep: how many, the newest."""
 
-    every: int = 500
-    keep: int = 3
+    save_every: int = 500
+    max_to_keep: int = 3
 
     def __post_init__(self):
-        if self.every < 1 or self.keep < 1:
-            raise ValueError(f"checkpoint.every and checkpoint.keep must be positive; got {self.every}, {self.keep}")
+        if self.save_every < 1 or self.max_to_keep < 1:
+            raise ValueError(
+                f"checkpoint.save_every and checkpoint.max_to_keep must be positive; got {self.save_every}, {self.max_to_keep}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meta:
+class CheckpointMeta:
     """What a checkpoint says of itself: the config as JSON, the tokenizer's bytes, the corpus's fingerprint."""
 
     config: dict
@@ -79,7 +81,7 @@ class Checkpoints:
         """Where a step's checkpoint is."""
         return self.folder / str(step)
 
-    def meta(self, step: int | None = None) -> tuple[int, Meta] | None:
+    def meta(self, step: int | None = None) -> tuple[int, CheckpointMeta] | None:
         """The newest step whose description can be read (or that step's), and the description; None without any."""
         return self._newest(_meta, step, lambda step, meta: (step, meta))
 
@@ -121,7 +123,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} holds no checkpoint; train one with launch.train")
         return found
 
-    def save(self, step: int, state: TrainState, data: Any, meta: Meta) -> None:
+    def save(self, step: int, state: TrainState, data: Any, meta: CheckpointMeta) -> None:
         """Begins to write a checkpoint, once the one before it is through. data: JSON, where the loader stands."""
         trees = _trees(state)
         sums = {name: int(total) for name, total in _checksums(trees).items()}
@@ -167,7 +169,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _open_writer(self) -> ocp.CheckpointManager:
-        keep = ocp.checkpoint_managers.LatestN(self.options.keep)
+        keep = ocp.checkpoint_managers.LatestN(self.options.max_to_keep)
         return _Writer(
             self.folder,
             options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True),
@@ -252,9 +254,9 @@ def _json(reader: ocp.CheckpointManager, step: int, item: str) -> Any:
     return reader.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
 
 
-def _meta(reader: ocp.CheckpointManager, step: int) -> Meta:
+def _meta(reader: ocp.CheckpointManager, step: int) -> CheckpointMeta:
     meta = _json(reader, step, "meta")
-    return Meta(config=meta["config"], tokenizer=base64.b64decode(meta["tokenizer"]), corpus=meta["corpus"])
+    return CheckpointMeta(config=meta["config"], tokenizer=base64.b64decode(meta["tokenizer"]), corpus=meta["corpus"])
 
 
 def _read_trees(reader: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> tuple[dict, dict[str, int]]:

@@ -16,9 +16,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_lm.training import hosts
-from diffusion_lm.training.checkpoint import CheckpointError, Checkpoints, Meta
+from diffusion_lm.training.checkpoint import CheckpointError, CheckpointMeta, Checkpoints
 from diffusion_lm.training.clock import Clock
-from diffusion_lm.training.metrics import Meter, Metrics
+from diffusion_lm.training.metrics import Metrics, ProgressBar
 from diffusion_lm.training.state import TrainState
 from diffusion_lm.types import Array, Batch
 
@@ -36,41 +36,43 @@ class Train:
     """How long and how much at a time.
 
     steps           updates in all
-    batch           rows an update, over all hosts
-    accumulate      parts in which they go through, to save memory; divides batch
-    steps_per_call  updates in one call of the device; divides every other count of steps here and checkpoint.every
-    ema             decay of the running average of the parameters, 0 for none
+    batch_size        rows an update, over all hosts
+    grad_accum_steps      parts in which they go through, to save memory; divides batch_size
+    steps_per_call  updates in one call of the device; divides every other count of steps here and checkpoint.save_every
+    ema_decay         decay of the running average of the parameters, 0 for none
     log_every       updates between rows of metrics.jsonl
     eval_every      updates between looks at held-out text, which also comes last; 0 for never
     eval_batches    batches of it
     """
 
     steps: int = 1000
-    batch: int = 16
-    accumulate: int = 1
+    batch_size: int = 16
+    grad_accum_steps: int = 1
     steps_per_call: int = 1
-    ema: float = 0.0
+    ema_decay: float = 0.0
     log_every: int = 10
     eval_every: int = 500
     eval_batches: int = 8
 
     def __post_init__(self):
-        for name in ("steps", "batch", "accumulate", "steps_per_call", "log_every", "eval_batches"):
+        for name in ("steps", "batch_size", "grad_accum_steps", "steps_per_call", "log_every", "eval_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be positive; got {getattr(self, name)}")
         if self.eval_every < 0:
             raise ValueError(f"train.eval_every can't be negative (0: never); got {self.eval_every}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"train.ema must lie in [0, 1); got {self.ema}")
-        if self.batch % self.accumulate:
-            raise ValueError(f"train.accumulate={self.accumulate} doesn't divide train.batch={self.batch}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay must lie in [0, 1); got {self.ema_decay}")
+        if self.batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"train.grad_accum_steps={self.grad_accum_steps} doesn't divide train.batch_size={self.batch_size}"
+            )
         for name in ("steps", "eval_every"):
             if getattr(self, name) % self.steps_per_call:
                 raise ValueError(f"train.steps_per_call={self.steps_per_call} doesn't divide train.{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainLoop:
     """All that the loop calls, each part already on its mesh.
 
     initial   () -> the state before the first step
@@ -91,7 +93,7 @@ class Job:
     put: Callable[[Batch], Batch]
     evaluate: Callable[[Any], dict[str, float]]
     key: Array
-    meta: Meta
+    meta: CheckpointMeta
     flops: Callable[[], int] = lambda: 0
 
 
@@ -109,7 +111,7 @@ class Result(NamedTuple):
     mfu: float | None
 
 
-def run(job: Job, train: Train, workdir: Path | str, checkpoints: Checkpoints) -> Result:
+def run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpoints) -> Result:
     """Trains up to train.steps from wherever the workdir's newest whole checkpoint left off.
 
     SIGTERM and SIGINT let the update finish, save, and return with interrupted=True; a SIGTERM to one of several
@@ -126,7 +128,7 @@ def run(job: Job, train: Train, workdir: Path | str, checkpoints: Checkpoints) -
         _Interrupt() as interrupt,
         _closing(checkpoints),
         contextlib.closing(Metrics(workdir, step)) as metrics,
-        contextlib.closing(Meter(step, train.steps, lambda step: _cost(job, clock, step - first))) as meter,
+        contextlib.closing(ProgressBar(step, train.steps, lambda step: _cost(job, clock, step - first))) as meter,
     ):
         pending = _Pending(train, metrics, meter, checkpoints)
         while step < train.steps and not interrupt.requested():
@@ -146,7 +148,7 @@ def run(job: Job, train: Train, workdir: Path | str, checkpoints: Checkpoints) -
                 with clock.spend("evaluate"):
                     _evaluate(job, state, step, metrics)
             # 6. A checkpoint, of finite numbers only; the last one comes in 7.
-            if step % checkpoints.options.every == 0 and step < train.steps:
+            if step % checkpoints.options.save_every == 0 and step < train.steps:
                 pending.drain()
                 with clock.spend("save"):
                     checkpoints.save(step, state, job.batches.get_state(), job.meta)
@@ -170,7 +172,7 @@ def run(job: Job, train: Train, workdir: Path | str, checkpoints: Checkpoints) -
     )
 
 
-def _cost(job: Job, clock: Clock, updates: int) -> dict[str, float]:
+def _cost(job: TrainLoop, clock: Clock, updates: int) -> dict[str, float]:
     """What the log says of it."""
     used = clock.utilisation(lambda: job.flops() * updates)
     return {**({} if used is None else {"MFU": used}), "goodput": clock.goodput}
@@ -193,7 +195,7 @@ def _closing(checkpoints: Checkpoints) -> Iterator[None]:
     checkpoints.close()
 
 
-def _restore(job: Job, checkpoints: Checkpoints, steps: int) -> tuple[int, TrainState]:
+def _restore(job: TrainLoop, checkpoints: Checkpoints, steps: int) -> tuple[int, TrainState]:
     restored = checkpoints.restore(job.abstract)
     if restored is None:
         return 0, job.initial()
@@ -205,7 +207,7 @@ def _restore(job: Job, checkpoints: Checkpoints, steps: int) -> tuple[int, Train
     return restored.step, restored.state
 
 
-def _evaluate(job: Job, state: TrainState, step: int, metrics: Metrics) -> None:
+def _evaluate(job: TrainLoop, state: TrainState, step: int, metrics: Metrics) -> None:
     params = state.params if state.ema_params is None else state.ema_params
     values = job.evaluate(params)
     if not values:  # nothing is held out
@@ -221,7 +223,7 @@ def _stacked(batches: list[Batch]) -> Batch:
 class _Pending:
     """Metrics still on the device, fetched when it is IN_FLIGHT calls further, so that it never waits for us."""
 
-    def __init__(self, train: Train, metrics: Metrics, meter: Meter, checkpoints: Checkpoints):
+    def __init__(self, train: Train, metrics: Metrics, meter: ProgressBar, checkpoints: Checkpoints):
         self._every, self._steps = train.log_every, train.steps
         self._metrics, self._meter, self._checkpoints = metrics, meter, checkpoints
         self._calls = deque()

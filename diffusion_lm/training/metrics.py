@@ -86,7 +86,7 @@ def _tensorboard(folder: Path, step: int):
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-class Meter:
+class ProgressBar:
     """Shows step, loss, tokens a second and time left: a bar on a terminal, otherwise a log line now and then.
 
     cost: step -> shares of time and of the devices' peak, by name.

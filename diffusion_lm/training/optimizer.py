@@ -69,15 +69,15 @@ class AdamW:
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    clip: float = 1.0
+    grad_clip_norm: float = 1.0
 
     def __post_init__(self):
         if not (0 < self.lr < float("inf") and 0 < self.eps < float("inf")):
             raise ValueError(f"optim.lr and optim.eps must be positive; got {self.lr} and {self.eps}")
         if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
             raise ValueError(f"optim.b1 and optim.b2 lie in [0, 1); got {self.b1} and {self.b2}")
-        if not (0 <= self.weight_decay < float("inf") and 0 <= self.clip < float("inf")):
-            raise ValueError(f"optim.weight_decay and optim.clip can't be negative; got {self}")
+        if not (0 <= self.weight_decay < float("inf") and 0 <= self.grad_clip_norm < float("inf")):
+            raise ValueError(f"optim.weight_decay and optim.grad_clip_norm can't be negative; got {self}")
 
     def rate(self, steps: int) -> Callable[[Array], Array]:
         """step int32 [] -> the learning rate, float32 []."""
@@ -86,7 +86,7 @@ class AdamW:
     def build(self, steps: int, boxed: Any) -> optax.GradientTransformation:
         """The chain over `steps` updates of parameters such as `boxed` (abstract, with their logical axes)."""
         return optax.chain(
-            optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
+            optax.clip_by_global_norm(self.grad_clip_norm) if self.grad_clip_norm else optax.identity(),
             optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
             optax.add_decayed_weights(self.weight_decay, mask=decayed(boxed)),
             optax.scale_by_learning_rate(self.rate(steps)),

@@ -22,19 +22,19 @@ def make_step(
     optimizer: optax.GradientTransformation,
     rate: Callable[[Array], Array],
     *,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     ema: float = 0.0,
 ) -> Callable[[TrainState, Array, Batch], tuple[TrainState, dict[str, Array]]]:
     """step(state, key, batch [B, L]) -> the next state and float32 [] metrics.
 
-    The B rows go through in `accumulate` parts, which only changes the memory needed: sums and weights are added and
+    The B rows go through in `grad_accum_steps` parts, which only changes the memory needed: sums and weights are added and
     divided once. The step's key is fold_in(key, state.step), so a run that resumes draws what it would have drawn.
     Metrics: loss and each part in nats per target, targets, grad_norm (before clipping), lr, finite (0 or 1); and, for
     networks that have one, the penalty that is minimised beside the loss.
     """
 
     def step(state: TrainState, key: Array, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        grads, losses = _gradients(loss, state.params, jax.random.fold_in(key, state.step), batch, accumulate)
+        grads, losses = _gradients(loss, state.params, jax.random.fold_in(key, state.step), batch, grad_accum_steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         following = TrainState(
@@ -62,7 +62,7 @@ def _gradients(loss: LossFn, params: Any, key: Array, batch: Batch, parts: int) 
 
     def total(params, key, rows):
         losses = loss(params, key, rows)
-        return sum(part.sum + (0.0 if part.penalty is None else part.penalty) for part in losses.values()), losses
+        return sum(part.sum + (0.0 if part.aux_loss is None else part.aux_loss) for part in losses.values()), losses
 
     def micro(key, rows):
         (_, losses), grads = jax.value_and_grad(total, has_aux=True)(params, key, rows)
@@ -99,11 +99,13 @@ def _averaged(average: Any, params: Any, decay: float) -> Any:
 def _metrics(losses: dict[str, Loss], grad_norm: Array, lr: Array) -> dict[str, Array]:
     parts = {f"loss/{name}": part.mean for name, part in losses.items()}
     value = sum(parts.values())
-    penalties = [part.penalty / jnp.maximum(part.weight, 1.0) for part in losses.values() if part.penalty is not None]
+    aux_losses = [
+        part.aux_loss / jnp.maximum(part.weight, 1.0) for part in losses.values() if part.aux_loss is not None
+    ]
     return {
         "loss": value,
         **parts,
-        **({"penalty": sum(penalties)} if penalties else {}),
+        **({"penalty": sum(aux_losses)} if aux_losses else {}),
         "targets": next(iter(losses.values())).weight,
         "grad_norm": grad_norm,
         "lr": lr,

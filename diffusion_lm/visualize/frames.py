@@ -60,7 +60,7 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Story:
+class Trace:
     """Frames of one row, in order. `meta` is shown beside them: the model, the sampler, a seed.
 
     Raises ValueError without a frame, or where frames differ in their number of positions.
@@ -86,27 +86,27 @@ class Story:
         return f"{canvas}pass {frame.pass_} of {passes} · {done} of {total} committed"
 
 
-def story_from_history(
+def trace_from_history(
     history_tokens: np.ndarray,
     history_probability: np.ndarray,
     *,
     prompt_length: int,
     length: int,
     mask: int,
-    eot: int | None,
+    eos: int | None,
     pieces: Callable[[list[int]], Sequence[str]],
     title: str,
     subtitle: str = "",
     meta: Mapping[str, Any] | None = None,
     canvas: np.ndarray | None = None,
-) -> Story:
+) -> Trace:
     """P passes over one row of n positions -> P + 1 frames, the first before any pass.
 
     history_tokens       int32 [P, n], the row after each pass; `mask` where nothing is committed
     history_probability  float32 [P, n], read where a token appears or changes
     prompt_length        positions 0 .. prompt_length - 1 were given
     length               positions from here on are unused in every frame; n if the whole row is used
-    eot                  the end of text, None if the tokenizer has none; a prompt's don't count
+    eos                  the end of text, None if the tokenizer has none; a prompt's don't count
     pieces               ids -> the text of each by itself, with its spaces and newlines; never asked for the mask
     canvas               int [P], the canvas of each pass from 0; None if there is but one
 
@@ -120,10 +120,10 @@ def story_from_history(
     start = np.where(np.arange(tokens.shape[1]) < prompt_length, tokens[0], mask)
     tokens = np.concatenate([start[None], tokens])
     probability = np.concatenate([np.full_like(probability[:1], np.nan), probability])
-    state = _states(tokens, prompt_length, length, mask, eot)
+    state = _states(tokens, prompt_length, length, mask, eos)
     probability = np.where(np.isin(state, (State.JUST, State.EARLIER)), _at_commit(tokens, probability), np.nan)
 
-    text = _texts(tokens[np.isin(state, (State.JUST, State.EARLIER, State.GIVEN))], eot, pieces)
+    text = _texts(tokens[np.isin(state, (State.JUST, State.EARLIER, State.GIVEN))], eos, pieces)
     silent = np.isin(state, (State.MASKED, State.UNUSED))
     number = [0] + [int((canvas[: p + 1] == canvas[p]).sum()) for p in range(len(canvas))]
     frames = tuple(
@@ -136,7 +136,7 @@ def story_from_history(
         )
         for p in range(len(tokens))
     )
-    return Story(title=title, frames=frames, subtitle=subtitle, meta=dict(meta or {}))
+    return Trace(title=title, frames=frames, subtitle=subtitle, meta=dict(meta or {}))
 
 
 def _check_history(tokens, probability, canvas, prompt_length, length, mask):
@@ -154,13 +154,13 @@ def _check_history(tokens, probability, canvas, prompt_length, length, mask):
         raise ValueError("the prompt holds a mask, or changes between passes: prompt_length is too long for it")
 
 
-def _states(tokens, prompt_length, length, mask, eot):
+def _states(tokens, prompt_length, length, mask, eos):
     """int32 [P + 1, n] with the start in front -> State, int8 [P + 1, n]."""
     before = np.concatenate([tokens[:1], tokens[:-1]])
     at = np.arange(tokens.shape[1])
     state = np.where(tokens == mask, State.MASKED, np.where(tokens != before, State.JUST, State.EARLIER))
     state = np.where(at < prompt_length, State.GIVEN, state)
-    ends = (tokens == eot) & (at >= prompt_length) if eot is not None else np.zeros(tokens.shape, bool)
+    ends = (tokens == eos) & (at >= prompt_length) if eos is not None else np.zeros(tokens.shape, bool)
     after_end = np.cumsum(ends, axis=1) - ends > 0
     return np.where(after_end | (at >= length), State.UNUSED, state).astype(np.int8)
 
@@ -173,10 +173,10 @@ def _at_commit(tokens, probability):
     return kept
 
 
-def _texts(ids, eot, pieces):
+def _texts(ids, eos, pieces):
     """{id: its text} for the ids that occur."""
     ids = [int(i) for i in np.unique(ids)]
     texts = list(pieces(ids))
     if len(texts) != len(ids):
         raise ValueError(f"pieces gave {len(texts)} texts for {len(ids)} ids: it must give one for each")
-    return {i: END_OF_TEXT if i == eot else text or EMPTY for i, text in zip(ids, texts, strict=True)}
+    return {i: END_OF_TEXT if i == eos else text or EMPTY for i, text in zip(ids, texts, strict=True)}

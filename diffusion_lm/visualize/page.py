@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lm.visualize.frames import Frame, Story
+from diffusion_lm.visualize.frames import Frame, Trace
 
 
-def write_page(story: Story, path: str | os.PathLike) -> None:
+def write_page(trace: Trace, path: str | os.PathLike) -> None:
     """Write the page, whole or not at all. `#pass=7` in its address opens frame 7.
 
     Raises an OSError that names the path and the remedy where it cannot be written.
@@ -22,8 +22,8 @@ def write_page(story: Story, path: str | os.PathLike) -> None:
     head, rest = template.split("{{title}}")
     middle, rest = rest.split("{{text}}")
     data, tail = rest.split("{{story}}")
-    text = "".join(story.frames[-1].tokens)
-    parts = head, html.escape(story.title), middle, html.escape(text), data, _embedded(_told(story)), tail
+    text = "".join(trace.frames[-1].tokens)
+    parts = head, html.escape(trace.title), middle, html.escape(text), data, _embedded(_told(trace)), tail
     write_whole(path, "".join(parts).encode("utf-8", "xmlcharrefreplace"))
 
 
@@ -41,19 +41,19 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
         raise OSError(error.errno, f"cannot write ({error.strerror}): {remedy}", str(path)) from error
 
 
-def _told(story: Story) -> dict:
+def _told(trace: Trace) -> dict:
     """The story as JSON values. `set` lists [position, piece, probability] wherever a frame differs from the last."""
-    piece = {text: i for i, text in enumerate(dict.fromkeys(t for frame in story.frames for t in frame.tokens))}
-    shown: list[tuple] = [(None, None)] * len(story.frames[0].tokens)
+    piece = {text: i for i, text in enumerate(dict.fromkeys(t for frame in trace.frames for t in frame.tokens))}
+    shown: list[tuple] = [(None, None)] * len(trace.frames[0].tokens)
     frames = []
-    for frame in story.frames:
+    for frame in trace.frames:
         now = _shown(frame, piece)
         changes = [[i, *new] for i, (new, old) in enumerate(zip(now, shown, strict=True)) if new != old]
         state = "".join(str(int(s)) for s in frame.state)
-        frames.append({"caption": story.caption(frame), "state": state, "set": changes, "canvas": int(frame.canvas)})
+        frames.append({"caption": trace.caption(frame), "state": state, "set": changes, "canvas": int(frame.canvas)})
         shown = now
-    meta = {str(key): str(value) for key, value in story.meta.items()}
-    return {"title": story.title, "subtitle": story.subtitle, "meta": meta, "pieces": list(piece), "frames": frames}
+    meta = {str(key): str(value) for key, value in trace.meta.items()}
+    return {"title": trace.title, "subtitle": trace.subtitle, "meta": meta, "pieces": list(piece), "frames": frames}
 
 
 def _shown(frame: Frame, piece: dict[str, int]) -> list[tuple]:

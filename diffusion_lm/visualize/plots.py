@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from diffusion_lm.visualize.frames import State, Story
+from diffusion_lm.visualize.frames import State, Trace
 from diffusion_lm.visualize.glyphs import lines
 from diffusion_lm.visualize.page import write_whole
 
@@ -33,7 +33,7 @@ INK = {State.JUST: "just-ink", State.EARLIER: "ink", State.GIVEN: "given"}
 
 
 def denoising_picture(
-    story: Story,
+    trace: Trace,
     path: str | os.PathLike,
     *,
     passes: Sequence[int] | None = None,
@@ -46,14 +46,14 @@ def denoising_picture(
     It follows the reader's light or dark setting. Raises ValueError where path doesn't end in .svg or a pass isn't
     in the story, OSError where path cannot be written.
     """
-    last = len(story.frames) - 1
+    last = len(trace.frames) - 1
     if passes is None:
         passes = np.unique(np.linspace(0, last, 4).round().astype(int)).tolist()
     if Path(path).suffix != ".svg":
         raise ValueError(f"the picture is an SVG: name a file that ends in .svg, not {Path(path).name}")
     if not len(passes) or not all(0 <= p <= last for p in passes) or across < 1:
         raise ValueError(f"passes {tuple(passes)}, {across} across: name some of 0..{last}, and put 1 or more in a row")
-    write_whole(path, _picture(story, [story.frames[p] for p in passes], columns, across).encode())
+    write_whole(path, _picture(trace, [trace.frames[p] for p in passes], columns, across).encode())
 
 
 def curve(
@@ -95,8 +95,8 @@ def curve(
     write_whole(path, image.getvalue())
 
 
-def _picture(story, frames, columns, across):
-    final = story.frames[-1]
+def _picture(trace, frames, columns, across):
+    final = trace.frames[-1]
     texts = [lines(frame, width=columns, final=final) for frame in frames]
     wide = columns * ADVANCE + 2 * PAD
     high = HEAD + max(map(len, texts)) * LEADING + PAD - 6
@@ -105,13 +105,13 @@ def _picture(story, frames, columns, across):
     height = rows * (high + GAP) - GAP + FOOT
     panels = [
         f'<g transform="translate({1 + k % across * (wide + GAP):g} {1 + k // across * (high + GAP):g})">'
-        f"{_panel(story, frame, text, wide, high)}</g>"
+        f"{_panel(trace, frame, text, wide, high)}</g>"
         for k, (frame, text) in enumerate(zip(frames, texts, strict=True))
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}" role="img"><title>{_clean(story.title)}</title>'
-        f"<desc>{_clean('; '.join(map(story.caption, frames)))}</desc>"
+        f'height="{height:g}" role="img"><title>{_clean(trace.title)}</title>'
+        f"<desc>{_clean('; '.join(map(trace.caption, frames)))}</desc>"
         f"<style>{_style()}</style>{''.join(panels)}{_legend(height - 11)}</svg>\n"
     )
 
@@ -134,10 +134,10 @@ def _style():
     )
 
 
-def _panel(story, frame, text, wide, high):
+def _panel(trace, frame, text, wide, high):
     done, total = frame.committed
     share = done / max(total, 1) * (wide - 2 * PAD)
-    where = story.caption(frame).rsplit(" · ", 1)[0]
+    where = trace.caption(frame).rsplit(" · ", 1)[0]
     parts = [
         f'<rect class="panel" width="{wide:g}" height="{high:g}" rx="10"/>',
         f'<text class="h t-ink" x="{PAD}" y="23">{_clean(where)}</text>',

@@ -1,4 +1,4 @@
-"""Every config, of every kind: it loads, survives JSON, has the size it states, and trains when made tiny."""
+"""Chain config, of every kind: it loads, survives JSON, has the size it states, and trains when made tiny."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_lm.build import build
 from diffusion_lm.config import from_json, load, override, to_json
-from diffusion_lm.nn.denoiser import Denoiser, init_params
+from diffusion_lm.models.transformer import Transformer, init_params
 
 ROOT = Path(__file__).parents[2]
 # What each docstring states in parameters, and how many pieces that takes: a char tokenizer has 259 beside those seen.
@@ -70,11 +70,13 @@ def text(tmp_path_factory):
 
 def tiny(config, text, tmp_path):
     """The same experiment, small: only sizes and places change."""
-    small = "model.width=16 model.layers=1 model.heads=2 model.kv_heads=1 model.mlp=16 train.steps=2 train.batch=8"
+    small = (
+        "model.width=16 model.layers=1 model.heads=2 model.kv_heads=1 model.mlp_dim=16 train.steps=2 train.batch_size=8"
+    )
     small += " mesh.expert=1"
-    places = [f"data.path={text}", f"data.cache={tmp_path / 'tokens'}"]
+    places = [f"data.path={text}", f"data.token_cache_dir={tmp_path / 'tokens'}"]
     length = max(32, 2 * config.objective.canvas)
-    return override(config, [*small.split(), *places, f"data.length={length}", "data.vocab=300"])
+    return override(config, [*small.split(), *places, f"data.seq_len={length}", "data.vocab_size=300"])
 
 
 def test_no_config_is_forgotten():
@@ -101,7 +103,7 @@ def test_kinds_of_a_file_are_different_experiments():
 @pytest.mark.parametrize("name", STATED)
 def test_has_the_parameters_it_states(name):
     stated, vocab = STATED[name]
-    module = Denoiser(architecture=config_of(name).model, vocab=vocab)
+    module = Transformer(architecture=config_of(name).model, vocab=vocab)
     shapes = nn.meta.unbox(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == pytest.approx(stated, rel=0.02)
 
@@ -109,7 +111,7 @@ def test_has_the_parameters_it_states(name):
 @pytest.mark.parametrize("name", ALL)
 def test_a_tiny_one_can_be_assembled(name, text, tmp_path):
     run = build(tiny(config_of(name), text, tmp_path), tmp_path / "workdir")
-    assert next(run.job.batches).tokens.shape == (8, run.config.data.length)
+    assert next(run.job.batches).tokens.shape == (8, run.config.data.seq_len)
 
 
 @pytest.mark.parametrize("name", STEPPED)

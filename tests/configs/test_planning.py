@@ -1,4 +1,4 @@
-"""Every cell of the planning scoreboard: it loads, survives JSON, and what is compared differs in its kind alone."""
+"""Chain cell of the planning scoreboard: it loads, survives JSON, and what is compared differs in its kind alone."""
 
 import dataclasses
 import json
@@ -12,12 +12,12 @@ import pytest
 from configs.planning.cells import TASKS, kinds
 from diffusion_lm.build import build
 from diffusion_lm.config import from_json, load, override, to_json
-from diffusion_lm.nn.denoiser import Denoiser, init_params
+from diffusion_lm.models.transformer import Transformer, init_params
 
 FOLDER = Path(__file__).parents[2] / "configs/planning"
 STATED = {"m1": 0.87e6, "m6": 5.4e6, "m85": 85e6}  # parameters, as their docstrings say
 CELLS = [f"{task}-{kind}" for task in TASKS for kind in kinds(TASKS[task])]
-TINY = ["model.width=16", "model.layers=1", "model.heads=2", "model.mlp=16", "train.steps=2", "train.batch=2"]
+TINY = ["model.width=16", "model.layers=1", "model.heads=2", "model.mlp_dim=16", "train.steps=2", "train.batch_size=2"]
 
 
 def config_of(size, cell):
@@ -39,7 +39,7 @@ def test_loads_and_survives_json(cell):
 def test_kinds_of_a_task_differ_in_objective_and_row_alone(task):
     one, *others = [config_of("m1", f"{task}-{kind}") for kind in kinds(TASKS[task])]
     for other in others:
-        data = dataclasses.replace(other.data, length=one.data.length, task=one.data.task)
+        data = dataclasses.replace(other.data, length=one.data.seq_len, task=one.data.task)
         assert dataclasses.replace(other, objective=one.objective, data=data) == one
         assert getattr(other.data.task, "task", other.data.task) == one.data.task
     assert len({(found.objective, found.data.task) for found in (one, *others)}) == len(others) + 1
@@ -47,7 +47,7 @@ def test_kinds_of_a_task_differ_in_objective_and_row_alone(task):
 
 @pytest.mark.parametrize("size", STATED)
 def test_has_the_parameters_it_states(size):
-    module = Denoiser(architecture=config_of(size, "sudoku9-masked").model, vocab=31)
+    module = Transformer(architecture=config_of(size, "sudoku9-masked").model, vocab=31)
     shapes = nn.meta.unbox(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == pytest.approx(STATED[size], rel=0.02)
 
@@ -55,7 +55,7 @@ def test_has_the_parameters_it_states(size):
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.startswith(("sudoku4", "countdown4", "path"))])
 def test_a_tiny_one_can_be_assembled(cell, tmp_path):
     run = build(override(config_of("m1", cell), TINY), tmp_path)
-    assert next(run.job.batches).tokens.shape == (2, run.config.data.length)
+    assert next(run.job.batches).tokens.shape == (2, run.config.data.seq_len)
 
 
 @pytest.mark.parametrize("cell", ["chess-ar", "sudoku4-gan", "sudoku4"])
@@ -65,6 +65,6 @@ def test_a_cell_that_is_not_there_is_refused(cell):
 
 
 def test_rows_that_are_too_short_are_refused(tmp_path):
-    config = override(config_of("m1", "sudoku4-masked"), [*TINY, "data.length=33"])
-    with pytest.raises(ValueError, match=r"data\.length=33 can't hold every example: set it to 34"):
+    config = override(config_of("m1", "sudoku4-masked"), [*TINY, "data.seq_len=33"])
+    with pytest.raises(ValueError, match=r"data\.seq_len=33 can't hold every example: set it to 34"):
         build(config, tmp_path)

@@ -1,4 +1,4 @@
-"""Every text token is a target once, segments hold the documents, and a loader goes on where it stopped."""
+"""Chain text token is a target once, segment_ids hold the documents, and a loader goes on where it stopped."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from absl import logging
 
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Texts
-from diffusion_lm.data.loader import Rows, TokenArray, eval_batches, tokenize, train_loader
+from diffusion_lm.data.loader import PackedRows, TokenArray, eval_batches, tokenize, train_loader
 from diffusion_lm.data.tokenizer import train_tokenizer
 
 TEXTS = tuple(f"document {i}: " + "some words and more " * (i % 7) + "é\n" for i in range(40))
@@ -29,10 +29,10 @@ def tokens(tokenizer):
     return tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD)
 
 
-def array(flat, *, bos=1, eot=2, mask=99):
+def array(flat, *, bos=1, eos=2, mask=99):
     """A TokenArray of given ids, without text."""
     counts = dict.fromkeys(("documents", "targets", "characters", "bytes", "unknown"), 0)
-    return TokenArray(flat=np.asarray(flat, np.uint16), bos=bos, eot=eot, mask=mask, **counts)
+    return TokenArray(flat=np.asarray(flat, np.uint16), bos=bos, eos=eos, mask=mask, **counts)
 
 
 def same(a, b):
@@ -45,10 +45,10 @@ def same(a, b):
 def test_the_array_is_begin_text_end_noise(tokens, tokenizer):
     expected = []
     for text in TEXTS:
-        expected += [tokenizer.bos, *tokenizer.encode(text), tokenizer.eot] + [tokenizer.mask] * PAD
+        expected += [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos] + [tokenizer.mask] * PAD
     assert tokens.flat.dtype == np.uint16
     assert tokens.flat.tolist() == expected
-    assert (tokens.bos, tokens.eot, tokens.mask) == (tokenizer.bos, tokenizer.eot, tokenizer.mask)
+    assert (tokens.bos, tokens.eos, tokens.mask) == (tokenizer.bos, tokenizer.eos, tokenizer.mask)
 
 
 def test_counts(tokens, tokenizer):
@@ -69,7 +69,7 @@ def test_a_file_holds_the_same_and_is_opened_again(tokens, tokenizer, tmp_path, 
         patch.setattr(type(tokenizer), "encode", None)
         again = tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD, path=path)
     assert np.array_equal(again.flat, tokens.flat)
-    for name in ("documents", "targets", "characters", "bytes", "unknown", "bos", "eot", "mask"):
+    for name in ("documents", "targets", "characters", "bytes", "unknown", "bos", "eos", "mask"):
         assert getattr(again, name) == getattr(tokens, name) == getattr(written, name)
 
 
@@ -154,29 +154,29 @@ def test_the_fields_of_a_row():
     batch = next(eval_batches(array(flat), length=14, batch=2))
     ends_repeated = [2 if i == 99 else i for i in flat]
     assert batch.tokens.tolist() == [[*ends_repeated, 99], [99] * 14]
-    assert batch.segments.tolist() == [[1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 0], [0] * 14]
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 0], [0] * 14]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 0, 1, 0], [0] * 14]
-    assert np.flatnonzero(batch.given[0]).tolist() == [0, 6, 11]
-    assert np.flatnonzero(batch.target[0]).tolist() == [1, 2, 3, 7, 8, 12]
-    assert not batch.given[1].any() and not batch.target[1].any()
-    assert {x.dtype for x in (batch.tokens, batch.segments, batch.positions)} == {np.dtype(np.int32)}
-    assert batch.given.dtype == batch.target.dtype == bool
+    assert np.flatnonzero(batch.context_mask[0]).tolist() == [0, 6, 11]
+    assert np.flatnonzero(batch.loss_mask[0]).tolist() == [1, 2, 3, 7, 8, 12]
+    assert not batch.context_mask[1].any() and not batch.loss_mask[1].any()
+    assert {x.dtype for x in (batch.tokens, batch.segment_ids, batch.positions)} == {np.dtype(np.int32)}
+    assert batch.context_mask.dtype == batch.loss_mask.dtype == bool
 
 
 @pytest.mark.parametrize(
-    ("row", "segments", "positions", "given", "target"),
+    ("row", "segment_ids", "positions", "given", "target"),
     [
         ([10, 11, 2, 99, 1, 12], [1, 1, 1, 1, 2, 2], [0, 1, 2, 3, 0, 1], [0, 4], [1, 2, 5]),  # inside a text
         ([2, 99, 99, 1, 12, 2], [1, 1, 1, 2, 2, 2], [0, 1, 2, 0, 1, 2], [0, 3], [4, 5]),  # at its end
         ([99, 99, 1, 12, 2, 99], [0, 0, 2, 2, 2, 2], [0, 0, 0, 1, 2, 3], [2], [3, 4]),  # behind it
     ],
 )
-def test_rows_that_start_within_a_document(row, segments, positions, given, target):
-    batch = Rows(tokens=array(row), length=6).batch(np.asarray([row], np.int32))
-    assert batch.segments.tolist() == [segments]
+def test_rows_that_start_within_a_document(row, segment_ids, positions, given, target):
+    batch = PackedRows(tokens=array(row), length=6).batch(np.asarray([row], np.int32))
+    assert batch.segment_ids.tolist() == [segment_ids]
     assert batch.positions.tolist() == [positions]
-    assert np.flatnonzero(batch.given[0]).tolist() == given
-    assert np.flatnonzero(batch.target[0]).tolist() == target
+    assert np.flatnonzero(batch.context_mask[0]).tolist() == given
+    assert np.flatnonzero(batch.loss_mask[0]).tolist() == target
 
 
 @pytest.mark.parametrize("pad", [0, 2])
@@ -190,38 +190,38 @@ def test_every_target_once(bos, pad, length):
         flat += [bos, *ids, 2] + [99] * pad
         expected += [*ids, 2]
     batches = list(eval_batches(array(flat, bos=bos), length=length, batch=3))
-    assert np.concatenate([b.tokens[b.target] for b in batches]).tolist() == expected
+    assert np.concatenate([b.tokens[b.loss_mask] for b in batches]).tolist() == expected
 
 
 @pytest.mark.parametrize("length", [7, 64])
 def test_segments_are_the_documents(tokens, tokenizer, length):
-    """Joined over rows, segments decode to the documents: a row's first goes on with the row before's last."""
+    """Joined over rows, segment_ids decode to the documents: a row's first goes on with the row before's last."""
     documents = [[]]
-    for found, segments, positions in _rows(eval_batches(tokens, length=length, batch=4)):
-        for segment in range(1, segments.max() + 1):
-            inside = np.flatnonzero(segments == segment)
+    for found, segment_ids, positions in _rows(eval_batches(tokens, length=length, batch=4)):
+        for segment in range(1, segment_ids.max() + 1):
+            inside = np.flatnonzero(segment_ids == segment)
             assert positions[inside].tolist() == list(range(len(inside)))
             if segment > 1:
                 documents.append([])
             documents[-1] += found[inside[inside > 0]].tolist()  # a row's first token is the last of the row before
-    assert all(tokenizer.eot in document for document in documents)
+    assert all(tokenizer.eos in document for document in documents)
     assert [tokenizer.decode(ids) for ids in documents] == list(TEXTS)
 
 
 def _rows(batches):
     for batch in batches:
-        yield from zip(batch.tokens, batch.segments, batch.positions, strict=True)
+        yield from zip(batch.tokens, batch.segment_ids, batch.positions, strict=True)
 
 
 def test_an_evaluation_fills_its_last_batch_and_needs_no_full_row(tokens):
     batches = list(eval_batches(tokens, length=64, batch=5))
     assert all(batch.tokens.shape == (5, 64) for batch in batches)
-    assert sum(int(batch.target.sum()) for batch in batches) == tokens.targets
+    assert sum(int(batch.loss_mask.sum()) for batch in batches) == tokens.targets
     (only,) = eval_batches(tokens, length=2**14, batch=1)
-    assert only.target.sum() == tokens.targets
+    assert only.loss_mask.sum() == tokens.targets
     with pytest.raises(ValueError, match="a batch of 0 rows"):
         eval_batches(tokens, length=64, batch=0)
-    with pytest.raises(ValueError, match=r"set data\.length to 2 or more"):
+    with pytest.raises(ValueError, match=r"set data\.seq_len to 2 or more"):
         eval_batches(tokens, length=1, batch=1)
 
 
@@ -238,7 +238,7 @@ def starts(batches, count):
 @pytest.fixture(scope="module")
 def distinct():
     """64 rows of LENGTH - 1 ids, each id its own place, so that a row tells where it was cut."""
-    return array(np.arange(64 * (LENGTH - 1) + 1), bos=5001, eot=5002, mask=5003)
+    return array(np.arange(64 * (LENGTH - 1) + 1), bos=5001, eos=5002, mask=5003)
 
 
 def make(tokens, **options):
@@ -265,7 +265,7 @@ def test_a_row_is_a_stretch_of_the_array(distinct):
 
 def test_batches_have_the_fields_of_their_rows(tokens):
     batch = next(make(tokens))
-    assert same(batch, Rows(tokens=tokens, length=LENGTH).batch(batch.tokens))
+    assert same(batch, PackedRows(tokens=tokens, length=LENGTH).batch(batch.tokens))
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(batch))
 
 
@@ -321,16 +321,18 @@ def test_orbax_saves_and_restores_a_loader(tokens, tmp_path):
 def test_one_row_a_batch_and_a_row_as_long_as_the_array(tokens):
     assert next(make(tokens, batch=1)).tokens.shape == (1, LENGTH)
     batch = next(make(tokens, length=len(tokens.flat), batch=1))
-    assert batch.tokens.tolist() == [np.where(tokens.flat == tokens.mask, tokens.eot, tokens.flat).tolist()]
+    assert batch.tokens.tolist() == [np.where(tokens.flat == tokens.mask, tokens.eos, tokens.flat).tolist()]
 
 
 def test_what_train_loader_refuses(tokens):
     size = len(tokens.flat)
-    with pytest.raises(ValueError, match=rf"{size} tokens don't fill a row of {size + 1}: set data\.length to at most"):
+    with pytest.raises(
+        ValueError, match=rf"{size} tokens don't fill a row of {size + 1}: set data\.seq_len to at most"
+    ):
         make(tokens, length=size + 1)
-    with pytest.raises(ValueError, match=r"set data\.length to 2 or more"):
+    with pytest.raises(ValueError, match=r"set data\.seq_len to 2 or more"):
         make(tokens, length=1)
-    rows = len(Rows(tokens=tokens, length=LENGTH))
+    rows = len(PackedRows(tokens=tokens, length=LENGTH))
     make(tokens, batch=rows)
     with pytest.raises(ValueError, match=rf"a batch of {rows + 1} rows can't be made from {rows} rows"):
         make(tokens, batch=rows + 1)

@@ -56,19 +56,19 @@ def test_awkward_text_comes_back(tokenizer, text):
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int32
     assert ids.ndim == 1
-    assert not set(ids.tolist()) & {tokenizer.bos, tokenizer.eot, tokenizer.unknown}
+    assert not set(ids.tolist()) & {tokenizer.bos, tokenizer.eos, tokenizer.unknown}
     assert tokenizer.decode(ids) == text
 
 
 def test_ids(tokenizer):
     assert tokenizer.mask == tokenizer.vocab
     assert set(tokenizer.suppressed) == {tokenizer.unknown, tokenizer.bos}
-    assert tokenizer.eot not in tokenizer.suppressed
+    assert tokenizer.eos not in tokenizer.suppressed
     assert np.all(tokenizer.encode("".join(PROSE)) < tokenizer.vocab)
 
 
 def test_control_pieces_write_nothing_and_a_mask_cannot_be_written(tokenizer):
-    ids = [tokenizer.bos, *tokenizer.encode("a day"), tokenizer.eot]
+    ids = [tokenizer.bos, *tokenizer.encode("a day"), tokenizer.eos]
     assert tokenizer.decode(ids) == "a day"
     with pytest.raises(ValueError, match="is the mask"):
         tokenizer.decode([*ids, tokenizer.mask])
@@ -178,9 +178,9 @@ def _model(**options) -> bytes:
 def test_models_of_others():
     tokenizer = Tokenizer.from_bytes(_model(pad_id=3, control_symbols=["<turn>"]))
     assert set(tokenizer.pieces(tokenizer.suppressed)) == {"<unk>", "<s>", "<pad>", "<turn>"}
-    assert tokenizer.decode([tokenizer.bos, 3, *tokenizer.encode("the day"), tokenizer.eot]) == "the day"
+    assert tokenizer.decode([tokenizer.bos, 3, *tokenizer.encode("the day"), tokenizer.eos]) == "the day"
     without = Tokenizer.from_bytes(_model(bos_id=-1))
-    assert without.bos == without.eot
+    assert without.bos == without.eos
     assert without.pieces(without.suppressed) == ["<unk>"]
     with pytest.raises(ValueError, match="no end-of-text piece"):
         Tokenizer.from_bytes(_model(eos_id=-1))
@@ -188,6 +188,6 @@ def test_models_of_others():
 
 def test_the_reference_model(shared):
     tokenizer = Tokenizer.load(shared / "data/tokenizers/sp_test_model_1000.model")
-    assert (tokenizer.vocab, tokenizer.mask, tokenizer.bos, tokenizer.eot) == (1000, 1000, 1, 2)
+    assert (tokenizer.vocab, tokenizer.mask, tokenizer.bos, tokenizer.eos) == (1000, 1000, 1, 2)
     assert tokenizer.suppressed == (0, 1)
     assert tokenizer.decode(tokenizer.encode("Hello world")) == "Hello world"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import SMALL, TEXT, launch
+from support.commands import SMALL, TEXT, launch
 
 from diffusion_lm.build import load_for_inference
 

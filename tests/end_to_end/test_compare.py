@@ -1,4 +1,4 @@
-"""Every family beside the others, on a model small enough to train in seconds: a table, a figure, and going on."""
+"""Chain family beside the others, on a model small enough to train in seconds: a table, a figure, and going on."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from diffusion_lm.build import load_for_inference
 
 ROOT = Path(__file__).parents[2]
 TEXT = "\n\n".join(f"Line {i}: the {word} sat on the mat." for i in range(80) for word in ("cat", "dog", "hen"))
-STUDENT = "distilled:objective.steps=1"
-SMALL = [f"--set={s}" for s in ("model.width=16", "model.layers=1", "model.heads=2", "train.batch=4")]
+STUDENT = "distilled:objective.num_timesteps=1"
+SMALL = [f"--set={s}" for s in ("model.width=16", "model.layers=1", "model.heads=2", "train.batch_size=4")]
 
 
 def compare(folder, *arguments):
@@ -50,7 +50,7 @@ def test_the_seed_is_the_runs(compared):
 def test_a_student_has_its_settings_and_learned_from_its_teacher(compared):
     work = compared[0] / "work"
     objective = load_for_inference(work / STUDENT).config.objective
-    assert (objective.steps, objective.teacher) == (1, str(work / "masked"))
+    assert (objective.num_timesteps, objective.teacher) == (1, str(work / "masked"))
 
 
 def changed(path, change):

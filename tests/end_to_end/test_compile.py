@@ -24,8 +24,8 @@ GOLDEN_ALONG = {
     "collective-permute": {"places": 18, "runs": 18, "bytes": 118_789},
 }
 CONSTRAINTS = 26  # in the text before compilation: fewer are layouts that nobody asks for any more
-SMALL = ("model.width=32", "model.layers=2", "model.heads=4", "model.kv_heads=2", "model.mlp=64", "data.length=32",
-         "data.vocab=300", "train.batch=16", "objective.block=8")  # fmt: skip
+SMALL = ("model.width=32", "model.layers=2", "model.heads=4", "model.kv_heads=2", "model.mlp_dim=64", "data.seq_len=32",
+         "data.vocab_size=300", "train.batch_size=16", "objective.block_size=8")  # fmt: skip
 
 
 def launch(*arguments: str, settings=()) -> subprocess.CompletedProcess:
@@ -62,7 +62,7 @@ def test_an_update_whose_rows_are_cut_along_their_length():
     """Eight devices share one row. Gathered are weights, keys and values; queries are dealt out and what they found is
     handed back; the gradients of keys and values are summed once a layer. Without the constraints nothing would move.
     """
-    settings = ("mesh.fsdp=1", "mesh.sequence=8", "train.accumulate=1", "data.length=256")
+    settings = ("mesh.fsdp=1", "mesh.sequence=8", "train.grad_accum_steps=1", "data.seq_len=256")
     found = compiled("--topology=cpu:8", "--batch=1", settings=settings)
     assert found["mesh"] == {"sequence": 8}
     assert found["collectives"] == GOLDEN_ALONG
@@ -83,7 +83,7 @@ def test_a_generation_on_eight_cpu_devices():
         (["--topology=v9:2x2"], (), "give cpu:COUNT, or chips along each side of a v4, v5e, v5p, v6e"),
         (["--topology=cpu:8", "--num_slices=2"], (), "in one slice"),
         (["--topology=cpu:8", "--bisect"], (), "nobody knows the memory of cpu:8"),
-        (["--topology=cpu:8"], ("train.batch=12",), "can't be cut into rows for 8 devices"),
+        (["--topology=cpu:8"], ("train.batch_size=12",), "can't be cut into rows for 8 devices"),
     ],
 )
 def test_what_is_refused(arguments, settings, cause):
@@ -115,13 +115,13 @@ def test_an_update_on_tpus_that_are_not_there():
     assert found["fits"] and found["chips"] == 4
     # Forward, forward anew, and backward to queries and to keys and values, in each of two layers.
     assert sorted(found["kernels"].values()) == [2, 2, 4] and all("splash" in name for name in found["kernels"])
-    small = compiled("--topology=v5e:2x2", "--num_slices=2", settings=("mesh.data=2", "model.attention=chunked"))
+    small = compiled("--topology=v5e:2x2", "--num_slices=2", settings=("mesh.data=2", "model.attention_kernel=chunked"))
     assert small["chips"] == 8 and small["mesh"] == {"data": 2, "fsdp": 4} and not small["kernels"]
 
 
 @tpus
 def test_a_row_cut_along_its_length_reaches_the_kernel_in_parts():
     """Each chip has its part of the queries' squares, and all keys."""
-    settings = "mesh.fsdp=1", "mesh.sequence=4", "train.accumulate=1", "data.length=256"
+    settings = "mesh.fsdp=1", "mesh.sequence=4", "train.grad_accum_steps=1", "data.seq_len=256"
     found = compiled("--topology=v5e:2x2", "--batch=1", settings=settings)
     assert found["fits"] and found["kernels"]

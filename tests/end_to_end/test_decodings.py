@@ -7,18 +7,18 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_lm.build import Model, build_model
+from diffusion_lm.build import LoadedModel, build_model
 from diffusion_lm.config import load, override
-from diffusion_lm.data.examples import char_tokenizer
-from diffusion_lm.evaluation.accuracy import Way, write_predictions
-from diffusion_lm.nn.bound import Bound
-from diffusion_lm.nn.denoiser import init_params
-from diffusion_lm.tasks import base
-from diffusion_lm.tasks.countdown import Countdown
-from diffusion_lm.tasks.queens import Queens
-from launch import board, curves, decodings
+from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.transformer import init_params
+from diffusion_lm.planning.data import char_tokenizer
+from diffusion_lm.planning.results import Way, write_predictions
+from diffusion_lm.planning.tasks import base
+from diffusion_lm.planning.tasks.countdown import Countdown
+from diffusion_lm.planning.tasks.queens import Queens
+from launch.planning import decodings, results_plots, results_table
 
-TINY = ("model.width=16", "model.layers=1", "model.heads=2", "model.mlp=16")
+TINY = ("model.width=16", "model.layers=1", "model.heads=2", "model.mlp_dim=16")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def model():
         np.random.default_rng(0),
     )
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
-    return Model(config, tokenizer, process, Bound(module=module, params=params), 0, None, {})
+    return LoadedModel(config, tokenizer, process, BoundModel(module=module, params=params), 0, None, {})
 
 
 def kinds(name):
@@ -66,22 +66,22 @@ def test_what_is_asked_for_is_what_comes_and_costs_what_it_says(model, quick_com
 
 def test_the_shown_test_is_a_grid_the_one_with_most_blanks_unless_chosen():
     queens = [base.Example(prompt, "2413") for prompt in ("2013", "2000", "0010")]
-    assert board.shown(queens) == 1 and board.shown(queens, 2) == 2
-    assert board.shown(base.test_examples(Countdown(), 1, 2), 1) is None
+    assert results_table.shown(queens) == 1 and results_table.shown(queens, 2) == 2
+    assert results_table.shown(base.test_examples(Countdown(), 1, 2), 1) is None
     with pytest.raises(ValueError, match="--show=3: the tests' numbers are 0 to 2"):
-        board.shown(queens, 3)
+        results_table.shown(queens, 3)
 
 
 def test_a_decoding_is_drawn_in_the_most_passes_it_was_asked_for(tmp_path):
     test, out = base.Example("2000", "2413"), tmp_path / "out"
     cell = tmp_path / "queens-masked-0"
     cell.mkdir(), out.mkdir()
-    board.picture(cell, Queens(size=4), out)
+    results_table.picture(cell, Queens(size=4), out)
     assert not list(out.iterdir())  # nothing was asked yet
     for passes in (2, 4, 1):
         frames = [[*"2", "", "", "", ""]] * (passes - 1) + [[*"2413", "∎"]]
-        board.keep_frames(cell, Way("random", passes), test, frames)
-    board.picture(cell, Queens(size=4, given=1), out)
+        results_table.keep_frames(cell, Way("random", passes), test, frames)
+    results_table.picture(cell, Queens(size=4, given=1), out)
     assert "random, 4 passes: solved" in (out / "queens-masked-0.svg").read_text()
 
 
@@ -94,18 +94,18 @@ def test_rows_and_charts_say_which_decoding(tmp_path):
     ways = [("tokens", 0), ("confidence", 8), ("revise", 8)]
     right = decodings.Prediction("2000", "2413", "2413", "", 0, 5)
     write_predictions(cell / "predictions.jsonl", [right._replace(decoding=d, passes=p) for d, p in ways])
-    found = board.read(cell, task, "queens", "joint")
+    found = results_table.read(cell, task, "queens", "joint")
     assert [(row.decoding, row.passes) for row in found.rows] == ways and all(r.solved[0] == 1 for r in found.rows)
     assert not found.learning and {hard for hard, _ in found.difficulty} == {1}
-    board.write([found], tmp_path)
+    results_table.write([found], tmp_path)
     lines = [line.split(" | ") for line in (tmp_path / "scoreboard.md").read_text().splitlines()[2:5]]
     assert [line[3:5] for line in lines] == [["token by token", ""], ["confidence", "8"], ["revise", "8"]]
     assert lines[2][9:14] == ["31", "41", "", "21", "11"] and lines[1][9:14] == [""] * 5
     path = tmp_path / "scoreboard.svg"
-    curves.write([found], path)
+    results_plots.write([found], path)
     for text in ("queens, joint", "token by token", "confidence", "revise"):
         assert f"<!-- {text} -->" in path.read_text()
-    curves.write([found._replace(rows=found.rows[:2])], path)
+    results_plots.write([found._replace(rows=found.rows[:2])], path)
     page = path.read_text()
     assert "<!-- queens -->" in page and "<!-- joint, token by token -->" in page and "<!-- joint -->" in page
 
@@ -113,7 +113,8 @@ def test_rows_and_charts_say_which_decoding(tmp_path):
 def test_what_stands_for_a_network_where_few_ways_can():
     """The passes beyond an answer's positions would commit nothing more."""
     task, ways = Queens(size=4), [Way("tokens", 0), *(Way("random", p) for p in (1, 4, 1000)), Way("revise", 5)]
-    assert board.standing(task, ways) == [ways[0], ways[2]]
+    assert results_table.standing(task, ways) == [ways[0], ways[2]]
     assert (
-        board.standing(task, [Way("random", 64)]) == [Way("random", 64)] and board.standing(task, ways[:1]) == ways[:1]
+        results_table.standing(task, [Way("random", 64)]) == [Way("random", 64)]
+        and results_table.standing(task, ways[:1]) == ways[:1]
     )

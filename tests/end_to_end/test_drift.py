@@ -8,34 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_lm.nn.bound import Bound
-from diffusion_lm.nn.denoiser import Architecture, Denoiser, init_params
-from launch.drift import Watching
+from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from launch.benchmarks.cache_drift import Watching
 
 L, MASK = 8, 11
 ALL = jnp.arange(L, dtype=jnp.int32)[None]
 T = jnp.full(1, 0.5)
-reread = jax.jit(lambda network, *seen: network.reread(*seen))
+forward_positions = jax.jit(lambda network, *seen: network.forward_positions(*seen))
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
 def watching():
-    module = Denoiser(Architecture(width=16, layers=2, heads=2, mlp=16, products="float32"), vocab=MASK)
+    module = Transformer(Architecture(width=16, layers=2, heads=2, mlp_dim=16, compute_dtype="float32"), vocab=MASK)
     params, rng = (
         nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0))),
         np.random.default_rng(0),
     )
     params = jax.tree.map(lambda a: a + jnp.asarray(rng.normal(scale=0.3, size=a.shape), a.dtype), params)
-    return Watching(bound=Bound(module=module, params=params).for_sampling(), mask=MASK)
+    return Watching(bound=BoundModel(module=module, params=params).for_sampling(), mask=MASK)
 
 
 def test_what_is_watched_is_how_far_masks_are_from_an_exact_pass(watching):
     first = jnp.array([[1, 2, MASK, MASK, MASK, MASK, MASK, MASK]])
-    _, seen = reread(watching, watching.empty_cache(1, L), first, ALL, T)
+    _, seen = forward_positions(watching, watching.empty_cache(1, L), first, ALL, T)
     assert seen.count == 6 and seen.nats == pytest.approx(0, abs=1e-5)
     at, tokens = jnp.array([[2, 3, 5, L]]), jnp.array([[7, 8, MASK, MASK]])
-    said, after = reread(watching, seen, tokens, at, T)
+    said, after = forward_positions(watching, seen, tokens, at, T)
     canvas = jnp.array([[1, 2, 7, 8, MASK, MASK, MASK, MASK]])
     assert (after.canvas == canvas).all() and after.count == 7  # one mask more: 5; L is none
     exact = watching.bound.read_canvas(watching.bound.empty_cache(1, 0), canvas, T)[0, 5]

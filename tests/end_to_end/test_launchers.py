@@ -8,13 +8,14 @@ import types
 import jax
 import numpy as np
 import pytest
-from commands import launch
+from support.commands import launch
 
-from diffusion_lm import costs, generate
-from diffusion_lm.objectives.autoregressive import Autoregressive
-from diffusion_lm.samplers.drafts import ForkedDraft
-from diffusion_lm.samplers.draw import Draw
-from launch import profiler, tradeoffs
+from diffusion_lm.inference import autotune, presets
+from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
+from diffusion_lm.samplers.drafters import TiDARDraft
+from diffusion_lm.samplers.sampling_params import SamplingParams
+from launch import profiler
+from launch.benchmarks import tradeoffs
 
 
 def test_training_ends_with_one_json_line_and_numbered_checkpoints(trained):
@@ -141,36 +142,36 @@ def test_bad_input_is_one_line_and_leaves_the_workdir_alone(trained, name, argum
 )
 def test_absurd_canvases_are_refused(model, arguments, cause):
     with pytest.raises(ValueError, match=cause):
-        generate.confidence(model, draw=Draw(), **arguments)
+        presets.confidence(model, draw=SamplingParams(), **arguments)
 
 
 def test_a_network_without_masks_does_not_draft_by_them(model):
-    config = dataclasses.replace(model.config, objective=Autoregressive())
-    with pytest.raises(ValueError, match="ForkedDraft guesses by canvases of masks"):
-        generate.speculative(model._replace(config=config), draw=Draw(), drafter=ForkedDraft())
+    config = dataclasses.replace(model.config, objective=AutoregressiveLoss())
+    with pytest.raises(ValueError, match="TiDARDraft guesses by canvases of masks"):
+        presets.speculative(model._replace(config=config), draw=SamplingParams(), drafter=TiDARDraft())
 
 
 @pytest.mark.parametrize(
     ("prompt", "length", "cause"), [("x" * 64, 1, "shorten the prompt"), ("x", 0, "length"), ("x", 63, "length")]
 )
 def test_what_the_context_cannot_hold_is_refused(model, prompt, length, cause):
-    writer = generate.autoregressive(model, draw=Draw())
+    writer = presets.autoregressive(model, draw=SamplingParams())
     with pytest.raises(ValueError, match=cause):
-        generate.write(model, writer, [prompt], length=length, seed=0)
+        presets.write(model, writer, [prompt], length=length, seed=0)
 
 
 def test_the_same_prompt_and_seed_give_the_same_text_in_any_batch(model):
-    writer = generate.confidence(model, draw=Draw(suppressed=model.tokenizer.suppressed), canvas=16, passes=4)
-    alone = generate.write(model, writer, ["Line 1"], length=20, seed=7).texts
-    together = generate.write(model, writer, ["Line 1", "Line 22: the"], length=20, seed=7).texts
+    writer = presets.confidence(model, draw=SamplingParams(suppressed=model.tokenizer.suppressed), canvas=16, passes=4)
+    alone = presets.write(model, writer, ["Line 1"], length=20, seed=7).texts
+    together = presets.write(model, writer, ["Line 1", "Line 22: the"], length=20, seed=7).texts
     assert alone[0] == together[0]
 
 
 def test_the_story_ends_in_the_text_that_is_returned(model):
-    draw = Draw(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eot))
-    writer = generate.confidence(model, draw=draw, canvas=16, passes=4, record=True)
-    answer = generate.write(model, writer, ["Line"], length=20, seed=1)
-    last = generate.story(model, answer, 0, length=20, title="t").frames[-1]
+    draw = SamplingParams(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))
+    writer = presets.confidence(model, draw=draw, canvas=16, passes=4, record=True)
+    answer = presets.write(model, writer, ["Line"], length=20, seed=1)
+    last = presets.trace(model, answer, 0, length=20, title="t").frames[-1]
     prompt = len(answer.prompts[0])
     assert "".join(last.tokens[prompt : prompt + 20]) == "".join(
         model.tokenizer.pieces(answer.generation.tokens[0].tolist())
@@ -180,7 +181,7 @@ def test_the_story_ends_in_the_text_that_is_returned(model):
 def test_tradeoffs_measures_all_three_and_draws_them(trained, tmp_path, monkeypatch, quick_compile):
     for name, value in {"PASSES": (2,), "TEXTS": 4, "LENGTHS": (20,), "DIALS": {}, "REPEATS": 1}.items():
         monkeypatch.setattr(tradeoffs, name, value)
-    monkeypatch.setattr(costs, "break_even", lambda *_: 2.0)  # measuring is `test_the_other_writers_write`'s
+    monkeypatch.setattr(autotune, "break_even", lambda *_: 2.0)  # measuring is `test_the_other_writers_write`'s
     rows = tradeoffs.tradeoffs(f"{trained[0]}/work", None, tmp_path / "charts")
     assert {path.name for path in (tmp_path / "charts").iterdir()} == {"quality.svg", "length.svg", "context.svg"}
     found = {row.name: row for row in rows}
@@ -209,9 +210,9 @@ def test_flops_are_two_a_weight_and_four_a_key(model):
 @pytest.mark.parametrize("name", ["speculative", "auto"])
 def test_the_other_writers_write(model, name):
     more = {"canvas": 0, "passes": 2} if name == "auto" else {}
-    writer = getattr(generate, name)(model, draw=Draw(suppressed=model.tokenizer.suppressed), **more)
-    answer = generate.write(model, writer, ["Line 1"], length=20, seed=7)
+    writer = getattr(presets, name)(model, draw=SamplingParams(suppressed=model.tokenizer.suppressed), **more)
+    answer = presets.write(model, writer, ["Line 1"], length=20, seed=7)
     assert answer.generation.length[0] <= 20 and answer.generation.nfe >= 2
     if name == "speculative":
-        plain = generate.autoregressive(model, draw=Draw(suppressed=model.tokenizer.suppressed))
-        assert answer.texts == generate.write(model, plain, ["Line 1"], length=20, seed=7).texts
+        plain = presets.autoregressive(model, draw=SamplingParams(suppressed=model.tokenizer.suppressed))
+        assert answer.texts == presets.write(model, plain, ["Line 1"], length=20, seed=7).texts

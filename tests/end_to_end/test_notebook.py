@@ -13,17 +13,17 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "colabs/quickstart.ipynb"
 SMALL = [
     "train.steps=4",
-    "train.batch=2",
+    "train.batch_size=2",
     "train.log_every=1",
-    "data.length=64",
-    "data.vocab=300",
-    "objective.block=16",
+    "data.seq_len=64",
+    "data.vocab_size=300",
+    "objective.block_size=16",
     "model.width=16",
     "model.layers=1",
     "model.heads=2",
-    "model.mlp=16",
+    "model.mlp_dim=16",
     "optim.schedule.warmup=1",
-    "checkpoint.every=4",
+    "checkpoint.save_every=4",
 ]
 
 
@@ -48,7 +48,7 @@ def small(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"{i} green bottles hang on wall {i % 7}, and {i * i} more" for i in range(200)))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    settings = [*SMALL, f"data.path={text}", "data.documents=paragraph"]
+    settings = [*SMALL, f"data.path={text}", "data.document_unit=paragraph"]
     given = {"WORKDIR": str(tmp_path / "run"), "SETTINGS": settings, "PROMPT": "7 green", "LENGTH": 24, "PASSES": 3}
     parameters(notebook).source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
     return notebook

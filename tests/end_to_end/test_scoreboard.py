@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lm.evaluation.accuracy import read_predictions
+from diffusion_lm.planning.results import read_predictions
 
 ROOT = Path(__file__).parents[2]
-TINY = ("model.width=16", "model.layers=1", "model.heads=2", "model.mlp=16", "train.steps=2", "train.batch=4",
-        "checkpoint.every=2", "data.valid=2")  # fmt: skip
+TINY = ("model.width=16", "model.layers=1", "model.heads=2", "model.mlp_dim=16", "train.steps=2", "train.batch_size=4",
+        "checkpoint.save_every=2", "data.valid=2")  # fmt: skip
 
 
 def launch(module, *flags):

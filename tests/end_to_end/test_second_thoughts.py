@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from commands import SMALL, TEXT, launch
+from support.commands import SMALL, TEXT, launch
 
-from diffusion_lm import generate
 from diffusion_lm.build import load_for_inference
+from diffusion_lm.inference import presets
 from diffusion_lm.processes.uniform import Uniform
-from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.sampling_params import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,12 @@ def model(workdir):
 
 
 def test_passes_are_what_second_thoughts_cost(model, quick_compile):
-    draw = Draw(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eot))
-    plain = generate.confidence(model, draw=draw, canvas=16, passes=4)
-    revised = generate.revised(model, plain, rounds=2, span=3)
-    remasked = generate.remasking(model, draw=draw, canvas=16, passes=40)
+    draw = SamplingParams(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))
+    plain = presets.confidence(model, draw=draw, canvas=16, passes=4)
+    revised = presets.revised(model, plain, rounds=2, span=3)
+    remasked = presets.remasking(model, draw=draw, canvas=16, passes=40)
     for writer, cost in ((plain, 4), (revised, 4 + 2 * (3 + 1)), (remasked, 40)):
-        answer = generate.write(model, writer, ["Line 3:"], length=8, seed=0)
+        answer = presets.write(model, writer, ["Line 3:"], length=8, seed=0)
         assert answer.generation.nfe == 1 + cost and answer.generation.length[0] == 8
 
 
@@ -52,10 +52,10 @@ def test_what_does_not_go_together_is_refused_in_a_line(workdir, tmp_path, optio
 
 def test_other_noise_has_no_masks_to_lay_again(model):
     model = model._replace(process=Uniform(mask=model.tokenizer.mask))
-    draw = Draw()
-    corrected = generate.ancestral(model, draw=draw, canvas=16, passes=8, correct=4)
+    draw = SamplingParams()
+    corrected = presets.ancestral(model, draw=draw, canvas=16, passes=8, correct=4)
     assert corrected.sampler.correct == 4
     with pytest.raises(ValueError, match="use ancestral"):
-        generate.revised(model, corrected, rounds=1, span=2)
+        presets.revised(model, corrected, rounds=1, span=2)
     with pytest.raises(ValueError, match="use ancestral"):
-        generate.remasking(model, draw=draw, canvas=16, passes=8)
+        presets.remasking(model, draw=draw, canvas=16, passes=8)

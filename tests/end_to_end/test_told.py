@@ -7,17 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_lm import generate
 from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import load, override
+from diffusion_lm.inference import presets
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training import loop
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = Path(__file__).parents[2]
-SMALL = "model.width=16 model.layers=1 model.heads=2 model.mlp=16 train.steps=3 train.batch=4 train.eval_batches=1"
+SMALL = (
+    "model.width=16 model.layers=1 model.heads=2 model.mlp_dim=16 train.steps=3 train.batch_size=4 train.eval_batches=1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def text(tmp_path_factory):
 
 def config_of(kind, text, *settings):
     """The kind of configs/tinyshakespeare.py, small."""
-    places = [f"data.path={text}", "data.length=32", "train.eval_every=0", "checkpoint.every=3"]
+    places = [f"data.path={text}", "data.seq_len=32", "train.eval_every=0", "checkpoint.save_every=3"]
     return override(load(f"{ROOT}/configs/tinyshakespeare.py:{kind}"), [*SMALL.split(), *places, *settings])
 
 
@@ -41,7 +43,7 @@ def trained(kind, text, home, *settings):
 
 
 def asked(model, **rest):
-    return {"draw": Draw(suppressed=model.tokenizer.suppressed), "canvas": 0, "passes": 3, **rest}
+    return {"draw": SamplingParams(suppressed=model.tokenizer.suppressed), "canvas": 0, "passes": 3, **rest}
 
 
 def test_a_uniform_canvas_over_a_causal_prefix(text, tmp_path):
@@ -49,10 +51,10 @@ def test_a_uniform_canvas_over_a_causal_prefix(text, tmp_path):
     result, model = trained("joint_uniform", text, tmp_path)
     assert np.isfinite(result.values["loss/canvas"]) and np.isfinite(result.values["loss/causal"])
     assert "self_conditioning" in model.bound.params
-    answer = generate.write(model, generate.renoising(model, **asked(model)), ["7 green"], length=16, seed=0)
+    answer = presets.write(model, presets.renoising(model, **asked(model)), ["7 green"], length=16, seed=0)
     assert 0 < answer.generation.nfe <= 5 and answer.generation.tokens.shape == (1, 16)
     with pytest.raises(ValueError, match="single passes"):
-        generate.population(model, particles=2, **asked(model))
+        presets.population(model, particles=2, **asked(model))
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +67,22 @@ def test_a_flow_of_vectors(flow):
     """What is reported is the bound, not what was trained."""
     _, result, model = flow
     assert result.values["valid/canvas"] > 1.0 and model.process.width == 16
-    writer = generate.reverse(model, **asked(model))
-    answer = generate.write(model, writer, ["7 green"], length=20, seed=0)
+    writer = presets.reverse(model, **asked(model))
+    answer = presets.write(model, writer, ["7 green"], length=20, seed=0)
     assert answer.generation.nfe == 3 and (answer.generation.tokens < model.tokenizer.mask).all()
-    for other, cause in ((generate.ancestral, "use embedding"), (generate.confidence, "or embedding")):
+    for other, cause in ((presets.ancestral, "use embedding"), (presets.confidence, "or embedding")):
         with pytest.raises(ValueError, match=cause):
             other(model, **asked(model))
 
 
 def test_exponents_are_learned_with_the_network(text, tmp_path):
     """They come back with it, and the text is written by them."""
-    result, model = trained("learned", text, tmp_path / "learned", "train.eval_every=3", "train.ema=0.5")
+    result, model = trained("learned", text, tmp_path / "learned", "train.eval_every=3", "train.ema_decay=0.5")
     powers = np.array(model.process.powers)
     assert powers.shape == (model.tokenizer.mask,) and 0 < np.abs(np.log(powers)).max() < 0.01
     np.testing.assert_allclose(np.exp(model.bound.params["noise"]["log_powers"]), powers, rtol=1e-6)
     assert np.isfinite(result.values["valid/canvas"]) and build(model.config, tmp_path / "learned").job.flops() > 0
-    answer = generate.write(model, generate.reverse(model, **asked(model)), ["7 green"], length=20, seed=0)
+    answer = presets.write(model, presets.reverse(model, **asked(model)), ["7 green"], length=20, seed=0)
     assert (answer.generation.tokens < model.tokenizer.mask).all()
     for half in ({"objective": ELBO()}, {"process": Absorbing()}):
         with pytest.raises(ValueError, match="need each other"):
@@ -94,7 +96,7 @@ def test_a_student_begins_as_its_teacher(text, flow, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, student, teacher.bound.params)
     for setting, cause in (
         ("objective.teacher=", "needs a trained workdir"),
-        ("model.tied=false", "has another model"),
+        ("model.tie_embeddings=false", "has another model"),
         ("process.noise=2", "has another process"),
     ):
         with pytest.raises(ValueError, match=cause):

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.nn import attention, cudnn, splash
-from diffusion_lm.nn.attention import attend
-from diffusion_lm.nn.cache import LayerKV, Past
-from diffusion_lm.nn.denoiser import Architecture
-from diffusion_lm.nn.sight import sights_of
-from diffusion_lm.types import Bidirectional, BlockCausal, Causal, NoisyClean
+from diffusion_lm.nn.attention import dot_product_attention
+from diffusion_lm.nn.attention_mask import key_ranges
+from diffusion_lm.nn.cache import CachedLayer, LayerKV
+from diffusion_lm.types import BlockCausal, BlockDiffusionTraining, Causal, Full
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -21,23 +21,23 @@ B, H, G, D, SLOTS = 2, 4, 2, 6, 9
 FILLED = np.array([7, 0])
 READINGS = {
     "causal": (Causal(), 37),
-    "both ways": (Bidirectional(), 37),
+    "both ways": (Full(), 37),
     "blocks": (BlockCausal(5), 37),
-    "noisy, causal": (NoisyClean(5, Causal()), 35),
-    "noisy, whole chunks of blocks": (NoisyClean(2, Causal()), 40),
+    "noisy, causal": (BlockDiffusionTraining(5, Causal()), 35),
+    "noisy, whole chunks of blocks": (BlockDiffusionTraining(2, Causal()), 40),
 }
 
 
-def who_sees_whom(reading, length):
-    """bool [L, L], by definition; both halves of NoisyClean."""
+def who_sees_whom(pattern, length):
+    """bool [L, L], by definition; both halves of BlockDiffusionTraining."""
     i, j = np.arange(length)[:, None], np.arange(length)[None]
-    if isinstance(reading, NoisyClean):
-        block, clean = reading.block, who_sees_whom(reading.clean, length)
+    if isinstance(pattern, BlockDiffusionTraining):
+        block, clean = pattern.block_size, who_sees_whom(pattern.clean, length)
         own, before = i // block == j // block, j // block < i // block
         return np.block([[own, before], [np.zeros_like(own), clean]])
-    if isinstance(reading, Bidirectional):
+    if isinstance(pattern, Full):
         return np.ones((length, length), bool)
-    block = reading.block if isinstance(reading, BlockCausal) else 1
+    block = pattern.block_size if isinstance(pattern, BlockCausal) else 1
     return j // block <= i // block
 
 
@@ -61,14 +61,14 @@ def arrays(length, slots=0):
     return [rng.normal(size=shape).astype("f4") for shape in shapes]
 
 
-def value_and_gradients(q, k, v, g, reading, length, *, segments=None, slots=0, by="chunked"):
+def value_and_gradients(q, k, v, g, pattern, length, *, segment_ids=None, slots=0, by="chunked"):
     """The first `slots` keys and values are a cache's."""
 
     def run(q, k, v):
         kv = LayerKV(k=k, v=v)
-        past = Past(kv=kv.cut(0, slots), length=jnp.asarray(FILLED, jnp.int32), slots=None) if slots else None
-        new, sights = kv.cut(slots, kv.slots), sights_of(reading, length, segments)
-        return attend(q, new, reading, sights, past, products="float32", by=by)
+        past = CachedLayer(kv=kv.cut(0, slots), length=jnp.asarray(FILLED, jnp.int32), slots=None) if slots else None
+        new, ranges = kv.cut(slots, kv.slots), key_ranges(pattern, length, segment_ids)
+        return dot_product_attention(q, new, pattern, ranges, past, compute_dtype="float32", by=by)
 
     def both(q, k, v, g):
         out, back = jax.vjp(run, q, k, v)
@@ -88,15 +88,15 @@ def dealing(request, monkeypatch):
         monkeypatch.setattr(attention, name, value)
 
 
-def in_documents(reading, length, first, second, **how):
+def in_documents(pattern, length, first, second, **how):
     """What was found, and what should be, where documents of the two rows are so long."""
     at = np.arange(length)
-    segments = np.stack([at // first, np.minimum(at // second, 2)]).astype(np.int32)
-    halves = 2 if isinstance(reading, NoisyClean) else 1
+    segment_ids = np.stack([at // first, np.minimum(at // second, 2)]).astype(np.int32)
+    halves = 2 if isinstance(pattern, BlockDiffusionTraining) else 1
     inputs = arrays(halves * length)
-    doubled = np.concatenate([segments] * halves, axis=1)
-    seen = who_sees_whom(reading, length)[None] & (doubled[:, :, None] == doubled[:, None])
-    found = value_and_gradients(*inputs, reading, length, segments=jnp.asarray(segments), **how)
+    doubled = np.concatenate([segment_ids] * halves, axis=1)
+    seen = who_sees_whom(pattern, length)[None] & (doubled[:, :, None] == doubled[:, None])
+    found = value_and_gradients(*inputs, pattern, length, segment_ids=jnp.asarray(segment_ids), **how)
     return found, dense(*inputs[:3], seen, inputs[3])
 
 
@@ -109,10 +109,10 @@ def test_a_reading_is_the_dense_one(kind):
 
 LONGER = {
     "causal": (Causal(), 150),
-    "both ways": (Bidirectional(), 150),
+    "both ways": (Full(), 150),
     "blocks": (BlockCausal(20), 150),  # the last one is cut short
-    "noisy, causal": (NoisyClean(5, Causal()), 145),
-    "noisy, blocks": (NoisyClean(20, BlockCausal(20)), 143),
+    "noisy, causal": (BlockDiffusionTraining(5, Causal()), 145),
+    "noisy, blocks": (BlockDiffusionTraining(20, BlockCausal(20)), 143),
 }
 
 
@@ -125,7 +125,7 @@ def test_the_kernel_is_the_dense_one(kind, monkeypatch):
 
 def test_the_kernel_computes_no_square_of_which_nobody_sees_anybody():
     """Four a half: a noisy one sees itself and, in the clean half, up to its place; a clean one up to itself."""
-    found = splash._kernel(NoisyClean(32, Causal()), 8 * 128, 1, 128, True).fwd_mask_info
+    found = splash._kernel(BlockDiffusionTraining(32, Causal()), 8 * 128, 1, 128, True).fwd_mask_info
     assert np.sum(found.block_mask > 0) == (4 + 4 * 5 // 2) + 4 * 5 // 2
 
 
@@ -146,86 +146,92 @@ def test_what_goes_to_cudnn_is_the_dense_one(kind, monkeypatch):
         return jax.nn.dot_product_attention(q, *rest, implementation="xla", **how)
 
     monkeypatch.setattr(cudnn, "_fused", plain)
-    reading, length = READINGS[kind]
-    close(*in_documents(reading, length, 20, 13, by="cudnn"), by=3e-4)  # float32 sums that pass by 1500
+    pattern, length = READINGS[kind]
+    close(*in_documents(pattern, length, 20, 13, by="cudnn"), by=3e-4)  # float32 sums that pass by 1500
     assert set(asked) == ({(0, 0, kind != "both ways")} if kind != "blocks" else set())
     if kind == "both ways":  # one document, but an odd row
         inputs, seen = arrays(length), np.ones((B, length, length), bool)
-        close(value_and_gradients(*inputs, reading, length, by="cudnn"), dense(*inputs[:3], seen, inputs[3]), by=3e-4)
+        close(value_and_gradients(*inputs, pattern, length, by="cudnn"), dense(*inputs[:3], seen, inputs[3]), by=3e-4)
 
 
 @pytest.mark.usefixtures("on_gpus")
-@pytest.mark.parametrize("reading", [Causal(), Bidirectional(), NoisyClean(5, Causal())])
-def test_gpus_get_the_kernel(reading, monkeypatch):
+@pytest.mark.parametrize("pattern", [Causal(), Full(), BlockDiffusionTraining(5, Causal())])
+def test_gpus_get_the_kernel(pattern, monkeypatch):
     """Lowered for them, forward and backward, with no mask beside it. (JAX asks for the version of a cuDNN that it
     would otherwise load.)"""
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
-    length, rows = 65, 65 * (2 if isinstance(reading, NoisyClean) else 1)
+    length, rows = 65, 65 * (2 if isinstance(pattern, BlockDiffusionTraining) else 1)
     shapes = (B, H, rows, 64), (B, G, 64, rows), (B, G, rows, 64)
 
-    def total(segments, q, k, v):
-        sights = sights_of(reading, length, segments)
-        return jnp.sum(attend(q, LayerKV(k=k, v=v), reading, sights, products="bfloat16", by="cudnn"))
+    def total(segment_ids, q, k, v):
+        ranges = key_ranges(pattern, length, segment_ids)
+        return jnp.sum(
+            dot_product_attention(q, LayerKV(k=k, v=v), pattern, ranges, compute_dtype="bfloat16", by="cudnn")
+        )
 
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    segments = jax.ShapeDtypeStruct((B, length), jnp.int32)
-    traced = jax.jit(jax.grad(total, argnums=(1, 2, 3))).trace(segments, *arrays)
+    segment_ids = jax.ShapeDtypeStruct((B, length), jnp.int32)
+    traced = jax.jit(jax.grad(total, argnums=(1, 2, 3))).trace(segment_ids, *arrays)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"custom_call @(__cudnn\S*?)\(.*mask_type\\22: \\22(\w+?)\\22", text)
-    mask = "NO_MASK" if isinstance(reading, Bidirectional) else "CAUSAL"
+    mask = "NO_MASK" if isinstance(pattern, Full) else "CAUSAL"
     assert calls == [("__cudnn$fmhaSoftmax", mask), ("__cudnn$fmhaSoftmaxBackward", mask)]
 
 
 def test_cudnn_is_refused_in_a_line(monkeypatch):
     attend_cudnn = functools.partial(value_and_gradients, *arrays(8), length=8, by="cudnn")
-    with pytest.raises(ValueError, match=r"GPUs and this runs on cpu: set model\.attention=auto"):
-        attend_cudnn(reading=BlockCausal(4))
+    with pytest.raises(ValueError, match=r"GPUs and this runs on cpu: set model\.attention_kernel=auto"):
+        attend_cudnn(pattern=BlockCausal(4))
     monkeypatch.setattr(cudnn, "platform", lambda: "gpu")
     with monkeypatch.context() as context:
         context.setattr(cudnn, "ways_in_force", lambda _: 2)
         with pytest.raises(ValueError, match=r"mesh\.sequence=2 cuts them: set mesh\.sequence=1 or"):
-            attend_cudnn(reading=Causal())
+            attend_cudnn(pattern=Causal())
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
-    wide, segments = np.zeros((B, H, 8, 128), "f4"), np.zeros((B, 8), "i4")
+    wide, segment_ids = np.zeros((B, H, 8, 128), "f4"), np.zeros((B, 8), "i4")
     kv = LayerKV(k=wide.swapaxes(2, 3), v=wide)
-    with pytest.raises(ValueError, match=r"cudnn: The head dim must be .* but got 136\. Set model\.attention=chunked"):
+    with pytest.raises(
+        ValueError, match=r"cudnn: The head dim must be .* but got 136\. Set model\.attention_kernel=chunked"
+    ):
         jax.eval_shape(
-            lambda: attend(wide, kv, Causal(), sights_of(Causal(), 8, segments), products="bfloat16", by="cudnn")
+            lambda: dot_product_attention(
+                wide, kv, Causal(), key_ranges(Causal(), 8, segment_ids), compute_dtype="bfloat16", by="cudnn"
+            )
         )
 
 
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
 def test_kernels_multiply_in_bfloat16_alone(kernel):
     """What splash attention would make of float32 on a TPU isn't float32's product."""
-    with pytest.raises(ValueError, match=f"{kernel} multiplies in bfloat16, not in model.products=float32: set"):
-        Architecture(attention=kernel, products="float32")
+    with pytest.raises(ValueError, match=f"{kernel} multiplies in bfloat16, not in model.compute_dtype=float32: set"):
+        Architecture(attention_kernel=kernel, compute_dtype="float32")
 
 
 @pytest.mark.usefixtures("dealing")
 @pytest.mark.parametrize("kind", ["causal", "blocks"])
 def test_behind_a_cache_it_is_the_dense_one(kind):
     """Slots that aren't filled are seen by nobody; one row's cache is empty."""
-    reading, length = READINGS[kind]
+    pattern, length = READINGS[kind]
     inputs = arrays(length, SLOTS)
     cached = np.broadcast_to((np.arange(SLOTS)[None] < FILLED[:, None])[:, None], (B, length, SLOTS))
-    itself = np.broadcast_to(who_sees_whom(reading, length)[None], (B, length, length))
-    found = value_and_gradients(*inputs, reading, length, slots=SLOTS)
+    itself = np.broadcast_to(who_sees_whom(pattern, length)[None], (B, length, length))
+    found = value_and_gradients(*inputs, pattern, length, slots=SLOTS)
     close(found, dense(*inputs[:3], np.concatenate([cached, itself], axis=-1), inputs[3]))
 
 
-@pytest.mark.parametrize("reading", [Causal(), NoisyClean(32, Causal())], ids=["causal", "noisy"])
-def test_longer_rows_are_no_longer_programs(monkeypatch, reading):
+@pytest.mark.parametrize("pattern", [Causal(), BlockDiffusionTraining(32, Causal())], ids=["causal", "noisy"])
+def test_longer_rows_are_no_longer_programs(monkeypatch, pattern):
     """Neither in lines, nor with an array of length times length in them."""
     monkeypatch.setattr(attention, "_WINDOWS", 3)
     lines = {}
     for length in (1 << 12, 1 << 14):
-        whole = length * (2 if isinstance(reading, NoisyClean) else 1)
+        whole = length * (2 if isinstance(pattern, BlockDiffusionTraining) else 1)
         shapes = (1, 1, whole, 2), (1, 1, 2, whole), (1, 1, whole, 2)
         q, k, v = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
 
         def total(q, k, v, length=length):
-            kv, sights = LayerKV(k=k, v=v), sights_of(reading, length)
-            return jnp.sum(attend(q, kv, reading, sights, products="float32"))
+            kv, ranges = LayerKV(k=k, v=v), key_ranges(pattern, length)
+            return jnp.sum(dot_product_attention(q, kv, pattern, ranges, compute_dtype="float32"))
 
         text = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, k, v).as_text()
         lines[length] = len(text.splitlines())

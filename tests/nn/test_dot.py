@@ -28,10 +28,10 @@ def exact(spec, a, b):
     return np.einsum(spec, np.asarray(a, np.float64), np.asarray(b, np.float64))
 
 
-@pytest.mark.parametrize(("products", "tolerance"), [("float32", 1e-6), ("bfloat16", 2**-7)])
-def test_value(case, products, tolerance):
+@pytest.mark.parametrize(("compute_dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2**-7)])
+def test_value(case, compute_dtype, tolerance):
     spec, a, b = case
-    out = dot(spec, a, b, products)
+    out = dot(spec, a, b, compute_dtype)
     assert out.dtype == jnp.float32
     bound = exact(spec, abs(a), abs(b))  # each product is off by its factors' rounding
     assert (abs(out - exact(spec, a, b)) <= tolerance * bound + 1e-6).all()
@@ -44,11 +44,11 @@ def test_sums_are_float32(case):
     assert (dot(spec, a, b) == exact(spec, a, b)).all()
 
 
-@pytest.mark.parametrize(("products", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-def test_gradients(case, products, tolerance):
+@pytest.mark.parametrize(("compute_dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_gradients(case, compute_dtype, tolerance):
     spec, a, b = case
     weights = jnp.asarray(np.random.default_rng(1).normal(size=exact(spec, a, b).shape), jnp.float32)
-    ours = jax.grad(lambda a, b: jnp.sum(weights * dot(spec, a, b, products)), argnums=(0, 1))(a, b)
+    ours = jax.grad(lambda a, b: jnp.sum(weights * dot(spec, a, b, compute_dtype)), argnums=(0, 1))(a, b)
     theirs = jax.grad(lambda a, b: jnp.sum(weights * jnp.einsum(spec, a, b)), argnums=(0, 1))(a, b)
     for one, other in zip(ours, theirs, strict=True):
         assert one.dtype == jnp.float32 and one.shape == other.shape
@@ -61,20 +61,24 @@ def test_gradients_have_the_types_of_the_factors(case):
     assert da.dtype == jnp.float32 and db.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("spec", ["ble,ehd->blhd", "ble,ve->blv"])
-def test_one_row_is_the_row_of_two(spec, products):
+def test_one_row_is_the_row_of_two(spec, compute_dtype):
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 1, 8), SPECS[spec][1]))
-    np.testing.assert_allclose(dot(spec, a[:1], b, products), dot(spec, a, b, products)[:1], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        dot(spec, a[:1], b, compute_dtype), dot(spec, a, b, compute_dtype)[:1], rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
-    ("products", "asked"), [("float32", ["HIGHEST", "HIGHEST"]), ("bfloat16", ["DEFAULT", "DEFAULT"])]
+    ("compute_dtype", "asked"), [("float32", ["HIGHEST", "HIGHEST"]), ("bfloat16", ["DEFAULT", "DEFAULT"])]
 )
-def test_float32_is_asked_for(case, products, asked):
+def test_float32_is_asked_for(case, compute_dtype, asked):
     """Forward and backward: a TPU would round factors to bfloat16, a GPU to TF32. A CPU's numbers can't tell."""
     spec, a, b = case
-    text = jax.jit(jax.grad(lambda a, b: dot(spec, a, b, products).sum() ** 2, argnums=(0, 1))).lower(a, b).as_text()
+    text = (
+        jax.jit(jax.grad(lambda a, b: dot(spec, a, b, compute_dtype).sum() ** 2, argnums=(0, 1))).lower(a, b).as_text()
+    )
     found = re.findall(r"dot_general.*precision = \[(\w+), (\w+)\]", text)
     assert len(found) == 3 and all(list(one) == asked for one in found)

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import bound, read, rows
+from support.small import bound, read, rows
 
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.nn.dot import dot
-from diffusion_lm.types import Bidirectional
+from diffusion_lm.types import Full
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-PLAIN = Architecture(width=16, layers=1, heads=2, mlp=24, products="float32")
+PLAIN = Architecture(width=16, layers=1, heads=2, mlp_dim=24, compute_dtype="float32")
 SPECS = {
     "ble,ehd->blhd": ((2, 5, 8), (8, 3, 4)),
     "ble,ecgd->blcgd": ((2, 5, 8), (8, 2, 3, 4)),
@@ -21,7 +21,7 @@ SPECS = {
     "bgrqd,bgdk->bgrqk": ((2, 2, 3, 5, 4), (2, 2, 4, 7)),
     "me,ble->lbm": ((6, 8), (2, 5, 8)),
 }
-_int8 = jax.jit(lambda spec, a, b, products: dot(spec, a, b, products, "int8"), static_argnums=(0, 3))
+_int8 = jax.jit(lambda spec, a, b, compute_dtype: dot(spec, a, b, compute_dtype, "int8"), static_argnums=(0, 3))
 
 
 def exact(spec, a, b):
@@ -47,8 +47,8 @@ def largest(spec, a, b):
     return found
 
 
-@pytest.mark.parametrize(("products", "rounding"), [("float32", 2**-24), ("bfloat16", 2**-8)])
-def test_int8_is_off_by_half_a_step_a_factor(factors, products, rounding):
+@pytest.mark.parametrize(("compute_dtype", "rounding"), [("float32", 2**-24), ("bfloat16", 2**-8)])
+def test_int8_is_off_by_half_a_step_a_factor(factors, compute_dtype, rounding):
     """Each factor by half of a 127th of the largest, and by its rounding to `products` before: a sum by no more than
     |a| e_b + e_a |b| + e_a e_b."""
     spec, a, b = factors
@@ -56,7 +56,7 @@ def test_int8_is_off_by_half_a_step_a_factor(factors, products, rounding):
         most * (1 + rounding) / 254 + rounding * np.abs(x) for most, x in zip(largest(spec, a, b), (a, b), strict=True)
     )
     most = exact(spec, abs(a) + error_a, abs(b) + error_b) - exact(spec, abs(a), abs(b))
-    off = abs(_int8(spec, a, b, products) - exact(spec, a, b))
+    off = abs(_int8(spec, a, b, compute_dtype) - exact(spec, a, b))
     assert (off <= most * (1 + 1e-5)).all()
     assert off.max() > 1e-3  # it does round
 
@@ -112,7 +112,7 @@ def test_a_network_in_int8_says_nearly_what_it_says_otherwise_and_learns():
     module = plain.module.clone(architecture=dataclasses.replace(PLAIN, quantization="int8"))
 
     def loss(params, net):
-        logits = read(net.replace(params=params), rows(8), Bidirectional())
+        logits = read(net.replace(params=params), rows(8), Full())
         said = jax.nn.log_softmax(logits)
         return -jnp.mean(jnp.take_along_axis(said, rows(8, seed=1)[..., None], axis=-1)), logits
 
@@ -128,7 +128,7 @@ def test_a_network_in_int8_says_nearly_what_it_says_otherwise_and_learns():
     assert after < before - 0.01 * square
 
 
-@pytest.mark.parametrize("more", [{"quantization": "int4"}, {"experts": 2, "experts_per_token": 1}])
+@pytest.mark.parametrize("more", [{"quantization": "int4"}, {"experts": 2, "num_experts_per_token": 1}])
 def test_a_quantization_that_is_not_made_is_refused(more):
     with pytest.raises(ValueError, match=r"^model\.quantization=int. is[^\n]*set [^\n]*none"):
         Architecture(**{"quantization": "int8"} | more)

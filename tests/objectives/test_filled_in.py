@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from diffusion_lm.objectives.elbo import draw_times
-from diffusion_lm.objectives.fixed_rate import FixedRate
-from diffusion_lm.objectives.mgdm import MGDM
+from diffusion_lm.planning.fixed_rate import FixedRate
+from diffusion_lm.planning.objectives import MGDM
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.types import Batch, Logits
+from diffusion_lm.types import Batch, DenseLogits
 
 ROWS, LENGTH, VOCAB = 400, 12, 5
 PROCESS = Absorbing(mask=VOCAB)
@@ -21,10 +21,10 @@ def rows() -> Batch:
     full = lambda a: jnp.asarray(np.broadcast_to(a, (ROWS, LENGTH)))  # noqa: E731
     return Batch(
         tokens=full(np.where(at < 11, at % VOCAB, VOCAB).astype(np.int32)),
-        segments=full((at < 11).astype(np.int32)),
+        segment_ids=full((at < 11).astype(np.int32)),
         positions=full(at.astype(np.int32)),
-        given=full(at < 3),
-        target=full((at >= 3) & (at < 9)),
+        context_mask=full(at < 3),
+        loss_mask=full((at >= 3) & (at < 9)),
     )
 
 
@@ -36,7 +36,7 @@ def cost(objective, nats):
         shown.append((xt, t))
         p = jnp.exp(-jnp.asarray(nats))
         right = jax.nn.one_hot(rows().tokens, VOCAB)
-        return Logits(values=jnp.log(right * p + (1 - right) * (1 - p) / (VOCAB - 1)))
+        return DenseLogits(values=jnp.log(right * p + (1 - right) * (1 - p) / (VOCAB - 1)))
 
     loss = objective(denoise, PROCESS, jax.random.key(0), rows())["canvas"]
     return loss, *shown[0]
@@ -59,7 +59,7 @@ def test_a_fixed_rate_is_the_cross_entropy_of_what_is_masked():
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
 def test_mgdm_weighs_times_and_tokens(gamma):
-    objective, nats = MGDM(steps=20, alpha=0.25, gamma=gamma), 0.8
+    objective, nats = MGDM(num_timesteps=20, alpha=0.25, gamma=gamma), 0.8
     loss, xt, t = cost(objective, nats)
     assert np.allclose(np.asarray(t) * 20 % 1, 0, atol=1e-4) and t.min() > 0 and t.max() == 1
     by_time = (xt[:, 3:11] == VOCAB).sum(axis=1) * (1 - t[:, 0] + 1 / 20)
@@ -69,7 +69,7 @@ def test_mgdm_weighs_times_and_tokens(gamma):
 def test_what_is_known_costs_nothing_and_its_gradient_is_finite():
     def total(scale):
         def denoise(xt, t, **_):
-            return Logits(values=scale * 100 * jax.nn.one_hot(rows().tokens, VOCAB))
+            return DenseLogits(values=scale * 100 * jax.nn.one_hot(rows().tokens, VOCAB))
 
         return MGDM()(denoise, PROCESS, jax.random.key(0), rows())["canvas"].sum
 
@@ -84,7 +84,8 @@ def test_times_are_spread_over_their_grid():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: MGDM(steps=0), lambda: MGDM(gamma=0.5), lambda: MGDM(alpha=0.0), lambda: FixedRate(time=0.0)]
+    "make",
+    [lambda: MGDM(num_timesteps=0), lambda: MGDM(gamma=0.5), lambda: MGDM(alpha=0.0), lambda: FixedRate(time=0.0)],
 )
 def test_what_cannot_be_is_refused(make):
     with pytest.raises(ValueError, match=r"objective\."):

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LENGTH, MASK, TEXTS, VOCAB, Oracle, batch_of, entropy, truth, wrong_conditionals
+from support.oracle import LENGTH, MASK, TEXTS, VOCAB, Oracle, batch_of, entropy, truth, wrong_conditionals
 
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.learned_noise import LearnedNoise
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.processes.tokenwise import Learned, Tokenwise
+from diffusion_lm.processes.state_dependent import LearnedMasking, StateDependentMasking
 from diffusion_lm.schedules import Cosine, Linear
-from diffusion_lm.types import Logits
+from diffusion_lm.types import DenseLogits
 
 PATTERNS = np.array(list(itertools.product([False, True], repeat=LENGTH)))  # [16, 4]
 LOG_POWERS = np.log([0.6, 1.0, 1.7])
@@ -24,18 +24,18 @@ TIMES = {0: (0.3, 0.85), 3: (1 / 3, 2 / 3, 1.0)}  # a loss is linear in texts an
 
 def wrong(tokens, t, **where):
     """Some denoiser, and not of this noise."""
-    return Logits(values=jnp.asarray(wrong_conditionals(tokens), jnp.float64))
+    return DenseLogits(values=jnp.asarray(wrong_conditionals(tokens), jnp.float64))
 
 
 def laws(times, schedule):
     """q(pattern | text) by hand, [times, 12, 16]."""
-    lost = np.array([float(schedule.lost(jnp.asarray(t))) for t in times])
+    lost = np.array([float(schedule.one_minus_alpha(jnp.asarray(t))) for t in times])
     masked = lost[:, None, None] ** np.exp(LOG_POWERS)[SOME][None]  # [times, 12, 4]
     return np.prod(np.where(PATTERNS[None, None], masked[:, :, None], 1 - masked[:, :, None]), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Laid(Tokenwise):
+class Laid(StateDependentMasking):
     """Noise, times and weights are given: `patterns` bool [B, 4], one for each draw in turn."""
 
     patterns: list
@@ -48,13 +48,13 @@ class Laid(Tokenwise):
     def log_noise(self, x0, xt, t):
         return super().log_noise(x0, xt, self.times)
 
-    def nelbo(self, readout, x0, xt, t, weights, steps):
-        return super().nelbo(readout, x0, xt, self.times, weights * self.share, steps)
+    def nelbo(self, head, x0, xt, t, weights, num_timesteps):
+        return super().nelbo(head, x0, xt, self.times, weights * self.share, num_timesteps)
 
 
 def expected_gradient(objective, schedule, draws):
     """Of an objective that draws noise so often: over texts, times and draws, each as likely as it is."""
-    times, q = TIMES[objective.steps], laws(TIMES[objective.steps], schedule)
+    times, q = TIMES[objective.num_timesteps], laws(TIMES[objective.num_timesteps], schedule)
     cases = np.mgrid[(slice(len(times)), slice(len(SOME)), *[slice(16)] * draws)].reshape(2 + draws, -1)
     at, text, *pattern = cases[:, np.prod([q[cases[0], cases[1], p] for p in cases[2:]], axis=0) > 0]
     share = truth()[::7][text] / len(times) * np.prod([q[at, text, p] for p in pattern], axis=0)
@@ -73,28 +73,28 @@ def expected_gradient(objective, schedule, draws):
     return jax.jit(jax.value_and_grad(loss))(jnp.asarray(LOG_POWERS))
 
 
-def exact(steps, schedule):
+def exact(num_timesteps, schedule):
     """The expectation, as a function of exponents that also say how likely each pattern is."""
-    at, text, pattern = (a.reshape(-1) for a in np.mgrid[: len(TIMES[steps]), : len(SOME), :16])
-    x0, t = jnp.asarray(SOME[text]), jnp.asarray(np.array(TIMES[steps])[at][:, None])
-    xt, p = jnp.where(PATTERNS[pattern], MASK, x0), jnp.asarray(truth()[::7][text] / len(TIMES[steps]))
+    at, text, pattern = (a.reshape(-1) for a in np.mgrid[: len(TIMES[num_timesteps]), : len(SOME), :16])
+    x0, t = jnp.asarray(SOME[text]), jnp.asarray(np.array(TIMES[num_timesteps])[at][:, None])
+    xt, p = jnp.where(PATTERNS[pattern], MASK, x0), jnp.asarray(truth()[::7][text] / len(TIMES[num_timesteps]))
 
     def cost(log_powers):
-        process = Tokenwise(schedule=schedule, mask=MASK, powers=jnp.exp(log_powers))
+        process = StateDependentMasking(schedule=schedule, mask=MASK, powers=jnp.exp(log_powers))
         share = p * jnp.exp(jnp.sum(process.log_noise(x0, xt, t), axis=1))
-        return process.nelbo(wrong(xt, t), x0, xt, t, share[:, None] * jnp.ones((1, LENGTH)), steps)
+        return process.nelbo(wrong(xt, t), x0, xt, t, share[:, None] * jnp.ones((1, LENGTH)), num_timesteps)
 
     return jax.jit(cost)
 
 
-@pytest.mark.parametrize(("steps", "schedule"), [(0, Linear()), (3, Cosine())], ids=str)
-def test_the_gradient_of_exponents_agrees_with_finite_differences(steps, schedule):
+@pytest.mark.parametrize(("num_timesteps", "schedule"), [(0, Linear()), (3, Cosine())], ids=str)
+def test_the_gradient_of_exponents_agrees_with_finite_differences(num_timesteps, schedule):
     """Of what the bound is in the mean, by two draws; by one, that what is drawn depends on them is left out."""
     with jax.enable_x64(True):
-        cost = exact(steps, schedule)
+        cost = exact(num_timesteps, schedule)
         slope = np.array([cost(LOG_POWERS + step) - cost(LOG_POWERS - step) for step in 1e-5 * np.eye(VOCAB)]) / 2e-5
-        value, gradient = expected_gradient(LearnedNoise(steps=steps), schedule, draws=2)
-        same, partial = expected_gradient(ELBO(steps=steps), schedule, draws=1)
+        value, gradient = expected_gradient(LearnedNoise(num_timesteps=num_timesteps), schedule, draws=2)
+        same, partial = expected_gradient(ELBO(num_timesteps=num_timesteps), schedule, draws=1)
         np.testing.assert_allclose([value, same], cost(LOG_POWERS), rtol=1e-9)
     np.testing.assert_allclose(gradient, slope, atol=1e-6)
     assert np.abs(np.asarray(partial) - slope).max() > 0.01
@@ -102,7 +102,7 @@ def test_the_gradient_of_exponents_agrees_with_finite_differences(steps, schedul
 
 def test_stated_noise_is_drawn():
     """`log_noise`, which the gradient goes by, against `corrupt`."""
-    process, rows = Learned(mask=MASK).of({"log_powers": jnp.asarray(LOG_POWERS)}), 40_000
+    process, rows = LearnedMasking(mask=MASK).of({"log_powers": jnp.asarray(LOG_POWERS)}), 40_000
     x0 = jnp.tile(jnp.array([[0, 1, 2]], jnp.int32), (rows, 1))
     t = jnp.full((rows, 1), 0.6)
     masked = np.mean(np.asarray(process.corrupt(jax.random.key(0), x0, t)) == MASK, axis=0)
@@ -114,18 +114,18 @@ def test_stated_noise_is_drawn():
 
 def test_training_begins_as_masked_diffusion():
     """Before anything is learned the loss is the masked bound: of the true denoiser the entropy."""
-    texts, learned = TEXTS[np.random.default_rng(0).choice(81, size=8_000, p=truth())], Learned(mask=MASK)
+    texts, learned = TEXTS[np.random.default_rng(0).choice(81, size=8_000, p=truth())], LearnedMasking(mask=MASK)
     ask = lambda key: LearnedNoise()(Oracle(), learned.of(learned.fresh()), key, batch_of(texts))["canvas"]  # noqa: E731
     loss = jax.jit(ask)(jax.random.key(1))
     assert abs(float(loss.mean) * LENGTH - entropy()) < 0.1 and loss.weight == 8_000 * LENGTH
 
 
-@pytest.mark.parametrize("process", [Absorbing(mask=MASK), Learned(mask=MASK)], ids=["masks", "nothing learned"])
+@pytest.mark.parametrize("process", [Absorbing(mask=MASK), LearnedMasking(mask=MASK)], ids=["masks", "nothing learned"])
 def test_noise_without_exponents_is_refused(process):
-    with pytest.raises(ValueError, match="set process=Learned"):
+    with pytest.raises(ValueError, match="set process=LearnedMasking"):
         LearnedNoise()(Oracle(), process, jax.random.key(0), batch_of(TEXTS[:2]))
 
 
 def test_exponents_in_the_config_are_refused():
     with pytest.raises(ValueError, match="learned here"):
-        Learned(powers=(1.0, 2.0, 3.0))
+        LearnedMasking(powers=(1.0, 2.0, 3.0))

@@ -8,8 +8,8 @@ import pytest
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import Canvas, run
-from diffusion_lm.types import Batch, Logits
+from diffusion_lm.samplers.base import Canvas, decode_loop
+from diffusion_lm.types import Batch, DenseLogits
 
 A, END, MASK = 0, 1, 2
 TEXTS = {"short": [END, END], "long": [A, END]}  # each half of the time, on a canvas of 2
@@ -30,12 +30,12 @@ def test_the_bound_of_either_text_is_log_2(text):
     before_end = jnp.cumsum(tokens == END, axis=1) - (tokens == END) == 0
     batch = Batch(
         tokens=tokens,
-        segments=jnp.ones_like(tokens),
+        segment_ids=jnp.ones_like(tokens),
         positions=jnp.broadcast_to(jnp.arange(2)[None], tokens.shape),
-        given=jnp.zeros(tokens.shape, bool),
-        target=before_end,
+        context_mask=jnp.zeros(tokens.shape, bool),
+        loss_mask=before_end,
     )
-    loss = ELBO()(lambda x, t, **_: Logits(values=denoise(x)), Absorbing(mask=MASK), jax.random.key(0), batch)
+    loss = ELBO()(lambda x, t, **_: DenseLogits(values=denoise(x)), Absorbing(mask=MASK), jax.random.key(0), batch)
     np.testing.assert_allclose(loss["canvas"].sum / ROWS, np.log(2), rtol=0.02)  # 1 / t has a heavy tail
     assert loss["canvas"].weight == before_end.sum()
 
@@ -43,13 +43,13 @@ def test_the_bound_of_either_text_is_log_2(text):
 def test_ancestral_sampling_ends_half_of_the_texts_at_once():
     canvas = Canvas(
         tokens=jnp.full((ROWS, 2), MASK),
-        open=jnp.ones((ROWS, 2), bool),
-        given=jnp.zeros((ROWS, 2), bool),
-        probability=jnp.zeros((ROWS, 2)),
+        undecided=jnp.ones((ROWS, 2), bool),
+        context_mask=jnp.zeros((ROWS, 2), bool),
+        confidence=jnp.zeros((ROWS, 2)),
         keys=jax.random.split(jax.random.key(0), ROWS),
         passes=jnp.zeros((), jnp.int32),
     )
-    sampler = Ancestral(process=Absorbing(mask=MASK), passes=16, eot=END)
-    cleared, _ = jax.jit(lambda c: run(sampler, denoise, c, 16))(canvas)
+    sampler = Ancestral(process=Absorbing(mask=MASK), passes=16, eos=END)
+    cleared, _ = jax.jit(lambda c: decode_loop(sampler, denoise, c, 16))(canvas)
     assert abs((cleared.tokens[:, 0] == A).mean() - 0.5) < 0.01  # four standard deviations
     assert (cleared.tokens[:, 1] == END).all()

@@ -8,56 +8,58 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_lm.nn import readout as readout_module
-from diffusion_lm.nn.bound import Bound
-from diffusion_lm.nn.denoiser import Architecture, Denoiser, init_params
-from diffusion_lm.nn.readout import Projection, unit
+from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.nn import lm_head as readout_module
+from diffusion_lm.nn.lm_head import ChunkedLogits, unit
 from diffusion_lm.objectives.joint import Joint
-from diffusion_lm.objectives.self_conditioning import SelfConditioned
+from diffusion_lm.objectives.self_conditioning import SelfConditionedObjective
 from diffusion_lm.processes.uniform import Uniform
-from diffusion_lm.types import Alignment, Batch, Bidirectional, Logits, Mixed
+from diffusion_lm.types import Alignment, Batch, DenseLogits, Full, NoisyEmbeddings
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB, LENGTH, ROWS, WIDTH = 7, 8, 3, 8
 PROCESS = Uniform(mask=VOCAB)
-SIZES = {"width": WIDTH, "layers": 1, "heads": 2, "mlp": 8, "products": "float32"}
+SIZES = {"width": WIDTH, "layers": 1, "heads": 2, "mlp_dim": 8, "compute_dtype": "float32"}
 
 
 @functools.cache
-def network() -> Bound:
-    module = Denoiser(Architecture(**SIZES, self_conditioning=True), vocab=VOCAB)
+def network() -> BoundModel:
+    module = Transformer(Architecture(**SIZES, self_conditioning=True), vocab=VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(a + rng.normal(scale=0.3, size=a.shape), jnp.float32), params)
-    return Bound(module=module, params=params)
+    return BoundModel(module=module, params=params)
 
 
 def batch() -> Batch:
     tokens = jnp.asarray(np.random.default_rng(1).integers(VOCAB, size=(ROWS, LENGTH)), jnp.int32)
     at = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32)[None], tokens.shape)
-    return Batch(tokens=tokens, segments=jnp.ones_like(tokens), positions=at, given=at == 0, target=at > 0)
+    return Batch(tokens=tokens, segment_ids=jnp.ones_like(tokens), positions=at, context_mask=at == 0, loss_mask=at > 0)
 
 
 def by_hand(objective, bound, key, again):
     """The objective with every noisy text read twice, the second time told what the first said if `again`."""
 
-    def denoise(tokens, t, *, reading, **where):
-        said = bound.denoise(tokens, t, reading=reading, **where)
+    def denoise(tokens, t, *, attention, **where):
+        said = bound.denoise(tokens, t, attention=attention, **where)
         p = jax.nn.softmax(said[0].logits())
-        soft = again * jax.lax.stop_gradient(p @ unit(bound.params["embedding"])[:VOCAB])
-        return bound.denoise(tokens, t, reading=reading, soft=jnp.concatenate([soft, 0 * soft], axis=1), **where)
+        self_cond = again * jax.lax.stop_gradient(p @ unit(bound.params["embedding"])[:VOCAB])
+        return bound.denoise(
+            tokens, t, attention=attention, self_cond=jnp.concatenate([self_cond, 0 * self_cond], axis=1), **where
+        )
 
     return objective(denoise, PROCESS, key, batch())
 
 
 def test_half_of_the_time_the_text_is_read_twice():
     """Value and gradients; what is told has none, and clean text is told nothing."""
-    bound, objective, coins = network(), Joint(block=4), {}
+    bound, objective, coins = network(), Joint(block_size=4), {}
 
     def total(params, seed, ours):
         key, asked = jax.random.key(seed), bound.replace(params=params)
         if ours:
-            parts = SelfConditioned(objective)(asked.denoise, PROCESS, key, batch())
+            parts = SelfConditionedObjective(objective)(asked.denoise, PROCESS, key, batch())
         else:
             coin, key = jax.random.split(key)
             parts = by_hand(objective, asked, key, jax.random.bernoulli(coin))
@@ -75,31 +77,33 @@ def test_half_of_the_time_the_text_is_read_twice():
 
 def test_nothing_said_is_zeros():
     bound, rows = network(), batch()
-    where = {"reading": Bidirectional(), "positions": rows.positions, "segments": rows.segments}
-    t, soft = jnp.ones((ROWS, 1)), jnp.zeros((ROWS, LENGTH, WIDTH))
-    one, other, told = (bound.denoise(rows.tokens, t, soft=s, **where).logits() for s in (None, soft, soft + 1))
+    where = {"attention": Full(), "positions": rows.positions, "segment_ids": rows.segment_ids}
+    t, self_cond = jnp.ones((ROWS, 1)), jnp.zeros((ROWS, LENGTH, WIDTH))
+    one, other, told = (
+        bound.denoise(rows.tokens, t, self_cond=s, **where).logits() for s in (None, self_cond, self_cond + 1)
+    )
     np.testing.assert_allclose(one, other, atol=1e-6)
     assert float(jnp.abs(one - told).max()) > 0.1
 
 
 def test_what_is_mixed_into_the_text_takes_the_tokens_place():
     """All of the token's vector and no noise is the token; none of it, the vector that is given."""
-    module = Denoiser(Architecture(**SIZES, time_conditioning=True), vocab=VOCAB)
+    module = Transformer(Architecture(**SIZES, time_conditioning=True), vocab=VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
     params["embedding"] = 30 * params["embedding"]  # away from the smallest size that a norm still sees
-    bound, rows = Bound(module=module, params=params), batch()
-    where = {"reading": Bidirectional(), "positions": rows.positions, "segments": rows.segments}
+    bound, rows = BoundModel(module=module, params=params), batch()
+    where = {"attention": Full(), "positions": rows.positions, "segment_ids": rows.segment_ids}
     t, keep, none = jnp.ones((ROWS, 1)), jnp.ones((ROWS, LENGTH)), jnp.zeros((ROWS, LENGTH, WIDTH))
     vectors = jnp.take(unit(params["embedding"]), rows.tokens, axis=0)
     plain = bound.denoise(rows.tokens, t, **where).logits()
     for tokens, mixed in ((rows.tokens, (keep, none)), (0 * rows.tokens, (0 * keep, vectors))):
         for told in (0.0, 0.5):  # what the vectors say by themselves is added
-            said = bound.denoise(tokens, t, mixed=Mixed(*mixed, told * keep), **where)
+            said = bound.denoise(tokens, t, mixed=NoisyEmbeddings(*mixed, told * keep), **where)
             more = told * vectors @ unit(params["embedding"])[:VOCAB].T
             np.testing.assert_allclose(said.logits(), plain + more, atol=2e-3)
             np.testing.assert_allclose(said.vectors, unit(params["embedding"]))
     with pytest.raises(ValueError, match=r"set model\.time_conditioning=true"):
-        network().denoise(rows.tokens, t, mixed=Mixed(keep, none, keep), **where)
+        network().denoise(rows.tokens, t, mixed=NoisyEmbeddings(keep, none, keep), **where)
 
 
 @pytest.mark.parametrize("rows", [2, 10, 512])
@@ -107,10 +111,10 @@ def test_the_mean_vector_is_the_plain_one_and_no_array_of_all_logits_exists(monk
     monkeypatch.setattr(readout_module, "_CHUNK_ROWS", rows)
     rng = np.random.default_rng(0)
     hidden, table, vectors = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 13, 8), (384, 8), (384, 8)))
-    fields = {"table": table, "vocab": 300, "alignment": Alignment.SAME, "products": "float32", "vectors": vectors}
-    mean = lambda hidden: Projection(hidden=hidden, **fields).mean_vector()  # noqa: E731
-    plain = Logits(values=jnp.einsum("ble,ve->blv", hidden, table)[..., :300], vectors=vectors[:300])
-    np.testing.assert_allclose(mean(hidden), plain.mean_vector(), atol=1e-5)
+    fields = {"table": table, "vocab": 300, "alignment": Alignment.SAME, "compute_dtype": "float32", "vectors": vectors}
+    mean = lambda hidden: ChunkedLogits(hidden=hidden, **fields).expected_embedding()  # noqa: E731
+    plain = DenseLogits(values=jnp.einsum("ble,ve->blv", hidden, table)[..., :300], vectors=vectors[:300])
+    np.testing.assert_allclose(mean(hidden), plain.expected_embedding(), atol=1e-5)
     assert (jax.grad(lambda h: mean(h).sum())(hidden) == 0).all()
     if rows < 512:
         assert "f32[2,13,384]" not in str(jax.make_jaxpr(mean)(hidden))

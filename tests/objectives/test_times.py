@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import MASK, TEXTS, Oracle, batch_of
 from scipy import stats
+from support.oracle import MASK, TEXTS, Oracle, batch_of
 
 from diffusion_lm.objectives.elbo import draw_times
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.schedules import Cosine, Polynomial
-from diffusion_lm.types import Bidirectional
+from diffusion_lm.types import Full
 
 
 def keys(count=2_000):
@@ -30,16 +30,16 @@ def test_together_they_are_stratified():
     np.testing.assert_allclose(np.diff(t, axis=1), 1 / 12, atol=1e-6)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
-def test_steps_are_on_the_grid_and_all_hit_alike(steps):
+@pytest.mark.parametrize("num_timesteps", [1, 2, 7, 1000])
+def test_steps_are_on_the_grid_and_all_hit_alike(num_timesteps):
     process = Absorbing(schedule=Cosine(), mask=MASK)
-    t = draw_times(jax.random.key(4), (7_000, 1), steps)
-    step = np.round(np.asarray(t) * steps).astype(int)
-    np.testing.assert_allclose(t, step / steps, rtol=1e-6)
-    assert step.min() >= 1 and step.max() == steps
-    counts = np.bincount(step[:, 0], minlength=steps + 1)[1:]
-    assert (abs(counts - 7_000 / steps) <= 1).all()
-    assert (process.step_weight(t, t - 1 / steps)[step == 1] == 1).all()  # the last step reveals everything
+    t = draw_times(jax.random.key(4), (7_000, 1), num_timesteps)
+    step = np.round(np.asarray(t) * num_timesteps).astype(int)
+    np.testing.assert_allclose(t, step / num_timesteps, rtol=1e-6)
+    assert step.min() >= 1 and step.max() == num_timesteps
+    counts = np.bincount(step[:, 0], minlength=num_timesteps + 1)[1:]
+    assert (abs(counts - 7_000 / num_timesteps) <= 1).all()
+    assert (process.step_weight(t, t - 1 / num_timesteps)[step == 1] == 1).all()  # the last step reveals everything
 
 
 def test_the_loss_varies_less_than_with_independent_times():
@@ -49,7 +49,7 @@ def test_the_loss_varies_less_than_with_independent_times():
     def loss(key, draw):
         t = draw(jax.random.fold_in(key, 0), (32, 1))
         xt = process.corrupt(jax.random.fold_in(key, 1), batch.tokens, t)
-        said = Oracle()(xt, t, reading=Bidirectional(), positions=batch.positions, segments=batch.segments)
+        said = Oracle()(xt, t, attention=Full(), positions=batch.positions, segment_ids=batch.segment_ids)
         return process.nelbo(said, batch.tokens, xt, t, jnp.ones(xt.shape), 0)
 
     def independent(key, shape):

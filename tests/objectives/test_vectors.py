@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LENGTH, TEXTS, batch_of, entropy, truth
-from vectors import PROCESS, VECTORS, Seer
+from support.oracle import LENGTH, TEXTS, batch_of, entropy, truth
+from support.vectors import PROCESS, VECTORS, Seer
 
 from diffusion_lm.objectives.elbo import ELBO
-from diffusion_lm.objectives.embedding_flow import EmbeddingFlow
+from diffusion_lm.objectives.embedding_flow import EmbeddingFlowLoss
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.gaussian import Gaussian
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ROWS, DRAWS = 16_384, 12
-PARTS = EmbeddingFlow().bound, EmbeddingFlow()
+PARTS = EmbeddingFlowLoss().bound, EmbeddingFlowLoss()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -85,8 +85,8 @@ def _asked(tokens, bound=False):
         seen.append((mixed, Seer()(tokens, t, mixed=mixed, **where)))
         return seen[-1][1]
 
-    ask = EmbeddingFlow().bound if bound else EmbeddingFlow()
-    return ask(denoise, PROCESS, jax.random.key(0), batch_of(tokens, given=2))["canvas"], seen
+    ask = EmbeddingFlowLoss().bound if bound else EmbeddingFlowLoss()
+    return ask(denoise, PROCESS, jax.random.key(0), batch_of(tokens, context_mask=2))["canvas"], seen
 
 
 def test_given_tokens_are_clean_and_cost_nothing():
@@ -99,12 +99,12 @@ def test_given_tokens_are_clean_and_cost_nothing():
 
 def test_half_of_the_rows_learn_beside_clean_text_which_costs_nothing():
     tokens = np.tile(TEXTS[:5], (200, 1))
-    loss, (((keep, more, told), readout),) = _asked(tokens)
+    loss, (((keep, more, told), head),) = _asked(tokens)
     clean = np.asarray(keep == 1)
     assert clean[:, :2].all() and not np.asarray(more)[clean].any() and not np.asarray(told)[clean].any()
     assert 0.2 < clean[:, 2:].mean() < 0.3 and 0.28 < clean[:, 2:].any(axis=1).mean() < 0.39  # 1/4; 1/2 E[1 - (1-u)^2]
     noised = (~clean).astype(np.float32)
-    np.testing.assert_allclose(loss.sum, readout.cross_entropy(jnp.asarray(tokens), jnp.asarray(noised)), rtol=1e-5)
+    np.testing.assert_allclose(loss.sum, head.cross_entropy(jnp.asarray(tokens), jnp.asarray(noised)), rtol=1e-5)
     assert loss.weight == 2000
 
 
@@ -124,7 +124,7 @@ def test_noise_and_objective_must_go_together():
     with pytest.raises(ValueError, match="set objective=EmbeddingFlow"):
         ELBO()(Seer(), PROCESS, jax.random.key(0), batch)
     with pytest.raises(ValueError, match=r"set process=Gaussian\(\)"):
-        EmbeddingFlow()(Seer(), Absorbing(mask=3), jax.random.key(0), batch)
+        EmbeddingFlowLoss()(Seer(), Absorbing(mask=3), jax.random.key(0), batch)
 
 
 @pytest.mark.parametrize("bad", [{"noise": 0.0}, {"noise": float("nan")}, {"least": 0.0}, {"least": 1.0}])

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import dit
 import numpy as np
 import pytest
+from support import dit
 
 
 @pytest.fixture(scope="module")

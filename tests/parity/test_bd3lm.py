@@ -1,12 +1,12 @@
 """BD3-LM's losses at their own noise, each block at its time: its network, rebuilt, through our bound (2503.09573)."""
 
-import dit
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import dit
 
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.types import Logits
+from diffusion_lm.types import DenseLogits
 
 MASK, LENGTH = 60, 32
 BLOCKS = pytest.mark.parametrize("block", [4, 8, 16])
@@ -34,7 +34,7 @@ def test_losses_at_stored_noise(stored, weights, block, clip):
     for row in range(2):
         one = slice(row, row + 1)
         loss = Absorbing(mask=MASK).nelbo(
-            Logits(values=jnp.asarray(logits[one], jnp.float32)),
+            DenseLogits(values=jnp.asarray(logits[one], jnp.float32)),
             jnp.asarray(stored["x0"][one]),
             jnp.asarray(xt[one]),
             jnp.asarray(t[one, ::block], jnp.float32),

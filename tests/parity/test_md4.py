@@ -8,7 +8,7 @@ import pytest
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.schedules import Cosine, Linear, Polynomial, Schedule
-from diffusion_lm.types import Logits
+from diffusion_lm.types import DenseLogits
 
 VOCAB = MASK = 50
 
@@ -22,8 +22,8 @@ class Squeezed:
     def alpha(self, t):
         return (1 - 2e-4) * self.schedule.alpha(t) + 1e-4
 
-    def lost(self, t):
-        return (1 - 2e-4) * self.schedule.lost(t) + 1e-4
+    def one_minus_alpha(self, t):
+        return (1 - 2e-4) * self.schedule.one_minus_alpha(t) + 1e-4
 
     def dalpha(self, t):
         return (1 - 2e-4) * self.schedule.dalpha(t)
@@ -62,6 +62,6 @@ def test_losses_at_stored_noise(stored, named, time):
     for row, expected in enumerate(case["diffusion_loss_per_example"]):
         one = slice(row, row + 1)
         x0, zt, logits = (jnp.asarray(a[one]) for a in (stored["x0"], case["zt"], case["logits"]))
-        loss = process.nelbo(Logits(values=logits), x0, zt, t[one], jnp.ones(x0.shape), steps)
+        loss = process.nelbo(DenseLogits(values=logits), x0, zt, t[one], jnp.ones(x0.shape), steps)
         # md4 subtracts nearby alphas in float32: in float64 its own formula gives numbers up to 2.2e-4 away.
         np.testing.assert_allclose(loss, expected, rtol=2.5e-4 if steps == 1000 else 2e-5)

@@ -3,16 +3,16 @@
 import dataclasses
 from collections.abc import Callable
 
-import dit
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import dit
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.score import AbsorbingScore
 from diffusion_lm.schedules import Linear
-from diffusion_lm.types import Logits
+from diffusion_lm.types import DenseLogits
 
 MASK = 60
 
@@ -26,7 +26,7 @@ class Noise:
     def alpha(self, t):
         return jnp.exp(-self.sigma(t))
 
-    def lost(self, t):
+    def one_minus_alpha(self, t):
         return -jnp.expm1(-self.sigma(t))
 
     def dalpha(self, t):
@@ -61,7 +61,7 @@ def test_losses_at_stored_noise(stored, weights, name):
     logits = dit.logits(weights, xt, np.zeros(2))[..., :MASK]
     for row in range(2):
         one = slice(row, row + 1)
-        said = Logits(values=jnp.asarray(logits[one], jnp.float32))
+        said = DenseLogits(values=jnp.asarray(logits[one], jnp.float32))
         given = jnp.asarray(x0[one]), jnp.asarray(xt[one]), jnp.asarray(t[one, None], jnp.float32)
         loss = process.nelbo(said, *given, jnp.ones((1, x0.shape[1])), steps)
         np.testing.assert_allclose(loss, stored[f"loss/{name}/nlls"][row].sum(), rtol=near)
@@ -75,7 +75,7 @@ def test_score_entropy_at_stored_noise(stored, weights):
     for row in range(2):
         one = slice(row, row + 1)
         given = jnp.asarray(x0[one]), jnp.asarray(xt[one]), jnp.asarray(t[one, None], jnp.float32)
-        said = Logits(values=jnp.asarray(logits[one], jnp.float32))
+        said = DenseLogits(values=jnp.asarray(logits[one], jnp.float32))
         loss = process.nelbo(said, *given, jnp.ones((1, x0.shape[1])), 0)
         np.testing.assert_allclose(loss, stored["loss/sedd/nlls"][row].sum(), rtol=2e-5)
 
@@ -90,7 +90,7 @@ def test_d3pm_at_stored_noise(stored, weights):
     for row, expected in enumerate(stored["loss/d3pm_T1000/nlls"]):
         one, now, then = slice(row, row + 1), t[row, 0], t[row, 0] - 1 / steps
         given = jnp.asarray(x0[one]), jnp.asarray(xt[one]), jnp.asarray(t[one], jnp.float32)
-        said = Logits(values=jnp.asarray(log_p[one, :, :MASK]))
+        said = DenseLogits(values=jnp.asarray(log_p[one, :, :MASK]))
         bound = Absorbing(mask=MASK).nelbo(said, *given, jnp.ones((1, x0.shape[1])), steps)
         mask = np.exp(log_p[row, :, MASK].astype(np.float64))[xt[row] == MASK]
         whole, before = (np.log1p((1 - s) / s * mask) for s in (now, then))
@@ -103,6 +103,6 @@ def test_importance_sampling_is_the_change_of_variables(stored):
     """Drawn times are moved to where they are worth the same, and weighed with what the density leaves: a constant."""
     t = jnp.asarray(stored["loss/subs_changevar/t"])
     moved = stored["loss/subs_importance/t"]
-    np.testing.assert_allclose(LOG_LINEAR.lost(jnp.asarray(moved)), EVEN.lost(t), rtol=2e-4)
+    np.testing.assert_allclose(LOG_LINEAR.one_minus_alpha(jnp.asarray(moved)), EVEN.one_minus_alpha(t), rtol=2e-4)
     np.testing.assert_array_equal(stored["loss/subs_importance/xt"], stored["loss/subs_changevar/xt"])
     np.testing.assert_allclose(stored["loss/subs_importance/nlls"], stored["loss/subs_changevar/nlls"], rtol=1e-6)

@@ -17,8 +17,8 @@ import pytest
 
 from diffusion_lm.samplers.base import Canvas
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.samplers.draw import Draw
-from diffusion_lm.samplers.pace import Even, Threshold
+from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.samplers.unmasking import FixedCount, Threshold
 
 NEVER, LONG, PROMPT = -1, 10_000, 12
 LLADA_NAMES = {  # theirs -> Dream's, which are Qwen2's
@@ -119,9 +119,9 @@ def stepped(sampler, logits, tokens, opened, passes):
     tokens, opened = jnp.asarray(tokens), jnp.asarray(opened)
     canvas = Canvas(
         tokens=tokens,
-        open=opened,
-        given=~opened,
-        probability=jnp.zeros(tokens.shape),
+        undecided=opened,
+        context_mask=~opened,
+        confidence=jnp.zeros(tokens.shape),
         keys=jax.random.split(jax.random.key(0), len(tokens)),
         passes=jnp.array(passes, jnp.int32),
     )
@@ -168,7 +168,7 @@ def test_evenly_many_a_pass(llada, run):
     """LLaDA hands out what doesn't divide evenly before it begins, one more to each of the first passes; to commit
     what is left over the passes left, rounded up, as we do, comes to the same."""
     block, passes = EVEN[run]
-    sampler = Confidence(passes=passes, eot=NEVER, draw=Draw(temperature=0.0), pace=Even())
+    sampler = Confidence(passes=passes, eos=NEVER, draw=SamplingParams(temperature=0.0), pace=FixedCount())
     assert blocks_replayed(llada, run, block, sampler) == 32 // block * passes
 
 
@@ -176,7 +176,7 @@ def test_evenly_many_a_pass(llada, run):
 def test_all_above_a_threshold(llada, run):
     """Theirs takes a probability at the threshold too, ours only above it: none lies there."""
     block, least = FIXED[run]
-    sampler = Confidence(passes=LONG, eot=NEVER, draw=Draw(temperature=0.0), pace=Threshold(least=least))
+    sampler = Confidence(passes=LONG, eos=NEVER, draw=SamplingParams(temperature=0.0), pace=Threshold(least=least))
     assert blocks_replayed(llada, run, block, sampler) == (13 if least < 0.5 else 32)
 
 
@@ -188,10 +188,10 @@ class DreamsPace:
     made: int
     measure: str
 
-    def count(self, sure, open_count, left):
+    def count(self, sure, num_undecided, left):
         times = np.linspace(1.0, 1e-3, self.passes + 1)
         share = 1.0 if self.made + 1 == self.passes else 1 - times[self.made + 1] / times[self.made]
-        return jnp.floor(open_count * share).astype(jnp.int32)
+        return jnp.floor(num_undecided * share).astype(jnp.int32)
 
 
 DREAM = {
@@ -213,7 +213,7 @@ def test_by_each_measure(dream, run):
     seen = jnp.asarray(np.pad(padding, ((0, 0), (0, 24)), constant_values=1) == 1)
     for made, (now, after) in enumerate(itertools.pairwise(canvases)):
         pace = DreamsPace(passes=len(canvases) - 1, made=made, measure=DREAM[run])
-        sampler = Confidence(passes=LONG, eot=NEVER, draw=Draw(temperature=0.0), pace=pace)
+        sampler = Confidence(passes=LONG, eos=NEVER, draw=SamplingParams(temperature=0.0), pace=pace)
         logits = shifted(dream.logits(jnp.asarray(now), seen))
         counts.append(int((now == dream.mask)[0].sum() - (after == dream.mask)[0].sum()))
         if counts[-1]:
@@ -222,8 +222,8 @@ def test_by_each_measure(dream, run):
 
 
 def test_another_order_does_not_replay(llada):
-    by_margin = Confidence(passes=4, eot=NEVER, draw=Draw(temperature=0.0), pace=Even(measure="margin"))
-    strict = Confidence(passes=LONG, eot=NEVER, draw=Draw(temperature=0.0), pace=Threshold(least=0.5))
+    by_margin = Confidence(passes=4, eos=NEVER, draw=SamplingParams(temperature=0.0), pace=FixedCount(measure="margin"))
+    strict = Confidence(passes=LONG, eos=NEVER, draw=SamplingParams(temperature=0.0), pace=Threshold(least=0.5))
     for run, sampler in (("llada_b8_s16", by_margin), ("fastdllm_generate_b16_thr0.3", strict)):
         with pytest.raises(AssertionError):
             blocks_replayed(llada, run, 8 if "b8" in run else 16, sampler)

@@ -4,16 +4,16 @@ A pass there draws the token with the largest probability / (1e-10 - log(u + 1e-
 rule on our probabilities must give the same canvas. Times run down to 1e-5 there; passes are replayed between those.
 """
 
-import dit
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import dit
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.base import Canvas
-from diffusion_lm.samplers.draw import Draw
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Remasking, Rescale
+from diffusion_lm.samplers.sampling_params import SamplingParams
 
 MASK, PASSES, EPS = 60, 16, 1e-5
 
@@ -32,7 +32,7 @@ class ForwardBackward(Cap):
         return ((1 - EPS) / PASSES / jnp.maximum(1 - t, 1e-9))[:, None]
 
 
-class Peer(Draw):
+class Peer(SamplingParams):
     """Their nucleus leaves out the token that crosses p, ours has it: top_p, as they draw."""
 
     def sharpened(self, logits):
@@ -44,18 +44,18 @@ class Peer(Draw):
 
 
 RUNS = {  # what the peer was given: its eta isn't stored with the runs, but no other replays them
-    "remdm-cap": (Cap(eta=0.1), Draw()),
+    "remdm-cap": (Cap(eta=0.1), SamplingParams()),
     "remdm-cap_topp0.9": (Cap(eta=0.1), Peer(top_p=0.9)),
-    "remdm-rescale": (Rescale(eta=0.3), Draw()),
-    "remdm-conf": (ConfidenceBased(), Draw()),
-    "remdm-loop": (Loop(eta=0.05), Draw()),
-    "forward-backward": (ForwardBackward(), Draw()),
+    "remdm-rescale": (Rescale(eta=0.3), SamplingParams()),
+    "remdm-conf": (ConfidenceBased(), SamplingParams()),
+    "remdm-loop": (Loop(eta=0.05), SamplingParams()),
+    "forward-backward": (ForwardBackward(), SamplingParams()),
 }
 
 
-def replayed(stored, weights, name, remask, draw=Draw(), overshoots=()):  # noqa: B008  (frozen)
+def replayed(stored, weights, name, remask, draw=SamplingParams(), overshoots=()):  # noqa: B008  (frozen)
     """int [passes]: at how many of the 2 x 24 positions our law draws another token than the peer."""
-    sampler = Remasking(process=Absorbing(mask=MASK), passes=PASSES, eot=-1, remask=remask, draw=draw)
+    sampler = Remasking(process=Absorbing(mask=MASK), passes=PASSES, eos=-1, remask=remask, draw=draw)
     before, after, times, uniforms = (
         stored[f"sampler/{name}_s16/{part}"] for part in ("x_in", "x_out", "t", "tape/torch.rand_like")
     )
@@ -69,7 +69,12 @@ def replayed(stored, weights, name, remask, draw=Draw(), overshoots=()):  # noqa
         logits = draw.sharpened(jnp.asarray(said, jnp.float32))
         everywhere = jnp.ones(x.shape, bool)
         canvas = Canvas(
-            tokens=x, open=everywhere, given=~everywhere, probability=probability, keys=None, passes=jnp.array(k)
+            tokens=x,
+            undecided=everywhere,
+            context_mask=~everywhere,
+            confidence=probability,
+            keys=None,
+            passes=jnp.array(k),
         )
         law = sampler.probabilities(logits, x, at, to, sampler.sigma(canvas, t, at, to))
         drawn = np.argmax(np.asarray(law, np.float64) / (1e-10 - np.log(u + 1e-10)), axis=-1)
@@ -94,5 +99,5 @@ def test_another_share_does_not_replay(stored, weights):
     """Nor do sharper logits, so that the replays above say something."""
     for name, wrong in (("cap", Cap(eta=0.09)), ("rescale", Rescale(eta=0.28)), ("conf", Cap(eta=0.1))):
         assert replayed(stored, weights, f"remdm-{name}", wrong).sum() > 2
-    warm = replayed(stored, weights, "remdm-conf", ConfidenceBased(), Draw(temperature=0.9))
+    warm = replayed(stored, weights, "remdm-conf", ConfidenceBased(), SamplingParams(temperature=0.9))
     assert warm.sum() > 2

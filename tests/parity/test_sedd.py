@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion_lm.processes.score import AbsorbingScore
-from diffusion_lm.types import Logits
+from diffusion_lm.types import DenseLogits
 
 MASK = 60
 
@@ -17,9 +17,9 @@ class LogLinear:
     """SEDD keeps a thousandth of the text to the end: alpha = 1 - 0.999 t."""
 
     def alpha(self, t):
-        return 1 - self.lost(t)
+        return 1 - self.one_minus_alpha(t)
 
-    def lost(self, t):
+    def one_minus_alpha(self, t):
         return 0.999 * t
 
     def dalpha(self, t):
@@ -40,10 +40,10 @@ def test_schedule(stored, process):
 
 def test_losses_at_stored_noise(stored, process):
     t = jnp.asarray(stored["t"])[:, None]
-    log_odds = jnp.log(process.schedule.alpha(t) / process.schedule.lost(t))[..., None]
+    log_odds = jnp.log(process.schedule.alpha(t) / process.schedule.one_minus_alpha(t))[..., None]
     logits = jnp.asarray(stored["forward/log_score"])[..., :MASK] - log_odds + np.log(MASK)
     x0, xt = (jnp.asarray(stored[name], jnp.int32) for name in ("x0", "xt"))
     for row, expected in enumerate(stored["loss/per_example"]):
         one = slice(row, row + 1)
-        loss = process.nelbo(Logits(values=logits[one]), x0[one], xt[one], t[one], jnp.ones((1, x0.shape[1])), 0)
+        loss = process.nelbo(DenseLogits(values=logits[one]), x0[one], xt[one], t[one], jnp.ones((1, x0.shape[1])), 0)
         np.testing.assert_allclose(loss, expected, rtol=1e-5)

@@ -1,14 +1,14 @@
 """The absorbing process: its noise, its weights, and its way back."""
 
-import chain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LENGTH, MASK, TEXTS, VOCAB, conditionals, p_value, truth
+from support import chain
+from support.oracle import LENGTH, MASK, TEXTS, VOCAB, conditionals, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.processes.base import spread
+from diffusion_lm.processes.base import broadcast_times
 from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial
 
 SCHEDULES = [Linear(), Cosine(), Polynomial(power=2.0), Polynomial(power=0.5), Geometric()]
@@ -103,9 +103,9 @@ def test_drawn_steps_follow_their_composition(process):
 
 
 def test_spread_repeats_each_time_over_its_span():
-    assert spread(jnp.array([[1.0, 2.0]]), 6).tolist() == [[1, 1, 1, 2, 2, 2]]
+    assert broadcast_times(jnp.array([[1.0, 2.0]]), 6).tolist() == [[1, 1, 1, 2, 2, 2]]
     with pytest.raises(ValueError, match="do not divide"):
-        spread(jnp.zeros((1, 3)), 4)
+        broadcast_times(jnp.zeros((1, 3)), 4)
 
 
 def test_texts_enumerate_the_world():

@@ -1,29 +1,29 @@
-"""Every process's bound and way back, against all canvases of a small world (`chain`)."""
+"""Chain process's bound and way back, against all canvases of a small world (`chain`)."""
 
 import dataclasses
 import re
 from pathlib import Path
 
-import chain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LENGTH, MASK, NEVER, VOCAB, blank, entropy, p_value, truth
+from support import chain
+from support.oracle import LENGTH, MASK, NEVER, VOCAB, blank, entropy, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.flow import MaskFlow, UniformFlow
 from diffusion_lm.processes.interpolating import Interpolating, Noise
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
-from diffusion_lm.processes.tokenwise import Tokenwise
+from diffusion_lm.processes.state_dependent import StateDependentMasking
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import run
+from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial, Schedule
-from diffusion_lm.types import Logits
+from diffusion_lm.types import DenseLogits
 
-TOKENWISE = Tokenwise(powers=(0.5, 1.0, 2.0), mask=MASK)
+TOKENWISE = StateDependentMasking(powers=(0.5, 1.0, 2.0), mask=MASK)
 IN_STEPS = [Absorbing(mask=MASK), Uniform(mask=MASK), Mixture(uniform=0.2, mask=MASK), MaskFlow(mask=MASK), TOKENWISE]
 SCORES = [AbsorbingScore(mask=MASK), UniformScore(mask=MASK)]
 KINDS = [*IN_STEPS, *SCORES]
@@ -48,18 +48,18 @@ def test_float32_is_near(process):
 
 @every(IN_STEPS, [Cosine()])
 def test_steps_fall_towards_continuous_time(process):
-    bounds = [chain.bound(process, steps) for steps in (1, 2, 4, 16)]
+    bounds = [chain.bound(process, num_timesteps) for num_timesteps in (1, 2, 4, 16)]
     assert (np.diff(bounds) < 0).all() and bounds[-1] > entropy()
     assert bounds[-1] - entropy() < 0.35 * (bounds[1] - entropy())
 
 
 @every(IN_STEPS, [Linear()])
-@pytest.mark.parametrize("steps", [1, 3])
-def test_the_bound_lies_above_what_the_sampler_writes(process, steps):
+@pytest.mark.parametrize("num_timesteps", [1, 3])
+def test_the_bound_lies_above_what_the_sampler_writes(process, num_timesteps):
     """For a wrong denoiser and a true one, exactly: the chain of its own steps, against its bound in as many steps."""
     for denoiser in (chain.true_denoiser, chain.wrong_denoiser):
-        nll = -truth() @ np.log(chain.written(process, steps, denoiser))
-        assert chain.bound(process, steps, denoiser) > nll - 1e-5
+        nll = -truth() @ np.log(chain.written(process, num_timesteps, denoiser))
+        assert chain.bound(process, num_timesteps, denoiser) > nll - 1e-5
     assert nll > entropy()
 
 
@@ -105,8 +105,8 @@ def test_ancestral_sampling_writes_the_data(process):
         at = jnp.round((1 - t) * passes).astype(jnp.int32)
         return tables[at, jnp.sum(tokens * code, axis=1)]
 
-    sampler = Ancestral(process=process, passes=passes, eot=NEVER)
-    texts = jax.jit(lambda canvas: run(sampler, denoise, sampler.begin(canvas), passes)[0])(blank(rows)).tokens
+    sampler = Ancestral(process=process, passes=passes, eos=NEVER)
+    texts = jax.jit(lambda canvas: decode_loop(sampler, denoise, sampler.begin(canvas), passes)[0])(blank(rows)).tokens
     assert p_value(texts, chain.written(process, passes)) > 1e-3
 
 
@@ -114,11 +114,11 @@ GRADIENTS = [*KINDS, UniformFlow(mask=MASK)]
 
 
 @pytest.mark.parametrize(
-    ("process", "steps"),
+    ("process", "num_timesteps"),
     [(dataclasses.replace(k, schedule=Cosine()), n) for k in GRADIENTS for n in ((0,) if k in SCORES else (0, 5))],
     ids=str,
 )
-def test_gradients_agree_with_finite_differences(process, steps):
+def test_gradients_agree_with_finite_differences(process, num_timesteps):
     """In float64, along random directions, the last step included."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
@@ -128,12 +128,12 @@ def test_gradients_agree_with_finite_differences(process, steps):
         )
         if isinstance(process, Absorbing):
             xt = np.where(xt == MASK, MASK, x0)
-        t = jnp.asarray(np.arange(1, 7)[:, None].clip(max=5) / 5 - (0 if steps else 0.01))
+        t = jnp.asarray(np.arange(1, 7)[:, None].clip(max=5) / 5 - (0 if num_timesteps else 0.01))
         logits, way = rng.normal(size=(2, 6, LENGTH, VOCAB))
 
         def cost(step):
-            said = Logits(values=jnp.asarray(logits) + step * jnp.asarray(way))
-            return process.nelbo(said, jnp.asarray(x0), jnp.asarray(xt), t, jnp.ones((6, LENGTH)), steps)
+            said = DenseLogits(values=jnp.asarray(logits) + step * jnp.asarray(way))
+            return process.nelbo(said, jnp.asarray(x0), jnp.asarray(xt), t, jnp.ones((6, LENGTH)), num_timesteps)
 
         slope = (cost(1e-5) - cost(-1e-5)) / 2e-5
         np.testing.assert_allclose(jax.grad(cost)(0.0), slope, rtol=1e-6)
@@ -156,16 +156,18 @@ def test_a_mixtures_limits_are_the_pure_processes():
 
 def test_even_exponents_are_the_masked_process():
     """In another time, if they aren't 1: the bound doesn't see it."""
-    masked = [chain.bound(Absorbing(mask=MASK), steps, chain.wrong_denoiser) for steps in (0, 3)]
-    for power, steps in ((1.0, 0), (1.0, 3), (2.0, 0)):
-        even = chain.bound(Tokenwise(powers=(power,) * VOCAB, mask=MASK), steps, chain.wrong_denoiser)
-        assert abs(even - masked[steps > 0]) < 1e-4
+    masked = [chain.bound(Absorbing(mask=MASK), num_timesteps, chain.wrong_denoiser) for num_timesteps in (0, 3)]
+    for power, num_timesteps in ((1.0, 0), (1.0, 3), (2.0, 0)):
+        even = chain.bound(
+            StateDependentMasking(powers=(power,) * VOCAB, mask=MASK), num_timesteps, chain.wrong_denoiser
+        )
+        assert abs(even - masked[num_timesteps > 0]) < 1e-4
 
 
 @pytest.mark.parametrize("powers", [(1.0, 2.0), (1.0, 2.0, 0.0), (1.0, 2.0, float("nan"))])
 def test_exponents_that_fit_no_vocabulary_are_refused(powers):
     with pytest.raises(ValueError, match=r"process\.powers"):
-        Tokenwise(powers=powers, mask=MASK)
+        StateDependentMasking(powers=powers, mask=MASK)
 
 
 def readmes_process():

@@ -2,19 +2,19 @@
 
 import dataclasses
 
-import chain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import MASK, blank, entropy, p_value, truth
+from support import chain
+from support.oracle import MASK, blank, entropy, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.flow import MaskFlow, UniformFlow
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import run
+from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.schedules import Cosine, Linear
-from diffusion_lm.types import Logits
+from diffusion_lm.types import DenseLogits
 
 BOTH = pytest.mark.parametrize("kind", [MaskFlow, UniformFlow])
 GAP = 1.17873  # nats a text, beside 4.00422 of entropy
@@ -51,16 +51,16 @@ def test_that_gap_is_what_the_paths_know_and_the_tokens_do_not():
                 q = np.where(np.arange(2) == x0, ui, 0) + (1 - ui) / 2
                 weights = jnp.asarray(a[x0] * q * w)[:, None]
                 rows = jnp.full((2, 1), x0), jnp.arange(2)[:, None], jnp.full((2, 1), 1 - ui)
-                ours += float(process.nelbo(Logits(values=logits), *rows, weights, 0))
+                ours += float(process.nelbo(DenseLogits(values=logits), *rows, weights, 0))
     assert abs(ours - total) < 1e-6 and total > -a @ np.log(a) + 0.05
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 8])
-def test_in_steps_the_bound_lies_above_what_euler_writes(steps):
+@pytest.mark.parametrize("num_timesteps", [1, 2, 3, 8])
+def test_in_steps_the_bound_lies_above_what_euler_writes(num_timesteps):
     flow = UniformFlow(mask=MASK)
     for denoiser in (chain.true_denoiser, chain.wrong_denoiser):
-        nll = -truth() @ np.log(chain.written(flow, steps, denoiser))
-        assert chain.bound(flow, steps, denoiser) > nll - 1e-5
+        nll = -truth() @ np.log(chain.written(flow, num_timesteps, denoiser))
+        assert chain.bound(flow, num_timesteps, denoiser) > nll - 1e-5
 
 
 def test_many_steps_come_near_continuous_time():
@@ -105,8 +105,8 @@ def test_the_sampler_writes_what_the_steps_say(kind):
     def denoise(tokens, t):
         return tables[jnp.round((1 - t) * passes).astype(jnp.int32), jnp.sum(tokens * code, axis=1)]
 
-    sampler = Ancestral(process=process, passes=passes, eot=99)
-    texts = jax.jit(lambda canvas: run(sampler, denoise, sampler.begin(canvas), passes)[0])(blank(rows)).tokens
+    sampler = Ancestral(process=process, passes=passes, eos=99)
+    texts = jax.jit(lambda canvas: decode_loop(sampler, denoise, sampler.begin(canvas), passes)[0])(blank(rows)).tokens
     assert p_value(texts, chain.written(process, passes)) > 1e-3
 
 

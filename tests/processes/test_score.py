@@ -2,18 +2,18 @@
 
 import functools
 
-import chain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LENGTH, MASK, VOCAB, entropy
+from support import chain
+from support.oracle import LENGTH, MASK, VOCAB, entropy
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.schedules import Cosine, Linear
-from diffusion_lm.types import Logits
+from diffusion_lm.types import DenseLogits
 
 BOTH = pytest.mark.parametrize("kind", [AbsorbingScore, UniformScore])
 
@@ -40,7 +40,7 @@ def test_scores_of_an_x0_prediction_cost_what_it_costs(kind, pure):
     own = jnp.log1p(VOCAB * (1 - t) / t)[..., None] if kind is UniformScore else 0.0
     by_all = said + own * jax.nn.one_hot(xt, VOCAB)
     costs = [
-        process.nelbo(Logits(values=values), x0, xt, t, weights, 0)
+        process.nelbo(DenseLogits(values=values), x0, xt, t, weights, 0)
         for process, values in ((kind(mask=MASK), said + np.log(VOCAB)), (pure(mask=MASK), by_all))
     ]
     np.testing.assert_allclose(*costs, rtol=1e-5)
@@ -81,7 +81,7 @@ def test_float32_holds_at_both_ends(kind, t):
             def cost(logits, dtype=dtype):
                 padded = jnp.pad(logits, ((0, 0), (0, 0), (0, 2)), constant_values=-jnp.inf)
                 time, weights = jnp.full((1, 1), t, dtype), jnp.ones((1, length), dtype)
-                return process.nelbo(Logits(values=padded), x0, xt, time, weights, 0)
+                return process.nelbo(DenseLogits(values=padded), x0, xt, time, weights, 0)
 
             costs[dtype] = jax.value_and_grad(cost)(jnp.asarray(np.asarray(logits), dtype))
     one, two = costs.values()
@@ -92,8 +92,8 @@ def test_float32_holds_at_both_ends(kind, t):
 
 @BOTH
 def test_a_bound_in_steps_is_refused(kind):
-    cost = functools.partial(kind(mask=MASK).nelbo, Logits(values=jnp.zeros((1, LENGTH, VOCAB))))
-    with pytest.raises(ValueError, match=r"continuous time only: set objective\.steps=0, not 16"):
+    cost = functools.partial(kind(mask=MASK).nelbo, DenseLogits(values=jnp.zeros((1, LENGTH, VOCAB))))
+    with pytest.raises(ValueError, match=r"continuous time only: set objective\.num_timesteps=0, not 16"):
         cost(
             jnp.zeros((1, LENGTH), jnp.int32), jnp.zeros((1, LENGTH), jnp.int32), jnp.ones((1, 1)), jnp.ones((1, 4)), 16
         )

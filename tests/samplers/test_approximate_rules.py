@@ -7,28 +7,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_approximate import POLICIES, approximate, exact, prompts
-from test_constraint import Alternating, Tattling
-from tiny import MASK, VOCAB, model
+from support.approximate_cache import POLICIES, approximate, exact, prompts
+from support.logits_processors import Alternating, Tattling
+from support.tiny import MASK, VOCAB, model
 
 from diffusion_lm.samplers.base import Prompt
-from diffusion_lm.samplers.constraint import Banned, Constrained, Every, NoRepeat, Repetition
-from diffusion_lm.samplers.guidance import Both, Guided
-from diffusion_lm.samplers.stale import Delayed, Dual
+from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache
+from diffusion_lm.samplers.guidance import ClassifierFreeGuidance, GuidedCache
+from diffusion_lm.samplers.logits_processors import (
+    Chain,
+    FrequencyPenalty,
+    NoRepeatNGram,
+    ProcessedDenoiser,
+    SuppressTokens,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 NEVER, LENGTH = 99, 10
-RULE = Every((Banned(tokens=(5,)), Repetition(nats=0.7), NoRepeat(size=2)))
+RULE = Chain((SuppressTokens(tokens=(5,)), FrequencyPenalty(nats=0.7), NoRepeatNGram(size=2)))
 
 
 def guided(network, prompt, scale=1.5):
-    return Guided(model=network, scale=jnp.asarray(scale, jnp.float32), prompt=prompt.length, mask=MASK)
+    return ClassifierFreeGuidance(model=network, scale=jnp.asarray(scale, jnp.float32), prompt=prompt.length, mask=MASK)
 
 
 def both(network, prompt, scale=1.5, rule=RULE):
     """As `answers.write` puts them between a network and a writer."""
-    return Constrained(guided(network, prompt, scale), rule, MASK)
+    return ProcessedDenoiser(guided(network, prompt, scale), rule, MASK)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -46,8 +52,8 @@ def test_refreshed_in_every_pass_it_is_the_exact_writer():
     prompt = prompts()
     network = both(model(2), prompt)
     for seed in range(3):
-        ours = generate(approximate(Delayed(refresh=1), eot=NEVER), network, prompt, seed)
-        theirs = generate(exact(eot=NEVER), network, prompt, seed)
+        ours = generate(approximate(DelayedCache(refresh=1), eos=NEVER), network, prompt, seed)
+        theirs = generate(exact(eos=NEVER), network, prompt, seed)
         assert (ours.tokens == theirs.tokens).all() and ours.nfe == theirs.nfe
 
 
@@ -55,28 +61,30 @@ def test_refreshed_in_every_pass_it_is_the_exact_writer():
 def test_a_rule_is_kept_and_knows_where_what_it_is_asked_of_stands(policy):
     """One position a pass, so that no pass's tokens escape one another; guidance beside it."""
     prompt, banned, size = prompts((6, 2, 3)), (5, 8), 2
-    network = both(model(), prompt, rule=Every((Banned(tokens=banned), Alternating(), NoRepeat(size=size))))
-    written = np.asarray(generate(approximate(POLICIES[policy], eot=NEVER, passes=16), network, prompt).tokens)
+    network = both(
+        model(), prompt, rule=Chain((SuppressTokens(tokens=banned), Alternating(), NoRepeatNGram(size=size)))
+    )
+    written = np.asarray(generate(approximate(POLICIES[policy], eos=NEVER, passes=16), network, prompt).tokens)
     columns = np.asarray(prompt.length)[:, None] + np.arange(LENGTH)
     assert not np.isin(written, banned).any() and ((written - columns) % 2 == 0).all()
     for row, length, tokens in zip(written, prompt.length, np.asarray(prompt.tokens), strict=True):
         text = [*tokens[:length].tolist(), *row.tolist()]
         runs = [tuple(text[i : i + size]) for i in range(len(text) - size + 1)]
-        given, new = runs[: int(length) - size + 1], runs[int(length) - size + 1 :]
-        assert len(set(new)) == len(new) and not set(new) & set(given)
+        fixed, new = runs[: int(length) - size + 1], runs[int(length) - size + 1 :]
+        assert len(set(new)) == len(new) and not set(new) & set(fixed)
 
 
 def test_a_rule_is_asked_with_the_text_as_it_stands():
     """Each pass says how many tokens stand, and writes one more."""
     prompt = Prompt(tokens=jnp.full((1, 2), 5), length=jnp.full(1, 2))
-    writer = dataclasses.replace(approximate(Dual(block=4), eot=NEVER, passes=9), canvas=11)
-    written = generate(writer, Constrained(model(), Tattling(), MASK), prompt, length=9).tokens[0]
+    writer = dataclasses.replace(approximate(DualCache(block_size=4), eos=NEVER, passes=9), canvas=11)
+    written = generate(writer, ProcessedDenoiser(model(), Tattling(), MASK), prompt, length=9).tokens[0]
     assert sorted(written.tolist()) == list(range(2, 11))
 
 
 def test_no_guidance_changes_nothing_and_guidance_does():
-    prompt, writer = prompts((6, 5, 3)), approximate(Dual(block=4), eot=NEVER)
-    plain = generate(writer, Constrained(model(), RULE, MASK), prompt)
+    prompt, writer = prompts((6, 5, 3)), approximate(DualCache(block_size=4), eos=NEVER)
+    plain = generate(writer, ProcessedDenoiser(model(), RULE, MASK), prompt)
     free, steered = (generate(writer, both(model(), prompt, scale), prompt) for scale in (0.0, 2.0))
     assert (free.tokens == plain.tokens).all() and free.read == plain.read
     assert (steered.tokens != plain.tokens).any()
@@ -85,7 +93,7 @@ def test_no_guidance_changes_nothing_and_guidance_does():
 class Listening:
     """A network that hands back what it was asked to read."""
 
-    def reread(self, cache, tokens, at, t):
+    def forward_positions(self, cache, tokens, at, t):
         return jnp.zeros((*tokens.shape, VOCAB)), (tokens, at, t)
 
 
@@ -93,14 +101,16 @@ def test_half_of_the_rows_are_read_without_their_prompts():
     """Wherever a pass reads; the first token stays, and so does what was written."""
     prompt = Prompt(tokens=jnp.zeros((2, 4), jnp.int32), length=jnp.array([4, 2]))
     tokens, at = jnp.array([[9, 2, 3, 7], [1, 2, 3, 6]]), jnp.array([[0, 2, 3, 4], [1, 2, 5, 8]])  # 8: nowhere
-    _, cache = guided(Listening(), prompt).reread(Both(inner=None), tokens, at, jnp.array([0.5, 0.25]))
+    _, cache = guided(Listening(), prompt).forward_positions(
+        GuidedCache(inner=None), tokens, at, jnp.array([0.5, 0.25])
+    )
     read, where, t = cache.inner
     assert read.tolist() == [*tokens.tolist(), [9, MASK, MASK, 7], [MASK, 2, 3, 6]]
     assert where.tolist() == at.tolist() * 2 and t.tolist() == [0.5, 0.25] * 2
 
 
 def test_a_row_alone_is_the_row_in_a_ragged_batch():
-    prompt, writer = prompts(), approximate(Dual(block=4), eot=NEVER)
+    prompt, writer = prompts(), approximate(DualCache(block_size=4), eos=NEVER)
     batch = generate(writer, both(model(), prompt), prompt)
     for row in (1, 2):
         alone = jax.tree.map(lambda a, row=row: a[row : row + 1], prompt)

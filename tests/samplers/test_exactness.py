@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LENGTH, MASK, NEVER, TEXTS, OracleModel, blank, conditionals, p_value, truth
 from scipy import stats
+from support.oracle import LENGTH, MASK, NEVER, TEXTS, OracleModel, blank, conditionals, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.autoregressive import Autoregressive
-from diffusion_lm.samplers.base import Prompt, run
-from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
+from diffusion_lm.samplers.base import Prompt, decode_loop
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.schedules import Cosine, Linear
 
 ROWS = 4_096
@@ -21,7 +21,7 @@ SURE = 1e-3
 
 
 def cleared(sampler, denoise=lambda tokens, t: conditionals(tokens)):
-    return jax.jit(lambda canvas: run(sampler, denoise, canvas, sampler.passes)[0])(blank(ROWS, seed=0)).tokens
+    return jax.jit(lambda canvas: decode_loop(sampler, denoise, canvas, sampler.passes)[0])(blank(ROWS, seed=0)).tokens
 
 
 def written(sampler, model_class=OracleModel):
@@ -35,7 +35,7 @@ def written(sampler, model_class=OracleModel):
 
 
 def ancestral(passes, schedule=Linear()):  # noqa: B008  (frozen)
-    return Ancestral(process=Absorbing(schedule=schedule, mask=MASK), passes=passes, eot=NEVER)
+    return Ancestral(process=Absorbing(schedule=schedule, mask=MASK), passes=passes, eos=NEVER)
 
 
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
@@ -44,7 +44,7 @@ def test_ancestral_in_many_passes(schedule):
 
 
 def test_autoregressive():
-    generation = written(Autoregressive(mask=MASK, eot=NEVER))
+    generation = written(AutoregressiveSampler(mask=MASK, eos=NEVER))
     assert p_value(generation.tokens) > SURE
     assert generation.nfe == LENGTH
 
@@ -52,13 +52,13 @@ def test_autoregressive():
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_canvas_by_canvas(width):
     passes = 1 if width == 1 else 120
-    writer = Canvases(sampler=ancestral(passes), canvas=width, mask=MASK, eot=NEVER)
+    writer = BlockDiffusion(sampler=ancestral(passes), canvas=width, mask=MASK, eos=NEVER)
     generation = written(writer)
     assert p_value(generation.tokens) > SURE
 
 
 def test_one_position_at_a_time_is_exact_whatever_commits_it():
-    writer = Canvases(sampler=Confidence(passes=1, eot=NEVER), canvas=1, mask=MASK, eot=NEVER)
+    writer = BlockDiffusion(sampler=Confidence(passes=1, eos=NEVER), canvas=1, mask=MASK, eos=NEVER)
     assert p_value(written(writer).tokens) > SURE
 
 
@@ -66,13 +66,13 @@ def test_one_position_at_a_time_is_exact_whatever_commits_it():
 
 
 def test_all_at_once_is_noticed():
-    assert p_value(cleared(Confidence(passes=1, eot=NEVER))) < 1e-9
+    assert p_value(cleared(Confidence(passes=1, eos=NEVER))) < 1e-9
     assert p_value(cleared(ancestral(2))) < 1e-9
 
 
 def test_the_surest_draw_first_is_noticed():
     """One position a pass, but which one is chosen by what was drawn: likely tokens are favoured."""
-    assert p_value(cleared(Confidence(passes=LENGTH, eot=NEVER))) < 1e-9
+    assert p_value(cleared(Confidence(passes=LENGTH, eos=NEVER))) < 1e-9
 
 
 def test_logits_of_the_wrong_position_are_noticed():
@@ -87,21 +87,21 @@ class Shifted(OracleModel):
 
 
 def test_a_shifted_model_is_noticed():
-    assert p_value(written(Autoregressive(mask=MASK, eot=NEVER), Shifted).tokens) < 1e-9
+    assert p_value(written(AutoregressiveSampler(mask=MASK, eos=NEVER), Shifted).tokens) < 1e-9
 
 
 def test_another_temperature_is_noticed():
-    warm = Autoregressive(mask=MASK, eot=NEVER, draw=Draw(temperature=1.2))
+    warm = AutoregressiveSampler(mask=MASK, eos=NEVER, draw=SamplingParams(temperature=1.2))
     assert p_value(written(warm).tokens) < 1e-6
 
 
 def test_given_positions_are_conditioned_on():
     """The first position given: the others follow their distribution given it."""
-    canvas = blank(ROWS, given=np.arange(LENGTH)[None] == 0, prompt=2)
-    done = jax.jit(lambda c: run(ancestral(120), lambda tokens, t: conditionals(tokens), c, 120)[0])(canvas)
+    canvas = blank(ROWS, fixed=np.arange(LENGTH)[None] == 0, prompt=2)
+    done = jax.jit(lambda c: decode_loop(ancestral(120), lambda tokens, t: conditionals(tokens), c, 120)[0])(canvas)
     code = np.asarray(done.tokens) @ np.array([27, 9, 3, 1])
     assert (np.asarray(done.tokens)[:, 0] == 2).all()
     p = truth()[TEXTS[:, 0] == 2]
     counts = np.bincount(code, minlength=81)[54:]
     assert stats.chisquare(counts, p / p.sum() * ROWS).pvalue > SURE
-    assert (done.probability[:, 1:] > 0).all()
+    assert (done.confidence[:, 1:] > 0).all()

@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import MASK as WORLD_MASK
-from oracle import NEVER, TEXTS, blank, p_value, truth
-from vectors import PROCESS, Seer
+from support.oracle import MASK as WORLD_MASK
+from support.oracle import NEVER, TEXTS, blank, p_value, truth
+from support.vectors import PROCESS, Seer
 
-from diffusion_lm.nn.bound import Bound
-from diffusion_lm.nn.denoiser import Architecture, Denoiser, init_params
+from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.transformer import Architecture, Transformer, init_params
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.samplers.base import Prompt, run
-from diffusion_lm.samplers.canvases import Canvases
-from diffusion_lm.samplers.embedding_flow import EmbeddingFlow
-from diffusion_lm.samplers.self_conditioning import SelfConditioned
+from diffusion_lm.samplers.base import Prompt, decode_loop
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion
+from diffusion_lm.samplers.embedding_flow import EmbeddingFlowSampler
+from diffusion_lm.samplers.self_conditioning import SelfConditionedSampler
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -27,17 +27,17 @@ VOCAB = MASK = 12
 
 @functools.partial(jax.jit, static_argnums=0)
 def cleared(sampler, canvas):
-    return run(sampler, Seer(), sampler.begin(canvas), sampler.passes)[0]
+    return decode_loop(sampler, Seer(), sampler.begin(canvas), sampler.passes)[0]
 
 
 def sampler(passes, churn=1.0):
-    return EmbeddingFlow(process=PROCESS, passes=passes, eot=NEVER, churn=churn)
+    return EmbeddingFlowSampler(process=PROCESS, passes=passes, eos=NEVER, churn=churn)
 
 
 @pytest.mark.parametrize("churn", [0.0, 1.0])
 def test_the_best_network_writes_the_world(churn):
     many = cleared(sampler(64, churn), blank(4_096))
-    assert p_value(many.tokens) > 1e-3 and not many.open.any() and many.passes == 64
+    assert p_value(many.tokens) > 1e-3 and not many.undecided.any() and many.passes == 64
 
 
 def test_few_passes_draw_side_by_side_what_belongs_together():
@@ -47,8 +47,8 @@ def test_few_passes_draw_side_by_side_what_belongs_together():
 
 def test_given_tokens_stay_and_are_seen():
     canvas = blank(4_096)
-    given = jnp.zeros_like(canvas.given).at[:, 1].set(True)
-    canvas = canvas.replace(given=given, open=~given, tokens=jnp.where(given, 2, WORLD_MASK))
+    fixed = jnp.zeros_like(canvas.fixed).at[:, 1].set(True)
+    canvas = canvas.replace(fixed=fixed, undecided=~fixed, tokens=jnp.where(fixed, 2, WORLD_MASK))
     texts = np.asarray(cleared(sampler(64), canvas).tokens)
     assert (texts[:, 1] == 2).all()
     share = truth() * (TEXTS[:, 1] == 2)
@@ -58,14 +58,14 @@ def test_given_tokens_stay_and_are_seen():
 
 
 @functools.cache
-def network() -> Bound:
+def network() -> BoundModel:
     """Small, random, told the time and what it said."""
-    sizes = {"width": 16, "layers": 1, "heads": 2, "mlp": 16, "products": "float32"}
-    module = Denoiser(Architecture(**sizes, time_conditioning=True, self_conditioning=True), vocab=VOCAB)
+    sizes = {"width": 16, "layers": 1, "heads": 2, "mlp_dim": 16, "compute_dtype": "float32"}
+    module = Transformer(Architecture(**sizes, time_conditioning=True, self_conditioning=True), vocab=VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(a + rng.normal(scale=0.4, size=a.shape), jnp.float32), params)
-    return Bound(module=module, params=params).for_sampling()
+    return BoundModel(module=module, params=params).for_sampling()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -76,8 +76,8 @@ def generate(writer, bound, prompt, keys, length):
 
 def test_a_row_alone_is_the_row_in_a_batch_and_no_mask_is_written():
     process = Gaussian(mask=MASK, width=16)
-    one = SelfConditioned(sampler=EmbeddingFlow(process=process, passes=5, eot=NEVER), width=16)
-    writer = Canvases(sampler=one, canvas=12, mask=MASK, eot=NEVER, align=0)
+    one = SelfConditionedSampler(sampler=EmbeddingFlowSampler(process=process, passes=5, eos=NEVER), width=16)
+    writer = BlockDiffusion(sampler=one, canvas=12, mask=MASK, eos=NEVER, align=0)
     prompt = Prompt(tokens=jnp.array([[1, 5, 3], [1, 0, 0], [1, 7, 0]]), length=jnp.array([3, 1, 2]))
     keys = lambda: jax.random.split(jax.random.key(0), 3)  # noqa: E731
     batch = generate(writer, network(), prompt, keys(), 9)
@@ -93,5 +93,5 @@ def test_a_row_alone_is_the_row_in_a_batch_and_no_mask_is_written():
 )
 def test_what_can_not_be_is_refused_in_a_line(bad):
     with pytest.raises(ValueError) as error:
-        EmbeddingFlow(**{"process": PROCESS, "passes": 4, "eot": NEVER} | bad)
+        EmbeddingFlowSampler(**{"process": PROCESS, "passes": 4, "eos": NEVER} | bad)
     assert "\n" not in str(error.value)

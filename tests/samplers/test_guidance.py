@@ -1,4 +1,4 @@
-"""Guided text follows p(x | prompt)^(1 + w) / p(x)^w, position by position."""
+"""ClassifierFreeGuidance text follows p(x | prompt)^(1 + w) / p(x)^w, position by position."""
 
 import functools
 
@@ -6,18 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_writing import WRITERS, prompts
-from tiny import MASK, model, written
+from support.text_samplers import WRITERS, prompts
+from support.tiny import MASK, model, written
 
 from diffusion_lm.samplers.base import Prompt
-from diffusion_lm.samplers.guidance import Guided
+from diffusion_lm.samplers.guidance import ClassifierFreeGuidance
 from diffusion_lm.types import Causal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def guided(prompt, scale):
-    return Guided(model=model(), scale=jnp.asarray(scale, jnp.float32), prompt=prompt.length, mask=MASK)
+    return ClassifierFreeGuidance(model=model(), scale=jnp.asarray(scale, jnp.float32), prompt=prompt.length, mask=MASK)
 
 
 @pytest.mark.parametrize("name", ["autoregressive", "confidence", "ancestral", "auto", "both ways"])
@@ -43,10 +43,10 @@ def test_what_is_said_is_the_formula_s_behind_the_prompt_and_behind_what_was_wri
 
     @jax.jit
     def by_guidance(steered):
-        readout, cache = steered.extend(steered.empty_cache(2, 8), first, count, Causal())
+        head, cache = steered.extend(steered.empty_cache(2, 8), first, count, Causal())
         behind, _ = steered.extend(cache, more, jnp.array([2, 2]), Causal())
         seen = steered.read_canvas(cache, canvas, jnp.array([0.5, 0.7]))
-        return readout.pick(count[:, None] - 1).logits(), behind.logits(), seen
+        return head.gather(count[:, None] - 1).logits(), behind.logits(), seen
 
     @functools.partial(jax.jit, static_argnums=0)
     def by_hand(row):
@@ -56,7 +56,7 @@ def test_what_is_said_is_the_formula_s_behind_the_prompt_and_behind_what_was_wri
             after, _ = network.extend(own, more[row : row + 1], jnp.array([2]), Causal())
             noisy = network.read_canvas(own, canvas[row : row + 1], jnp.array([[0.5, 0.7][row]]))
             logs.append([jax.nn.log_softmax(x[0]) for x in (said.logits()[:, -1:], after.logits(), noisy)])
-        return [(1 + scale) * given - scale * without for given, without in zip(*logs, strict=True)]
+        return [(1 + scale) * fixed - scale * without for fixed, without in zip(*logs, strict=True)]
 
     said = by_guidance(guided(prompt, scale))
     for row in range(2):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_writing import NEVER, WRITERS, prompts
-from tiny import MASK, model
+from support.text_samplers import NEVER, WRITERS, prompts
+from support.tiny import MASK, model
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -40,7 +40,7 @@ def alone(writer, row, seed=0, length=None):
 @pytest.mark.parametrize("row", [0, 1])
 def test_the_likeliest_text_is_that_of_canvases_which_end_where_it_does(row):
     """Nothing is seen of what a canvas has beyond."""
-    writer = WRITERS["confidence"](eot=NEVER, temperature=0.0)
+    writer = WRITERS["confidence"](eos=NEVER, temperature=0.0)
     ours, theirs = together(writer), alone(writer, row)
     count = len(BEHIND[row])
     assert ours.length[row] == theirs.length[0] == count
@@ -53,5 +53,5 @@ def test_a_row_alone_is_the_row_beside_longer_ones(name):
     for seed in range(3):
         batch, one = together(writer, seed), alone(writer, 0, seed, length=4)
         assert (batch.tokens[0, :4] == one.tokens[0]).all() and batch.length[0] == one.length[0] <= 3
-        given = [(row, i, token) for row, text in enumerate(BEHIND) for i, token in enumerate(text) if token != MASK]
-        assert all(batch.tokens[row, i] == token for row, i, token in given)
+        fixed = [(row, i, token) for row, text in enumerate(BEHIND) for i, token in enumerate(text) if token != MASK]
+        assert all(batch.tokens[row, i] == token for row, i, token in fixed)

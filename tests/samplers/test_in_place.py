@@ -4,13 +4,13 @@ import re
 
 import jax
 import pytest
-from tiny import MASK, model
+from support.tiny import MASK, model
 
-from diffusion_lm.samplers.autoregressive import Autoregressive
+from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.base import Prompt
-from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.samplers.drafts import ForkedDraft, Lookup
+from diffusion_lm.samplers.drafters import PromptLookup, TiDARDraft
 from diffusion_lm.samplers.speculative import Speculative
 
 
@@ -20,10 +20,10 @@ from diffusion_lm.samplers.speculative import Speculative
 @pytest.mark.parametrize(
     "writer",
     [
-        Autoregressive(mask=MASK, eot=99),
-        Speculative(mask=MASK, eot=99, drafter=Lookup(width=3), break_even=1.5),
-        Speculative(mask=MASK, eot=99, drafter=ForkedDraft(width=1), break_even=1.5),
-        Canvases(mask=MASK, eot=99, canvas=5, sampler=Confidence(passes=2, eot=99)),
+        AutoregressiveSampler(mask=MASK, eos=99),
+        Speculative(mask=MASK, eos=99, drafter=PromptLookup(width=3), break_even=1.5),
+        Speculative(mask=MASK, eos=99, drafter=TiDARDraft(width=1), break_even=1.5),
+        BlockDiffusion(mask=MASK, eos=99, canvas=5, sampler=Confidence(passes=2, eos=99)),
     ],
     ids=lambda writer: type(getattr(writer, "drafter", writer)).__name__,
 )

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import LENGTH, MASK, NEVER, VOCAB, blank, conditionals, p_value, truth
+from support.oracle import LENGTH, MASK, NEVER, VOCAB, blank, conditionals, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import run
-from diffusion_lm.samplers.draw import Draw
+from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Remasking, Rescale
+from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.schedules import Cosine, Linear
 
 CANVASES = jnp.asarray(list(itertools.product(range(VOCAB + 1), repeat=LENGTH)), jnp.int32)  # [256, 4]
@@ -24,8 +24,8 @@ KINDS = [Cap(eta=0.1), Rescale(eta=0.3), Rescale(eta=1.0), Loop(eta=0.02)]
 MIXED = [Cap(eta=0.1), Loop(eta=0.5), ConfidenceBased()]
 
 
-def remasking(remask, passes, *, schedule=Linear(), eot=NEVER, **rest):  # noqa: B008  (frozen)
-    return Remasking(process=Absorbing(schedule=schedule, mask=MASK), passes=passes, eot=eot, remask=remask, **rest)
+def remasking(remask, passes, *, schedule=Linear(), eos=NEVER, **rest):  # noqa: B008  (frozen)
+    return Remasking(process=Absorbing(schedule=schedule, mask=MASK), passes=passes, eos=eos, remask=remask, **rest)
 
 
 def pass_by_pass(sampler) -> np.ndarray:
@@ -64,7 +64,7 @@ def share_masked(laws) -> np.ndarray:
 class Unlimited(Cap):
     """Takes back more than may be."""
 
-    def sigma(self, t, most, standing, probability):
+    def sigma(self, t, most, standing, confidence):
         return jnp.full_like(most, self.eta)
 
 
@@ -83,7 +83,7 @@ def test_masks_stay_on_their_schedule_however_many_are_taken_back(remask):
     passes = 20
     laws, s = pass_by_pass(remasking(remask, passes, schedule=Cosine())), 1 - jnp.arange(1, passes + 1) / passes
     _, at = remask.times(s + 1 / passes, s)
-    expected = np.append(np.asarray(Cosine().lost(at))[:-1], 0.0)
+    expected = np.append(np.asarray(Cosine().one_minus_alpha(at))[:-1], 0.0)
     if isinstance(remask, Loop):  # ends behind t_off, in its first pass beyond it
         laws, expected = laws[:-2], expected[:-2]
     np.testing.assert_allclose(share_masked(laws), expected, atol=2e-5)
@@ -101,12 +101,12 @@ def test_nothing_taken_back_is_ancestral_sampling():
     )
     np.testing.assert_allclose(none, same, atol=1e-6)
     assert np.abs(none - all_of_it).sum() / 2 > 0.05
-    assert p_value(cleared(Ancestral(process=Absorbing(mask=MASK), passes=5, eot=NEVER)), none) > 1e-3
+    assert p_value(cleared(Ancestral(process=Absorbing(mask=MASK), passes=5, eos=NEVER)), none) > 1e-3
 
 
 def cleared(sampler, rows=4_096):
     denoise = lambda tokens, t: conditionals(tokens)  # noqa: E731
-    return jax.jit(lambda canvas: run(sampler, denoise, canvas, sampler.passes)[0])(blank(rows)).tokens
+    return jax.jit(lambda canvas: decode_loop(sampler, denoise, canvas, sampler.passes)[0])(blank(rows)).tokens
 
 
 @pytest.mark.parametrize("remask", [Rescale(eta=1.0), Loop(eta=0.02)], ids=str)
@@ -132,16 +132,16 @@ def said(tokens, t):
     return jnp.sum(table, axis=1, keepdims=True) + table * (1 + t[:, None, None])
 
 
-def sampler_of(remask, passes, eot=END):
+def sampler_of(remask, passes, eos=END):
     process = Absorbing(mask=PIECES)
-    return Remasking(process=process, passes=passes, eot=eot, remask=remask, draw=Draw(suppressed=(0,)))
+    return Remasking(process=process, passes=passes, eos=eos, remask=remask, draw=SamplingParams(suppressed=(0,)))
 
 
 @functools.cache
 def recorded(remask, passes):
     sampler = sampler_of(remask, passes)
-    record = lambda s: (s.tokens, s.probability, s.open)  # noqa: E731
-    return jax.jit(lambda canvas: run(sampler, said, canvas, passes, record=record))
+    record = lambda s: (s.tokens, s.confidence, s.undecided)  # noqa: E731
+    return jax.jit(lambda canvas: decode_loop(sampler, said, canvas, passes, record=record))
 
 
 @pytest.mark.usefixtures("quick_compile")
@@ -151,24 +151,24 @@ def test_no_mask_is_left_and_what_was_given_stays(remask, size, seed):
     (width, passes), rng = size, np.random.default_rng(seed)
     fixed = rng.random((2, width)) < rng.random()
     prompt = np.where(fixed, rng.integers(PIECES, size=fixed.shape), PIECES).astype(np.int32)
-    state, history = recorded(remask, passes)(blank(2, width, PIECES, given=fixed, prompt=prompt))
+    state, history = recorded(remask, passes)(blank(2, width, PIECES, fixed=fixed, prompt=prompt))
     made, final = int(state.passes), np.asarray(state.tokens)
     assert made == (passes if (~fixed).any() else 0)  # nothing is closed before the last pass
-    assert (final < PIECES).all() and not ((final == 0) & ~fixed).any() and not np.asarray(state.open).any()
-    for tokens, probability, opened in zip(*(np.asarray(part)[:made] for part in history), strict=True):
+    assert (final < PIECES).all() and not ((final == 0) & ~fixed).any() and not np.asarray(state.undecided).any()
+    for tokens, confidence, opened in zip(*(np.asarray(part)[:made] for part in history), strict=True):
         assert (tokens == prompt)[fixed].all() and not (opened & fixed).any()
         ends = (tokens == END) & ~fixed
         beyond = (np.cumsum(ends, axis=1) - ends > 0) & ~fixed
         assert (tokens[beyond] == END).all()
         nothing = (tokens == PIECES) | beyond
-        assert (probability[nothing & ~fixed] == 0).all() and (probability <= 1).all()
-        assert (probability > 0)[~nothing & ~ends & ~fixed].all()  # an end may be what repeated one taken back
+        assert (confidence[nothing & ~fixed] == 0).all() and (confidence <= 1).all()
+        assert (confidence > 0)[~nothing & ~ends & ~fixed].all()  # an end may be what repeated one taken back
 
 
 @pytest.mark.parametrize("remask", MIXED[1:], ids=str)
 def test_the_compiled_loop_is_a_plain_loop_and_a_row_alone_is_the_row_in_a_batch(remask):
     sampler, canvas = sampler_of(remask, 12), blank(3, WIDE, PIECES)
-    go = jax.jit(lambda c: run(sampler, said, c, 12, record=lambda s: s.tokens))
+    go = jax.jit(lambda c: decode_loop(sampler, said, c, 12, record=lambda s: s.tokens))
     compiled, record = go(canvas)
     step, state, taken_back = jax.jit(functools.partial(sampler.step, said)), canvas, 0
     for made in range(12):
@@ -188,7 +188,7 @@ def test_an_end_that_is_taken_back_opens_its_own_position():
     """A text that ends at once: the end goes, what repeats it is the text's end from now on."""
     canvas = blank(1, 4, PIECES).replace(tokens=jnp.full((1, 4), END), passes=jnp.array(1))
     state = sampler_of(Unlimited(eta=1.0), 3).step(said, canvas)
-    assert state.tokens[0].tolist() == [PIECES, END, END, END] and state.open.all()
+    assert state.tokens[0].tolist() == [PIECES, END, END, END] and state.undecided.all()
     t = jnp.full(1, 0.5)
     for remask in (Cap(), ConfidenceBased()):
         assert (sampler_of(remask, 2).sigma(canvas, t, t, t / 2) > 0).tolist() == [[True, False, False, False]]
@@ -196,7 +196,7 @@ def test_an_end_that_is_taken_back_opens_its_own_position():
 
 def test_a_finished_row_is_left_alone():
     canvas = blank(2, 6, PIECES)
-    closed = canvas.replace(open=canvas.open.at[0].set(False), tokens=canvas.tokens.at[0].set(2))
+    closed = canvas.replace(undecided=canvas.undecided.at[0].set(False), tokens=canvas.tokens.at[0].set(2))
     state = recorded(KINDS[0], 9)(closed)[0]
     assert (state.tokens[0] == 2).all() and (state.tokens[1] < PIECES).all()
 
@@ -209,7 +209,7 @@ def test_a_finished_row_is_left_alone():
         lambda: Loop(t_on=0.1, t_off=0.2),
         lambda: Loop(alpha_on=1.0),
         lambda: sampler_of(Cap(), 0),
-        lambda: Remasking(process=Uniform(mask=MASK), passes=3, eot=-1, remask=Cap()),
+        lambda: Remasking(process=Uniform(mask=MASK), passes=3, eos=-1, remask=Cap()),
     ],
 )
 def test_what_can_not_be_is_refused_in_a_line(bad):

@@ -4,25 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import blank
+from support.oracle import blank
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.uniform import Uniform
-from diffusion_lm.samplers.base import run
-from diffusion_lm.samplers.draw import Draw
-from diffusion_lm.samplers.pace import EntropyBound
+from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.samplers.renoising import Renoising
+from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.samplers.unmasking import EntropyBound
 
 VOCAB, WIDTH, NEVER = 7, 6, 99
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def sampler(**options):
-    return Renoising(**{"process": Uniform(mask=VOCAB), "passes": 8, "eot": NEVER} | options)
+    return Renoising(**{"process": Uniform(mask=VOCAB), "passes": 8, "eos": NEVER} | options)
 
 
 def cleared(one, denoise, canvas, record=None):
-    return jax.jit(lambda c: run(one, denoise, one.begin(c), one.passes, record=record))(canvas)
+    return jax.jit(lambda c: decode_loop(one, denoise, one.begin(c), one.passes, record=record))(canvas)
 
 
 def said(peaks, sharpness):
@@ -36,27 +36,29 @@ def test_a_sure_network_needs_two_passes_and_its_likeliest_canvas_is_written():
     """One to see the canvas, one to see that it stands still."""
     peaks = [3, 1, 4, 1, 5, 2]
     state, _ = cleared(sampler(), said(peaks, 50.0), blank(4, WIDTH))
-    assert state.passes == 2 and (state.tokens == jnp.array(peaks)[None]).all() and not state.open.any()
-    assert (state.probability > 0.999).all()
+    assert state.passes == 2 and (state.tokens == jnp.array(peaks)[None]).all() and not state.undecided.any()
+    assert (state.confidence > 0.999).all()
 
 
 def test_an_unsure_network_takes_all_passes_and_ends():
     state, _ = cleared(sampler(), said([3, 1, 4, 1, 5, 2], 1.0), blank(4, WIDTH))
-    assert state.passes == 8 and not state.open.any() and (state.tokens == jnp.array([3, 1, 4, 1, 5, 2])[None]).all()
+    assert (
+        state.passes == 8 and not state.undecided.any() and (state.tokens == jnp.array([3, 1, 4, 1, 5, 2])[None]).all()
+    )
 
 
 def test_a_canvas_that_never_stands_still_ends_too():
     def restless(tokens, t):  # wants another token than the one that stands
         return 50.0 * jax.nn.one_hot((tokens + 1) % VOCAB, VOCAB)
 
-    state, _ = cleared(sampler(sure=100.0), restless, blank(4, WIDTH))
-    assert not state.open.any() and (state.tokens < VOCAB).all()
+    state, _ = cleared(sampler(entropy_threshold=100.0), restless, blank(4, WIDTH))
+    assert not state.undecided.any() and (state.tokens < VOCAB).all()
 
 
 def test_what_is_given_stays_and_noise_is_text():
     canvas = blank(3, WIDTH)
-    given = jnp.zeros_like(canvas.given).at[:, 1].set(True)
-    canvas = canvas.replace(given=given, open=~given, tokens=jnp.where(given, 6, canvas.tokens))
+    fixed = jnp.zeros_like(canvas.fixed).at[:, 1].set(True)
+    canvas = canvas.replace(fixed=fixed, undecided=~fixed, tokens=jnp.where(fixed, 6, canvas.tokens))
     _, seen = cleared(sampler(), said([3, 1, 4, 1, 5, 2], 1.0), canvas, record=lambda s: s.tokens)
     assert (seen[..., 1] == 6).all() and (seen < VOCAB).all()
 
@@ -66,8 +68,8 @@ def test_what_may_be_drawn_together_is_kept_and_the_rest_is_noise():
     logits = jnp.zeros((WIDTH, VOCAB)).at[0, 3].set(60.0).at[1, 4].set(60.0)
     one = sampler(pace=EntropyBound(bound=0.1), passes=30)
     denoise = lambda tokens, t: jnp.broadcast_to(logits[None], (*tokens.shape, VOCAB))  # noqa: E731
-    _, (seen, probability) = cleared(one, denoise, blank(200, WIDTH), record=lambda s: (s.tokens, s.probability))
-    middle, certain = np.asarray(seen[5:25]), np.asarray(probability[5:25])
+    _, (seen, confidence) = cleared(one, denoise, blank(200, WIDTH), record=lambda s: (s.tokens, s.confidence))
+    middle, certain = np.asarray(seen[5:25]), np.asarray(confidence[5:25])
     assert (middle[..., 0] == 3).all() and (middle[..., 1] == 4).all()
     assert (certain[..., :2] > 0.99).all()
     kept = certain[..., 2:] > 0
@@ -88,7 +90,7 @@ def test_the_temperature_falls_from_warm_to_cool():
 
 
 def test_behind_an_end_of_text_the_end_is_repeated():
-    state, _ = cleared(sampler(eot=4), said([3, 1, 4, 1, 5, 2], 50.0), blank(2, WIDTH))
+    state, _ = cleared(sampler(eos=4), said([3, 1, 4, 1, 5, 2], 50.0), blank(2, WIDTH))
     assert state.tokens[0].tolist() == [3, 1, 4, 4, 4, 4]
 
 
@@ -97,10 +99,10 @@ def test_behind_an_end_of_text_the_end_is_repeated():
     [
         lambda: sampler(passes=0),
         lambda: sampler(process=Absorbing(mask=VOCAB)),
-        lambda: sampler(warm=0.3),
-        lambda: sampler(cool=0.0),
-        lambda: sampler(sure=-1.0),
-        lambda: sampler(draw=Draw(top_k=3)),
+        lambda: sampler(max_temperature=0.3),
+        lambda: sampler(min_temperature=0.0),
+        lambda: sampler(entropy_threshold=-1.0),
+        lambda: sampler(draw=SamplingParams(top_k=3)),
     ],
 )
 def test_what_can_not_be_is_refused_in_a_line(bad):

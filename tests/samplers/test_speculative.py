@@ -7,22 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import LENGTH, NEVER, OracleModel, p_value
-from oracle import MASK as WORLD_MASK
-from tiny import EOT, MASK, VOCAB, model
+from support.oracle import LENGTH, NEVER, OracleModel, p_value
+from support.oracle import MASK as WORLD_MASK
+from support.tiny import EOS, MASK, VOCAB, model
 
-from diffusion_lm.samplers.autoregressive import Autoregressive
+from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.base import Prompt
-from diffusion_lm.samplers.constraint import Constrained, NoRepeat
-from diffusion_lm.samplers.drafts import CanvasDraft, ForkedDraft, Lookup
-from diffusion_lm.samplers.draw import Draw
-from diffusion_lm.samplers.guidance import Guided
+from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft
+from diffusion_lm.samplers.guidance import ClassifierFreeGuidance
+from diffusion_lm.samplers.logits_processors import NoRepeatNGram, ProcessedDenoiser
+from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.types import Causal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-DRAFTERS = [Lookup(width=1), Lookup(width=4, longest=2), CanvasDraft(mask=MASK, width=2), ForkedDraft(width=2)]
+DRAFTERS = [
+    PromptLookup(width=1),
+    PromptLookup(width=4, longest=2),
+    MaskedDraft(mask=MASK, width=2),
+    TiDARDraft(width=2),
+]
 
 
 def written(writer, prompt, keys, length):
@@ -42,9 +47,9 @@ def prompts(rows, width=6, seed=0):
     return Prompt(tokens=jnp.asarray(tokens, jnp.int32), length=jnp.asarray(lengths, jnp.int32))
 
 
-def pair(drafter, temperature, eot=EOT, break_even=0.0):
-    both = {"mask": MASK, "eot": eot, "draw": Draw(temperature=temperature)}
-    return Autoregressive(**both), Speculative(drafter=drafter, break_even=break_even, **both)
+def pair(drafter, temperature, eos=EOS, break_even=0.0):
+    both = {"mask": MASK, "eos": eos, "draw": SamplingParams(temperature=temperature)}
+    return AutoregressiveSampler(**both), Speculative(drafter=drafter, break_even=break_even, **both)
 
 
 @pytest.mark.parametrize(("temperature", "break_even"), [(0.0, 1.5), (1.0, 0.0), (1.0, 1.5)])
@@ -74,13 +79,13 @@ class Prophet:
 
 
 def test_right_guesses_save_passes_and_wrong_ones_cost_none():
-    plain, _ = pair(DRAFTERS[0], 1.0, eot=NEVER)
+    plain, _ = pair(DRAFTERS[0], 1.0, eos=NEVER)
     prompt = Prompt(tokens=jnp.array([[1, 5, 3]], jnp.int32), length=jnp.array([3]))
     keys = jax.random.split(jax.random.key(4), 1)
     text = written(plain, prompt, keys, 21).tokens
     known = (1, 5, 3, *np.asarray(text[0]).tolist())
     for wrong, passes in ((False, 1 + 5), (True, 1 + 20)):  # the prompt's gives the first of 21; 20 = 5 x 4, or 20 x 1
-        speculative = dataclasses.replace(pair(Prophet(known, 3, wrong), 1.0, eot=NEVER)[1])
+        speculative = dataclasses.replace(pair(Prophet(known, 3, wrong), 1.0, eos=NEVER)[1])
         generation = written(speculative, prompt, keys, 21)
         assert (generation.tokens == text).all() and generation.nfe == passes
 
@@ -90,7 +95,7 @@ def test_a_pass_that_checks_makes_the_next_guess(break_even):
     """So many passes as the guesses of a canvas behind each token, read apart from writing, must bring; with plain
     steps to begin with, a few more."""
     length, width, saved = 48, 2, 0
-    plain, speculative = pair(ForkedDraft(width=width), 0.3, NEVER, break_even)
+    plain, speculative = pair(TiDARDraft(width=width), 0.3, NEVER, break_even)
     prompt = Prompt(tokens=jnp.array([[1, 5, 3]], jnp.int32), length=jnp.array([3]))
     for seed in range(8):
         key = jax.random.split(jax.random.key(seed), 1)
@@ -114,8 +119,10 @@ def _least(row, at, width):
 
 
 WRAPPED = {
-    "a rule": lambda: Constrained(model(), NoRepeat(size=2), MASK),
-    "guidance": lambda: Guided(model=model(), scale=jnp.asarray(1.5), prompt=jnp.array([4, 2]), mask=MASK),
+    "a rule": lambda: ProcessedDenoiser(model(), NoRepeatNGram(size=2), MASK),
+    "guidance": lambda: ClassifierFreeGuidance(
+        model=model(), scale=jnp.asarray(1.5), prompt=jnp.array([4, 2]), mask=MASK
+    ),
 }
 
 
@@ -136,7 +143,7 @@ def test_canvases_behind_a_text_are_read_as_separate_ones(name):
             apart.append(network.read_canvas(behind, masks, jnp.ones(2)))
         index = jnp.array([[1, 4], [5, 0]])  # of both canvases
         picked = jnp.take_along_axis(jnp.concatenate(apart, axis=1), index[..., None], axis=1)
-        return said.logits(), ahead.pick(index).logits(), causal.logits(), picked, after.length
+        return said.logits(), ahead.gather(index).logits(), causal.logits(), picked, after.length
 
     said, ahead, causal, apart, length = read(WRAPPED[name]())
     np.testing.assert_allclose(said, causal, atol=1e-4, rtol=1e-5)
@@ -155,7 +162,7 @@ def _guessed(bound, row, width):
 def test_a_short_answer_is_written_plainly(length):
     """Where the cache ends before a check does, drafts are left off."""
     prompt, keys = prompts(2, width=2), jax.random.split(jax.random.key(4), 2)
-    plain, speculative = pair(Lookup(width=4), 1.0, NEVER)
+    plain, speculative = pair(PromptLookup(width=4), 1.0, NEVER)
     assert (written(speculative, prompt, keys, length).tokens == written(plain, prompt, keys, length).tokens).all()
 
 
@@ -189,7 +196,7 @@ def test_drafts_in_vain_cost_a_small_share(passes, cost):
 def test_drafts_that_pay_are_kept_on():
     """Guesses that always stand: after the first look back, and but for a check that no longer fits, checks only."""
     length, prompt, keys = 160, prompts(1), jax.random.split(jax.random.key(4), 1)
-    plain, _ = pair(DRAFTERS[0], 1.0, eot=NEVER)
+    plain, _ = pair(DRAFTERS[0], 1.0, eos=NEVER)
     text = np.asarray(written(plain, prompt, keys, length).tokens[0]).tolist()
     known = (*np.asarray(prompt.tokens[0, : int(prompt.length[0])]).tolist(), *text)
     speculative = pair(Prophet(known, 3), 1.0, NEVER, 1.5)[1]
@@ -200,7 +207,7 @@ def test_drafts_that_pay_are_kept_on():
 def test_what_could_never_pay_is_never_tried():
     """Three tokens at the price of five steps: autoregression's passes, and nobody asked for a guess."""
     drafter, prompt, keys = Flatterer(3, 0), prompts(2), jax.random.split(jax.random.key(4), 2)
-    plain, speculative = pair(drafter, 1.0, EOT, 5.0)
+    plain, speculative = pair(drafter, 1.0, EOS, 5.0)
     generation, expected = (written(way, prompt, keys, 40) for way in (speculative, plain))
     assert (generation.tokens == expected.tokens).all() and generation.nfe == expected.nfe
     jax.effects_barrier()
@@ -210,7 +217,7 @@ def test_what_could_never_pay_is_never_tried():
 def test_lookup_finds_what_followed_last_time():
     def guess(text, width=3, longest=4):
         row = jnp.asarray([text + [MASK] * 5], jnp.int32)
-        return Lookup(width=width, longest=longest)(None, None, row, jnp.array([len(text)]))[0].tolist()
+        return PromptLookup(width=width, longest=longest)(None, None, row, jnp.array([len(text)]))[0].tolist()
 
     assert guess([1, 2, 3, 4, 9, 1, 2, 3]) == [4, 9, 1]  # the longest match
     assert guess([1, 2, 8, 8, 1, 2, 7, 7, 1, 2]) == [7, 7, 1]  # of equals the latest
@@ -219,7 +226,7 @@ def test_lookup_finds_what_followed_last_time():
     assert guess([4]) == [4, 4, 4]  # anything goes, but it stays inside
 
 
-@pytest.mark.parametrize("drafter", [CanvasDraft(mask=WORLD_MASK, width=2), ForkedDraft(width=1)], ids=str)
+@pytest.mark.parametrize("drafter", [MaskedDraft(mask=WORLD_MASK, width=2), TiDARDraft(width=1)], ids=str)
 def test_the_world_is_written_with_its_distribution(drafter):
     """At temperature 1, against the exact table; accepting every guess fails the same test."""
     rows = 4_096
@@ -230,8 +237,8 @@ def test_the_world_is_written_with_its_distribution(drafter):
         generate = jax.jit(lambda keys: writer.generate(oracle, oracle.empty(rows), prompt, keys, length=LENGTH))
         return generate(jax.random.split(jax.random.key(1), rows)).tokens
 
-    assert p_value(texts(Speculative(drafter=drafter, mask=WORLD_MASK, eot=NEVER))) > 1e-3
-    assert p_value(texts(Gullible(drafter=drafter, mask=WORLD_MASK, eot=NEVER))) < 1e-9
+    assert p_value(texts(Speculative(drafter=drafter, mask=WORLD_MASK, eos=NEVER))) > 1e-3
+    assert p_value(texts(Gullible(drafter=drafter, mask=WORLD_MASK, eos=NEVER))) < 1e-9
 
 
 class Gullible(Speculative):
@@ -245,10 +252,10 @@ class Gullible(Speculative):
 @pytest.mark.parametrize(
     "bad",
     [
-        lambda: Lookup(width=0),
-        lambda: CanvasDraft(mask=3, width=0),
-        lambda: ForkedDraft(width=0),
-        lambda: Lookup(longest=0),
+        lambda: PromptLookup(width=0),
+        lambda: MaskedDraft(mask=3, width=0),
+        lambda: TiDARDraft(width=0),
+        lambda: PromptLookup(longest=0),
     ],
 )
 def test_a_draft_of_nothing_is_refused(bad):

@@ -7,27 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import blank
-from test_writing import prompts
-from tiny import MASK, VOCAB, written
-from tiny import model as plain_model
+from support.oracle import blank
+from support.text_samplers import prompts
+from support.tiny import MASK, VOCAB, written
+from support.tiny import model as plain_model
 
-from diffusion_lm.nn.bound import Bound
-from diffusion_lm.nn.denoiser import Architecture, Denoiser, init_params
+from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.transformer import Architecture, Transformer, init_params
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.base import Prompt
-from diffusion_lm.samplers.canvases import Canvases
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.samplers.constraint import Banned, Constrained
-from diffusion_lm.samplers.guidance import Guided
+from diffusion_lm.samplers.guidance import ClassifierFreeGuidance
+from diffusion_lm.samplers.logits_processors import ProcessedDenoiser, SuppressTokens
 from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.revision import Revision
-from diffusion_lm.samplers.self_conditioning import SelfConditioned
+from diffusion_lm.samplers.self_conditioning import SelfConditionedSampler
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 WIDTH, NEVER = 16, 99
-ONE = {"passes": 4, "eot": NEVER}
+ONE = {"passes": 4, "eos": NEVER}
 SAMPLERS = {
     "confidence": lambda: Confidence(**ONE),
     "ancestral": lambda: Ancestral(process=Uniform(mask=MASK), **ONE),
@@ -37,13 +37,13 @@ SAMPLERS = {
 
 
 @functools.cache
-def network() -> Bound:
-    sizes = {"width": WIDTH, "layers": 1, "heads": 2, "mlp": 16, "products": "float32"}
-    module = Denoiser(Architecture(**sizes, self_conditioning=True), vocab=VOCAB)
+def network() -> BoundModel:
+    sizes = {"width": WIDTH, "layers": 1, "heads": 2, "mlp_dim": 16, "compute_dtype": "float32"}
+    module = Transformer(Architecture(**sizes, self_conditioning=True), vocab=VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(a + rng.normal(scale=0.4, size=a.shape), jnp.float32), params)
-    return Bound(module=module, params=params).for_sampling()
+    return BoundModel(module=module, params=params).for_sampling()
 
 
 class Told:
@@ -52,31 +52,31 @@ class Told:
     def __init__(self):
         self.told, self.said = [], []
 
-    def __call__(self, tokens, t, *, soft):
-        self.told.append(soft)
+    def __call__(self, tokens, t, *, self_cond):
+        self.told.append(self_cond)
         shape = (*tokens.shape, VOCAB)
         self.said.append(jax.random.normal(jax.random.key(len(self.told)), shape))
         return self.said[-1]
 
-    def mean_vector(self, logits):
+    def expected_embedding(self, logits):
         return 2 * jax.nn.softmax(logits)[..., :WIDTH]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_pass_is_told_what_the_last_one_said(name):
-    sampler = SelfConditioned(sampler=SAMPLERS[name](), width=VOCAB)
+    sampler = SelfConditionedSampler(sampler=SAMPLERS[name](), width=VOCAB)
     model, state = Told(), sampler.begin(blank(2, 5, MASK))
     for _ in range(3):
         state = sampler.step(model, state)
     assert (model.told[0] == 0).all() and len(model.told) == 3
     for told, said in zip(model.told[1:], model.said[:-1], strict=True):
-        np.testing.assert_array_equal(told, model.mean_vector(said))
+        np.testing.assert_array_equal(told, model.expected_embedding(said))
     assert state.passes == 3 and state.tokens.shape == (2, 5) and sampler.passes == SAMPLERS[name]().passes
 
 
 def writer(name, canvas=4, **rest):
-    sampler = SelfConditioned(sampler=SAMPLERS[name](), width=WIDTH)
-    return Canvases(sampler=sampler, canvas=canvas, mask=MASK, eot=NEVER, **rest)
+    sampler = SelfConditionedSampler(sampler=SAMPLERS[name](), width=WIDTH)
+    return BlockDiffusion(sampler=sampler, canvas=canvas, mask=MASK, eos=NEVER, **rest)
 
 
 def test_a_row_alone_is_the_row_in_a_batch():
@@ -94,16 +94,16 @@ def test_a_row_alone_is_the_row_in_a_batch():
 def test_rules_and_guidance_pass_on_what_moves_the_text():
     prompt, told = prompts([6, 1, 3]), writer("confidence")
     as_it_is = written(network(), told, prompt, length=8).tokens
-    guided = Guided(model=network(), scale=jnp.zeros(()), prompt=prompt.length, mask=MASK)
-    ruled = Constrained(guided, Banned(tokens=()), MASK)
+    guided = ClassifierFreeGuidance(model=network(), scale=jnp.zeros(()), prompt=prompt.length, mask=MASK)
+    ruled = ProcessedDenoiser(guided, SuppressTokens(tokens=()), MASK)
     assert (written(ruled, told, prompt, length=8).tokens == as_it_is).all()
-    untold = Canvases(sampler=told.sampler.sampler, canvas=4, mask=MASK, eot=NEVER)
+    untold = BlockDiffusion(sampler=told.sampler.sampler, canvas=4, mask=MASK, eos=NEVER)
     assert (written(network(), untold, prompt, length=8).tokens != as_it_is).any()
 
 
 def test_guidance_by_a_masked_prompt_is_refused():
     prompt = prompts([6, 1, 3])
-    guided = Guided(model=network(), scale=jnp.ones(()), prompt=prompt.length, mask=MASK)
+    guided = ClassifierFreeGuidance(model=network(), scale=jnp.ones(()), prompt=prompt.length, mask=MASK)
     with pytest.raises(ValueError, match="needs its prompt in a cache"):
         written(guided, writer("confidence", canvas=16, align=0), prompt)
 

@@ -15,7 +15,7 @@ import pytest
 from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import Config, Data, override
 from diffusion_lm.data.tokenizer import train_tokenizer
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training import metrics
@@ -33,12 +33,12 @@ def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(TEXT)
     return Config(
-        data=Data(path=str(path), documents="line", length=16, kind="char", vocab=400),
-        model=Architecture(width=16, layers=1, heads=2, mlp=16),
+        data=Data(path=str(path), document_unit="line", seq_len=16, tokenizer_kind="char", vocab_size=400),
+        model=Architecture(width=16, layers=1, heads=2, mlp_dim=16),
         process=Absorbing(),
-        objective=BlockELBO(block=4),
-        train=Train(steps=6, batch=4, log_every=1, eval_every=3, eval_batches=2, ema=0.9),
-        checkpoint=Checkpointing(every=2),
+        objective=BlockELBO(block_size=4),
+        train=Train(steps=6, batch_size=4, log_every=1, eval_every=3, eval_batches=2, ema_decay=0.9),
+        checkpoint=Checkpointing(save_every=2),
     )
 
 
@@ -110,9 +110,9 @@ def other_tokenizer(tmp_path):
     ("setting", "message"),
     [
         ("model.layers=2", r"doesn't match .*checkpoints/6: model.layers=2 \(it has 1\)"),
-        ("objective.block=2", r"doesn't match .*: objective.block=2 \(it has 4\)"),
-        ("data.length=32", r"doesn't match .*: data.length=32 \(it has 16\)"),
-        ("train.ema=0", r"doesn't match .*: train.ema=0.0 \(it has 0.9\)"),
+        ("objective.block_size=2", r"doesn't match .*: objective.block_size=2 \(it has 4\)"),
+        ("data.seq_len=32", r"doesn't match .*: data.seq_len=32 \(it has 16\)"),
+        ("train.ema_decay=0", r"doesn't match .*: train.ema_decay=0.0 \(it has 0.9\)"),
         ("seed=1", r"doesn't match .*: seed=1 \(it has 0\)"),
         ("changed_text", "not the text that the checkpoint was trained on"),
         ("other_tokenizer", "is not the checkpoint's tokenizer"),
@@ -129,9 +129,9 @@ def test_another_experiment_is_refused(config, trained, setting, message, reques
     ("setting", "message"),
     [
         ("data.path=nothing.txt", "data.path.*nothing.txt"),
-        ("data.length=18", "blocks of 4 do not divide rows of 18"),
-        ("data.length=100000", "don't fill a row of 100000"),
-        ("train.batch=4000", "a batch of 4000 rows can't be made"),
+        ("data.seq_len=18", "blocks of 4 do not divide rows of 18"),
+        ("data.seq_len=100000", "don't fill a row of 100000"),
+        ("train.batch_size=4000", "a batch of 4000 rows can't be made"),
         ("data.tokenizer=nothing.model", "nothing.model"),
         ("mesh.tensor=3", "don't multiply to the 1 device"),
     ],

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+from support import toy
 
 from diffusion_lm.training.checkpoint import CheckpointError, Checkpointing, Checkpoints
 from diffusion_lm.training.loop import Train
@@ -14,7 +14,7 @@ from diffusion_lm.training.loop import Train
 # Where reading or writing fails, Orbax closes its event loop while tensorstore still has news for it.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
 
-JOB = toy.job(Train(ema=0.5))
+JOB = toy.job(Train(ema_decay=0.5))
 
 
 def state(step):
@@ -25,7 +25,7 @@ def state(step):
 @pytest.fixture
 def saved(tmp_path):
     """Checkpoints 1, 2 and 3 (of which two are kept)."""
-    checkpoints = Checkpoints(tmp_path, Checkpointing(every=1, keep=2))
+    checkpoints = Checkpoints(tmp_path, Checkpointing(save_every=1, max_to_keep=2))
     for step in (1, 2, 3):
         checkpoints.save(step, state(step), {"next": step}, toy.META)
     checkpoints.close()

@@ -11,20 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+from support import toy
 
 from diffusion_lm.training import metrics
 from diffusion_lm.training.checkpoint import CheckpointError, Checkpointing, Checkpoints
 from diffusion_lm.training.loop import NonFiniteError, Train, run
 from diffusion_lm.types import Loss
 
-TRAIN = Train(steps=12, batch=4, log_every=1, eval_every=5, ema=0.5)
+TRAIN = Train(steps=12, batch_size=4, log_every=1, eval_every=5, ema_decay=0.5)
 NOISY = partial(toy.loss, noise=0.3)
 
 
-def train(workdir, train=TRAIN, loss=NOISY, loader=None, every=4, keep=3):
+def train(workdir, train=TRAIN, loss=NOISY, loader=None, save_every=4, max_to_keep=3):
     return run(
-        toy.job(train, loss, loader), train, workdir, Checkpoints(workdir, Checkpointing(every=every, keep=keep))
+        toy.job(train, loss, loader),
+        train,
+        workdir,
+        Checkpoints(workdir, Checkpointing(save_every=save_every, max_to_keep=max_to_keep)),
     )
 
 
@@ -88,13 +91,14 @@ def test_a_finished_run_started_again_does_nothing(tmp_path, uninterrupted):
 def test_fewer_steps_than_are_done_already(tmp_path):
     train(tmp_path)
     with pytest.raises(CheckpointError, match=r"checkpoints/12 is beyond train.steps=8"):
-        train(tmp_path, Train(steps=8, batch=4, ema=0.5))
+        train(tmp_path, Train(steps=8, batch_size=4, ema_decay=0.5))
 
 
 SCRIPT = """
 import sys, pathlib, os, signal
 sys.path[:0] = [{here!r}, {root!r}]
-import test_loop, toy
+import test_loop
+from support import toy
 from diffusion_lm.training import checkpoint
 mode, workdir = sys.argv[1:]
 if mode == "save":  # die when step 8 is being written in the background
@@ -140,13 +144,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_not_finite_in_the_step_that_would_be_saved(tmp_path):
     with pytest.raises(NonFiniteError, match="step 7"):
-        train(tmp_path, loss=poisoned, every=7)
+        train(tmp_path, loss=poisoned, save_every=7)
     assert Checkpoints(tmp_path).steps() == []
 
 
 def test_several_updates_a_call(tmp_path, uninterrupted):
     """The same losses; rows where log_every says, whatever the calls."""
-    together = Train(steps=12, batch=4, log_every=3, eval_every=6, ema=0.5, steps_per_call=2)
+    together = Train(steps=12, batch_size=4, log_every=3, eval_every=6, ema_decay=0.5, steps_per_call=2)
     train(tmp_path, together)
     rows = [row for row in metrics.read(tmp_path) if "loss" in row]
     assert rows == [row for row in uninterrupted[1] if "loss" in row and row["step"] % 3 == 0]
@@ -163,7 +167,7 @@ def test_a_row_cut_short_by_a_kill_is_dropped(tmp_path, uninterrupted):
 
 
 def test_progress_goes_to_the_log_without_a_terminal(caplog):
-    meter = metrics.Meter(0, 3, seconds_between_lines=0)
+    meter = metrics.ProgressBar(0, 3, seconds_between_lines=0)
     with caplog.at_level(logging.INFO):
         for step in (1, 2, 3):
             time.sleep(0.01)

@@ -30,7 +30,7 @@ def gradient_step(optim, params, grads):
 def test_first_step_is_the_learning_rate_times_sign_and_decay():
     params = {"w": jnp.full((2, 2), 3.0), "b": jnp.full((2,), 3.0)}
     grads = {"w": jnp.array([[1.0, -2.0], [0.5, 4.0]]), "b": jnp.array([1.0, -1.0])}
-    optim = AdamW(lr=0.1, schedule=WarmupCosine(warmup=0), weight_decay=0.5, clip=0.0, eps=1e-12)
+    optim = AdamW(lr=0.1, schedule=WarmupCosine(warmup=0), weight_decay=0.5, grad_clip_norm=0.0, eps=1e-12)
     updates = gradient_step(optim, params, grads)
     np.testing.assert_allclose(updates["w"], -0.1 * (np.sign(grads["w"]) + 0.5 * 3.0), rtol=1e-5)
     np.testing.assert_allclose(updates["b"], -0.1 * np.sign(grads["b"]), rtol=1e-5)
@@ -41,7 +41,7 @@ def test_clipping_scales_the_whole_gradient_and_only_when_it_is_too_long():
     grads = {"w": jnp.array([3.0, 0.0]), "v": jnp.array([0.0, 4.0])}  # norm 5
 
     def first_moment(clip):
-        chain = AdamW(clip=clip, b1=0.0).build(10, params)
+        chain = AdamW(grad_clip_norm=clip, b1=0.0).build(10, params)
         _, state = chain.update(grads, chain.init(params), params)
         return state[1].mu
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+from support import toy
 
 from diffusion_lm.training.loop import Train
 from diffusion_lm.training.step import make_step
@@ -24,8 +24,8 @@ def one_step(train, loss=toy.loss, rows=12, state=None):
 @pytest.mark.parametrize("parts", [2, 3, 12])
 def test_accumulation_equals_one_big_batch(parts):
     """Though the micro-batches have different numbers of targets."""
-    whole, whole_metrics = one_step(Train(batch=12))
-    state, metrics = one_step(Train(batch=12, accumulate=parts))
+    whole, whole_metrics = one_step(Train(batch_size=12))
+    state, metrics = one_step(Train(batch_size=12, grad_accum_steps=parts))
     assert_same(state, whole, rtol=2e-5, atol=1e-7)
     assert_same(metrics, whole_metrics, rtol=1e-6)
 
@@ -39,7 +39,7 @@ def test_micro_batches_draw_different_noise():
         return toy.loss(params, key, batch)
 
     with jax.debug_key_reuse(False):
-        jax.block_until_ready(one_step(Train(batch=12, accumulate=4), loss))
+        jax.block_until_ready(one_step(Train(batch_size=12, grad_accum_steps=4), loss))
     assert len(set(seen)) == 4
 
 
@@ -48,26 +48,28 @@ def test_gradient_norm_is_of_the_mean_loss_and_before_clipping():
     batch = jax.tree.map(jnp.asarray, toy.batch_at(0, 12))
     grads = jax.grad(lambda params: toy.loss(params, jax.random.key(0), batch)["next"].mean)(state.params)
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
-    clipped = dataclasses.replace(toy.OPTIM, clip=norm / 10)
+    clipped = dataclasses.replace(toy.OPTIM, grad_clip_norm=norm / 10)
     step = make_step(toy.loss, clipped.build(10, state.params), clipped.rate(10))
     _, metrics = step(state, jax.random.key(2), batch)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
 
 
 def test_running_average():
-    job = toy.job(train := Train(batch=4, ema=0.75))
+    job = toy.job(train := Train(batch_size=4, ema_decay=0.75))
     state = job.initial()
     average = jax.tree.map(np.asarray, state.params)
     for i in range(3):
         state, _ = job.step(state, job.key, job.put(jax.tree.map(lambda x: x[None], toy.batch_at(i))))
-        average = jax.tree.map(lambda a, p: train.ema * a + (1 - train.ema) * np.asarray(p), average, state.params)
+        average = jax.tree.map(
+            lambda a, p: train.ema_decay * a + (1 - train.ema_decay) * np.asarray(p), average, state.params
+        )
     assert_same(state.ema_params, average, rtol=1e-6)
-    assert toy.job(Train(batch=4)).initial().ema_params is None
+    assert toy.job(Train(batch_size=4)).initial().ema_params is None
 
 
 def test_several_updates_in_one_call_equal_them_one_by_one():
     noisy = partial(toy.loss, noise=0.3)
-    job = toy.job(Train(batch=4, ema=0.9), noisy)
+    job = toy.job(Train(batch_size=4, ema_decay=0.9), noisy)
     batches = [toy.batch_at(i) for i in range(6)]
     apart = job.initial()
     rows = []
@@ -81,7 +83,7 @@ def test_several_updates_in_one_call_equal_them_one_by_one():
 
 
 def test_the_state_is_donated():
-    job = toy.job(Train(batch=4))
+    job = toy.job(Train(batch_size=4))
     state = job.initial()
     job.step(state, job.key, job.put(jax.tree.map(lambda x: x[None], toy.batch_at(0))))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
@@ -92,5 +94,5 @@ def test_not_finite_is_flagged(bad):
     def loss(params, key, batch):
         return jax.tree.map(lambda x: x * bad, toy.loss(params, key, batch))
 
-    assert float(one_step(Train(batch=12))[1]["finite"][0]) == 1
-    assert float(one_step(Train(batch=12), loss)[1]["finite"][0]) == 0
+    assert float(one_step(Train(batch_size=12))[1]["finite"][0]) == 1
+    assert float(one_step(Train(batch_size=12), loss)[1]["finite"][0]) == 0

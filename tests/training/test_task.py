@@ -7,29 +7,29 @@ import pytest
 
 from diffusion_lm.build import build, load_for_inference, read_text
 from diffusion_lm.config import Config, override
-from diffusion_lm.data.examples import Examples, width
-from diffusion_lm.nn.denoiser import Architecture
+from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.planning.data import Examples, width
+from diffusion_lm.planning.tasks.countdown import Countdown
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.tasks.countdown import Countdown
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train, run
 from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
-TASK, OBJECTIVE = Countdown(numbers=2), Joint(block=8)
+TASK, OBJECTIVE = Countdown(numbers=2), Joint(block_size=8)
 
 
 def config(steps, **data):
     return Config(
-        data=Examples(task=TASK, length=width(TASK, OBJECTIVE), valid=6, **data),
-        model=Architecture(width=16, layers=1, heads=2, mlp=16),
+        data=Examples(task=TASK, seq_len=width(TASK, OBJECTIVE), valid=6, **data),
+        model=Architecture(width=16, layers=1, heads=2, mlp_dim=16),
         process=Absorbing(),
         objective=OBJECTIVE,
         optim=AdamW(schedule=WarmupStableDecay(warmup=0, decay=0)),  # whatever the number of steps
-        train=Train(steps=steps, batch=4, eval_every=0, eval_batches=2, log_every=1),
-        checkpoint=Checkpointing(every=2),
+        train=Train(steps=steps, batch_size=4, eval_every=0, eval_batches=2, log_every=1),
+        checkpoint=Checkpointing(save_every=2),
     )
 
 
@@ -53,7 +53,7 @@ def test_a_stop_changes_nothing_and_another_task_or_test_is_refused(tmp_path):
     assert models[0].tokenizer.vocab == len(TASK.alphabet) + 3
 
     with pytest.raises(ValueError, match=r"data\.task\.numbers=3"):
-        build(override(config(4, test=test), ["data.task.numbers=3", "data.length=80"]), tmp_path / "once")
+        build(override(config(4, test=test), ["data.task.numbers=3", "data.seq_len=80"]), tmp_path / "once")
     path.write_text(json.dumps({"input": "9,4,13", "output": "9+4=13"}))
     with pytest.raises(ValueError, match=r"data\.test=.* isn't what the checkpoint avoided"):
         build(config(4, test=test), tmp_path / "once")

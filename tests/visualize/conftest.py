@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from diffusion_lm.visualize.frames import Story, story_from_history
+from diffusion_lm.visualize.frames import Trace, trace_from_history
 
 VERSE = """\
 Shall I compare thee to a summer's day?
@@ -33,18 +33,18 @@ Which by and by black night doth take away,
 Death's second self, that seals up all in rest.
 
 """
-EOT, MASK = 0, 1000
+EOS, MASK = 0, 1000
 
 
-def fake_story(n=256, passes=12, seed=0, *, text=VERSE, prompt_length=9, unused=7, second_thoughts=4) -> Story:
+def fake_story(n=256, passes=12, seed=0, *, text=VERSE, prompt_length=9, unused=7, second_thoughts=4) -> Trace:
     """n positions of the text over and over; the last `unused` follow an end of text; a few change on the way."""
     rng = np.random.default_rng(seed)
     cut = re.findall(r" ?[^\W_]{1,6}|\n| ?[^\w\n]|\s|_", text)
     words = (cut * (n // len(cut) + 1))[:n]
     names = ["", *sorted(set(words))]
     final = np.array([names.index(word) for word in words])
-    final[n - unused - 1] = EOT
-    final[n - unused :] = EOT
+    final[n - unused - 1] = EOS
+    final[n - unused :] = EOS
 
     free = np.arange(prompt_length, n)
     order = free[np.argsort(free / n + rng.normal(0, 0.6, len(free)))]
@@ -59,13 +59,13 @@ def fake_story(n=256, passes=12, seed=0, *, text=VERSE, prompt_length=9, unused=
             tokens[when[i] : when[i] + 1, i] = MASK
     tokens[-1] = final
     probability = rng.beta(3 + 6 * at / passes, 1.2, size=tokens.shape).astype(np.float32)
-    return story_from_history(
+    return trace_from_history(
         tokens,
         probability,
         prompt_length=prompt_length,
         length=n,
         mask=MASK,
-        eot=EOT,
+        eos=EOS,
         pieces=lambda ids: [names[i] for i in ids],
         title="A sonnet out of noise",
         subtitle="confidence sampler, one canvas",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion_lm.visualize.frames import EMPTY, END_OF_TEXT, Frame, State, Story, story_from_history
+from diffusion_lm.visualize.frames import EMPTY, END_OF_TEXT, Frame, State, Trace, trace_from_history
 
 M, E = 9, 0  # mask, end of text
 NAMES = ["", "a", " b", "\n", ""]
@@ -12,34 +12,34 @@ NAMES = ["", "a", " b", "\n", ""]
 def tell(tokens, probability=None, **given):
     tokens = np.array(tokens, np.int32)
     probability = np.full(tokens.shape, 0.5, np.float32) if probability is None else np.array(probability, np.float32)
-    options = {"prompt_length": 1, "length": tokens.shape[1], "mask": M, "eot": E, "title": "t"} | given
-    return story_from_history(tokens, probability, pieces=lambda ids: [NAMES[i] for i in ids], **options)
+    options = {"prompt_length": 1, "length": tokens.shape[1], "mask": M, "eos": E, "title": "t"} | given
+    return trace_from_history(tokens, probability, pieces=lambda ids: [NAMES[i] for i in ids], **options)
 
 
-def states(story):
-    return ["".join(str(int(s)) for s in frame.state) for frame in story.frames]
+def states(trace):
+    return ["".join(str(int(s)) for s in frame.state) for frame in trace.frames]
 
 
 def test_masked_then_just_committed_then_earlier():
-    story = tell([[1, M, 2, M], [1, 1, 2, M], [1, 1, 2, 3]])
-    assert states(story) == ["3000", "3010", "3120", "3221"]
-    assert story.frames[-1].tokens == ("a", "a", " b", "\n")
-    assert [frame.committed for frame in story.frames] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    trace = tell([[1, M, 2, M], [1, 1, 2, M], [1, 1, 2, 3]])
+    assert states(trace) == ["3000", "3010", "3120", "3221"]
+    assert trace.frames[-1].tokens == ("a", "a", " b", "\n")
+    assert [frame.committed for frame in trace.frames] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_second_thoughts_are_masked_again_and_a_change_is_just_committed_again():
-    story = tell([[1, 1, 1], [1, M, 2], [1, 1, 2]], [[0, 0.1, 0.2], [0, 0.3, 0.4], [0, 0.5, 0.6]])
-    assert states(story) == ["300", "311", "301", "312"]
-    assert story.frames[2].tokens == ("a", "", " b")
-    chances = np.stack([frame.probability for frame in story.frames])
+    trace = tell([[1, 1, 1], [1, M, 2], [1, 1, 2]], [[0, 0.1, 0.2], [0, 0.3, 0.4], [0, 0.5, 0.6]])
+    assert states(trace) == ["300", "311", "301", "312"]
+    assert trace.frames[2].tokens == ("a", "", " b")
+    chances = np.stack([frame.probability for frame in trace.frames])
     np.testing.assert_allclose(chances[:, 1], [np.nan, 0.1, np.nan, 0.5])
     np.testing.assert_allclose(chances[:, 2], [np.nan, 0.2, 0.4, 0.4])
 
 
 def test_positions_after_the_end_of_text_are_unused_until_it_moves():
-    story = tell([[1, M, M, E, 2], [1, E, M, E, 2], [1, 1, 2, 2, E]])
-    assert states(story) == ["30000", "30014", "31444", "31111"]
-    assert story.frames[2].tokens == ("a", END_OF_TEXT, "", "", "")
+    trace = tell([[1, M, M, E, 2], [1, E, M, E, 2], [1, 1, 2, 2, E]])
+    assert states(trace) == ["30000", "30014", "31444", "31111"]
+    assert trace.frames[2].tokens == ("a", END_OF_TEXT, "", "", "")
 
 
 def test_a_prompt_keeps_its_own_end_of_text_and_length_cuts_the_row():
@@ -47,7 +47,7 @@ def test_a_prompt_keeps_its_own_end_of_text_and_length_cuts_the_row():
 
 
 def test_without_an_end_of_text_every_position_is_used():
-    assert states(tell([[1, E, 1]], eot=None)) == ["300", "311"]
+    assert states(tell([[1, E, 1]], eos=None)) == ["300", "311"]
 
 
 def test_a_committed_piece_without_text_is_seen():
@@ -55,10 +55,10 @@ def test_a_committed_piece_without_text_is_seen():
 
 
 def test_passes_are_counted_anew_in_each_canvas():
-    story = tell([[1, 1, M], [1, 1, M], [1, 1, 2]], canvas=np.array([0, 0, 1]))
-    assert [(frame.canvas, frame.pass_) for frame in story.frames] == [(0, 0), (0, 1), (0, 2), (1, 1)]
-    assert story.caption(story.frames[2]) == "canvas 1 of 2 · pass 2 of 2 · 1 of 2 committed"
-    assert story.caption(story.frames[3]) == "canvas 2 of 2 · pass 1 of 1 · 2 of 2 committed"
+    trace = tell([[1, 1, M], [1, 1, M], [1, 1, 2]], canvas=np.array([0, 0, 1]))
+    assert [(frame.canvas, frame.pass_) for frame in trace.frames] == [(0, 0), (0, 1), (0, 2), (1, 1)]
+    assert trace.caption(trace.frames[2]) == "canvas 1 of 2 · pass 2 of 2 · 1 of 2 committed"
+    assert trace.caption(trace.frames[3]) == "canvas 2 of 2 · pass 1 of 1 · 2 of 2 committed"
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_a_history_that_makes_no_sense_is_refused(tokens, given, complaint):
 
 def test_pieces_must_answer_for_every_id():
     with pytest.raises(ValueError, match="one for each"):
-        story_from_history(
+        trace_from_history(
             np.array([[1, 2]]),
             np.ones((1, 2)),
             prompt_length=0,
             length=2,
             mask=M,
-            eot=E,
+            eos=E,
             pieces=lambda ids: ["joined"],
             title="t",
         )
@@ -102,6 +102,6 @@ def test_frames_and_stories_hold_together():
     with pytest.raises(ValueError, match="State"):
         frame(state=(0, len(State)))
     with pytest.raises(ValueError, match="no frames"):
-        Story(title="t", frames=())
+        Trace(title="t", frames=())
     with pytest.raises(ValueError, match="differ"):
-        Story(title="t", frames=(frame(), frame(1, (0,))))
+        Trace(title="t", frames=(frame(), frame(1, (0,))))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_lm.visualize.frames import Frame, Story
+from diffusion_lm.visualize.frames import Frame, Trace
 from diffusion_lm.visualize.page import write_page
 
 HOSTILE = [
@@ -52,8 +52,8 @@ class Page(HTMLParser):
             self.texts[self.open[-1][1]] = self.texts.get(self.open[-1][1], "") + data
 
 
-def written(story, path):
-    write_page(story, path)
+def written(trace, path):
+    write_page(trace, path)
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     return text, page, json.loads(page.texts["story"])
@@ -65,7 +65,7 @@ def hostile_story():
         Frame(tokens=[""] * n, state=np.zeros(n, int), probability=np.full(n, np.nan), canvas=0, pass_=0),
         Frame(tokens=HOSTILE, state=np.ones(n, int), probability=np.linspace(0, 1, n), canvas=0, pass_=1),
     ]
-    return Story(title="</title><b>", subtitle="</script>", frames=frames, meta={"</script>": "<img src=x>"})
+    return Trace(title="</title><b>", subtitle="</script>", frames=frames, meta={"</script>": "<img src=x>"})
 
 
 def replayed(data):
@@ -79,13 +79,13 @@ def replayed(data):
 
 @pytest.mark.parametrize("n", [256, 1024])
 def test_the_page_holds_every_frame(make_story, tmp_path, n):
-    story = make_story(n)
-    text, _, data = written(story, tmp_path / "page.html")
-    for frame, (texts, state, sure) in zip(story.frames, replayed(data), strict=True):
+    trace = make_story(n)
+    text, _, data = written(trace, tmp_path / "page.html")
+    for frame, (texts, state, sure) in zip(trace.frames, replayed(data), strict=True):
         assert texts == tuple(frame.tokens)
         np.testing.assert_array_equal(state, frame.state)
         np.testing.assert_allclose(sure, frame.probability, atol=1e-4)
-    assert (data["title"], data["subtitle"], data["meta"]["seed"]) == (story.title, story.subtitle, "0")
+    assert (data["title"], data["subtitle"], data["meta"]["seed"]) == (trace.title, trace.subtitle, "0")
     assert len(text) < 120_000
 
 
@@ -109,22 +109,22 @@ def test_the_page_asks_the_network_for_nothing(make_story, tmp_path):
 
 
 def test_the_last_frame_can_be_read_without_javascript(make_story, tmp_path):
-    story = make_story(256)
-    assert written(story, tmp_path / "page.html")[1].texts["pre"] == "".join(story.frames[-1].tokens)
+    trace = make_story(256)
+    assert written(trace, tmp_path / "page.html")[1].texts["pre"] == "".join(trace.frames[-1].tokens)
 
 
 def test_a_page_is_written_whole_or_not_at_all(make_story, tmp_path):
-    story = make_story(64)
+    trace = make_story(64)
     with pytest.raises(FileNotFoundError, match=r"folder that exists.*nowhere"):
-        write_page(story, tmp_path / "nowhere" / "page.html")
+        write_page(trace, tmp_path / "nowhere" / "page.html")
     (tmp_path / "file").write_text("kept")
     with pytest.raises(NotADirectoryError, match="may write to"):
-        write_page(story, tmp_path / "file" / "page.html")
+        write_page(trace, tmp_path / "file" / "page.html")
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(IsADirectoryError, match="may write to"):
-        write_page(story, tmp_path / "folder.html")
+        write_page(trace, tmp_path / "folder.html")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.html"]
-    write_page(story, tmp_path / "file")
+    write_page(trace, tmp_path / "file")
     assert (tmp_path / "file").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.html"]
 

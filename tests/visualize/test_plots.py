@@ -6,14 +6,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from diffusion_lm.visualize.frames import Story
+from diffusion_lm.visualize.frames import Trace
 from diffusion_lm.visualize.plots import curve, denoising_picture
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def drawn(story, path, **options):
-    denoising_picture(story, path, **options)
+def drawn(trace, path, **options):
+    denoising_picture(trace, path, **options)
     return ElementTree.fromstring(path.read_text(encoding="utf-8"))
 
 
@@ -24,10 +24,10 @@ def test_each_pass_asked_for_is_a_panel(make_story, tmp_path):
 
 
 def test_the_last_panel_holds_all_the_text(make_story, tmp_path):
-    story = make_story(256)
-    panel = list(drawn(story, tmp_path / "a.svg").iter(SVG + "g"))[-1]
+    trace = make_story(256)
+    panel = list(drawn(trace, tmp_path / "a.svg").iter(SVG + "g"))[-1]
     shown = "".join(text.text for text in panel.iter(SVG + "text") if re.match("t-", text.get("class")))
-    assert re.sub(r"[\s↵]", "", shown) == re.sub(r"\s", "", "".join(story.frames[-1].tokens))
+    assert re.sub(r"[\s↵]", "", shown) == re.sub(r"\s", "", "".join(trace.frames[-1].tokens))
 
 
 def test_a_large_canvas_stays_small_and_inside_the_picture(make_story, tmp_path):
@@ -44,9 +44,9 @@ def test_a_large_canvas_stays_small_and_inside_the_picture(make_story, tmp_path)
 
 
 def test_hostile_text_stays_text(make_story, tmp_path):
-    story = make_story(64, text="<b>&amp;\x00\x1b]]></svg> \ud800\u2028 ")
-    story = Story(title="<&\x00\ud800", frames=story.frames)
-    tags = {element.tag.removeprefix(SVG) for element in drawn(story, tmp_path / "a.svg").iter()}
+    trace = make_story(64, text="<b>&amp;\x00\x1b]]></svg> \ud800\u2028 ")
+    trace = Trace(title="<&\x00\ud800", frames=trace.frames)
+    tags = {element.tag.removeprefix(SVG) for element in drawn(trace, tmp_path / "a.svg").iter()}
     assert tags <= {"svg", "title", "desc", "style", "g", "rect", "text", "path"}
 
 

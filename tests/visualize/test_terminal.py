@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from diffusion_lm.visualize.frames import Frame, Story
+from diffusion_lm.visualize.frames import Frame, Trace
 from diffusion_lm.visualize.glyphs import MASK, columns, glyphs, lines, safe
 from diffusion_lm.visualize.terminal import play, render
 
@@ -37,30 +37,30 @@ def test_states_differ_without_colour_and_with_it():
 
 def test_a_masked_space_is_a_block_but_a_masked_word_keeps_its_own():
     masked, final = frame(["", "", ""], [0, 0, 0]), frame([" ", " on", "\t"], [2, 2, 2])
-    story = Story(title="t", frames=[masked, final])
-    assert render(masked, width=40, colour=False, story=story).split("\n")[1] == f"{MASK} {MASK * 6}"
+    trace = Trace(title="t", frames=[masked, final])
+    assert render(masked, width=40, colour=False, trace=trace).split("\n")[1] == f"{MASK} {MASK * 6}"
 
 
 def test_the_header_says_where_we_are(make_story):
-    story = make_story(64, 5)
-    assert render(story.frames[2], width=80, colour=False, story=story).startswith("pass 2 of 5 · ")
+    trace = make_story(64, 5)
+    assert render(trace.frames[2], width=80, colour=False, trace=trace).startswith("pass 2 of 5 · ")
 
 
 def test_lines_break_at_the_same_places_in_every_frame(make_story):
-    story = make_story(256, second_thoughts=0, unused=0)
-    final = story.frames[-1]
-    widths = [[sum(g.columns for g in row) for row in lines(f, width=33, final=final)] for f in story.frames]
+    trace = make_story(256, second_thoughts=0, unused=0)
+    final = trace.frames[-1]
+    widths = [[sum(g.columns for g in row) for row in lines(f, width=33, final=final)] for f in trace.frames]
     assert all(len(w) == len(widths[0]) for w in widths)
-    starts = [[row[0].position for row in lines(f, width=33, final=final) if row] for f in story.frames]
+    starts = [[row[0].position for row in lines(f, width=33, final=final) if row] for f in trace.frames]
     assert all(set(s) <= set(starts[0]) for s in starts)
 
 
 @pytest.mark.parametrize("colour", [False, True])
 @pytest.mark.parametrize("width", [2, 7, 40, 80])
 def test_no_line_is_wider_than_asked(make_story, width, colour):
-    story = make_story(96, text="Ein 漢字仮名交じり文 über 🙂 e\u0301tude verylongwordwithoutend\t日本\n")
-    for f in story.frames:
-        for line in render(f, width=width, colour=colour, story=story).split("\n"):
+    trace = make_story(96, text="Ein 漢字仮名交じり文 über 🙂 e\u0301tude verylongwordwithoutend\t日本\n")
+    for f in trace.frames:
+        for line in render(f, width=width, colour=colour, trace=trace).split("\n"):
             assert sum(columns(character) for character in SGR.sub("", line)) <= width
 
 
@@ -72,9 +72,9 @@ def test_characters_have_their_columns(character, wide):
 
 
 def test_all_text_of_the_last_frame_appears(make_story):
-    story = make_story(1024)
-    written = text(render(story.frames[-1], width=61, colour=True, story=story))
-    assert written == re.sub(r"\s", "", "".join(story.frames[-1].tokens))
+    trace = make_story(1024)
+    written = text(render(trace.frames[-1], width=61, colour=True, trace=trace))
+    assert written == re.sub(r"\s", "", "".join(trace.frames[-1].tokens))
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
@@ -87,7 +87,7 @@ def test_a_hostile_piece_is_shown_and_not_obeyed(piece):
         assert "ok" in picture
     assert len(safe(piece)) >= len(piece)
     stream = Terminal()
-    play(Story(title=piece, subtitle=piece, frames=[some, some]), stream=stream, seconds_per_frame=0, width=60)
+    play(Trace(title=piece, subtitle=piece, frames=[some, some]), stream=stream, seconds_per_frame=0, width=60)
     assert piece not in stream.getvalue() or piece == "\r"
     assert "owned\x07" not in stream.getvalue()
 
@@ -98,13 +98,13 @@ def test_a_tab_takes_room_and_a_combining_mark_none():
 
 
 def test_not_a_terminal_gets_a_few_frames_without_escapes(make_story):
-    story, stream = make_story(128), io.StringIO()
-    play(story, stream=stream, seconds_per_frame=60, width=80)  # a minute a frame: it must not wait
+    trace, stream = make_story(128), io.StringIO()
+    play(trace, stream=stream, seconds_per_frame=60, width=80)  # a minute a frame: it must not wait
     written = stream.getvalue()
     assert "\x1b" not in written
-    assert written.startswith(f"{story.title} — {story.subtitle}\n")
+    assert written.startswith(f"{trace.title} — {trace.subtitle}\n")
     shown = re.findall(r"^pass (\d+) of 12", written, re.M)
-    assert shown[0] == "0" and shown[-1] == "12" and 3 <= len(shown) < len(story.frames)
+    assert shown[0] == "0" and shown[-1] == "12" and 3 <= len(shown) < len(trace.frames)
     assert "Thou art more lovely and more temperate:" in re.sub(r"[\[\]]", "", written)
 
 
@@ -112,8 +112,8 @@ def test_a_terminal_is_redrawn_in_place_and_gets_its_cursor_back(make_story, mon
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("LINES", "12")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    story, stream = make_story(256), Terminal()
-    play(story, stream=stream, seconds_per_frame=0)
+    trace, stream = make_story(256), Terminal()
+    play(trace, stream=stream, seconds_per_frame=0)
     pictures = re.split(r"\x1b\[(\d+)A\r\x1b\[J", stream.getvalue())
     heights = [picture.count("\n") for picture in pictures[0::2]]
     heights[0] -= 2  # the title and a blank line stay

@@ -1,0 +1,169 @@
+"""A mixture of experts: of many feed-forwards, each position takes a few, and none is ever turned away.
+
+Positions are sorted by expert and go through in blocks of one expert each, as many as there are: what is computed is
+what was chosen, and up to a tenth more to fill the blocks. (`jax.lax.ragged_dot` computes every expert for every
+position on CPUs and on NVIDIA's GPUs, jax 0.10.2.) A block's products are formed anew in the backward pass.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_lm.nn.dot import dot
+from diffusion_lm.nn.matrix import matrix
+from diffusion_lm.sharding import each_device
+
+Array = jax.Array
+_BLOCK = 512  # rows of a block at most
+
+
+class Experts(nn.Module):
+    """SwiGLUs (arXiv 2002.05202) of which each position takes `num_experts_per_token`: those that the router scores
+    highest, weighed by the softmax over their scores."""
+
+    architecture: "Architecture"  # noqa: F821  (the denoiser's file is above this one)
+
+    @nn.compact
+    def __call__(self, x: Array, counted: Array | None = None) -> tuple[Array, Array]:
+        """x [B, L, E] -> the same shape, and the balance loss, float32 [], of the positions that are counted, bool
+        [B, L] (None: all)."""
+        a = self.architecture
+        router = matrix(self, "router", (a.width, a.num_experts), ("embed", None), a.width)
+        up = matrix(self, "gate_up", (a.num_experts, a.width, 2, a.mlp_dim), ("experts", "embed", None, "mlp"), a.width)
+        down = matrix(self, "down", (a.num_experts, a.mlp_dim, a.width), ("experts", "mlp", "embed"), 0)
+        scores = dot("ble,ex->blx", x, router, "float32")
+        own, rows = ("batch", "length", None), ("routed", "length", None)
+        # Each device's own: the partitioner would give every device the scores of all.
+        best, chosen = each_device(functools.partial(jax.lax.top_k, k=a.num_experts_per_token), (own,))(scores)
+        # A device has all positions of its rows, and the experts (of those, the hidden units) that lie on it.
+        share = each_device(
+            functools.partial(_share, compute_dtype=a.compute_dtype),
+            (rows, rows, rows, ("experts",), ("experts", None, None, "mlp"), ("experts", "mlp", None)),
+            summed=("experts", "mlp"),
+        )
+        numbers = jnp.arange(a.num_experts, dtype=jnp.int32)
+        # What moves between devices is rounded before, not after.
+        return share(x.astype(a.compute_dtype), jax.nn.softmax(best, axis=-1), chosen, numbers, up, down), balance(
+            scores, chosen, counted
+        )
+
+
+def balance(scores: Array, chosen: Array, counted: Array | None = None) -> Array:
+    """X times the sum over X experts of the share of choices that fell on each and its mean probability (arXiv
+    2101.03961, equations 4 to 6): 1 where both are even, X where all fall on one that is sure of them.
+
+    scores float32 [B, L, X]; chosen int32 [B, L, k]; counted bool [B, L], None for all. The gradient reaches the
+    probabilities.
+    """
+    experts = scores.shape[-1]
+    weights = jnp.ones(scores.shape[:2]) if counted is None else counted.astype(jnp.float32)
+    weights = (weights / jnp.maximum(jnp.sum(weights), 1.0))[..., None]
+    index = jnp.arange(experts, dtype=jnp.int32)[None, None, None]
+    shares = jnp.sum(weights * jnp.mean(chosen[..., None] == index, axis=2, dtype=jnp.float32), axis=(0, 1))
+    probabilities = jnp.sum(weights * jax.nn.softmax(scores, axis=-1), axis=(0, 1))
+    return experts * jnp.sum(shares * probabilities)
+
+
+def _share(
+    x: Array, gates: Array, chosen: Array, numbers: Array, up: Array, down: Array, *, compute_dtype: str
+) -> Array:
+    """What the experts with these numbers add to x [B, L, E]; the choices of all are known."""
+    here = jnp.clip(chosen - numbers[0], -1, len(numbers))
+    here = jnp.where(here < 0, len(numbers), here).reshape(-1, chosen.shape[-1])
+    flat = x.reshape(-1, x.shape[-1]), gates.reshape(here.shape)
+    return _mixture(*flat, here, up, down, compute_dtype).reshape(x.shape)
+
+
+class _Blocks(NamedTuple):
+    """Choices sorted by expert: `order` [T k]; each expert's begin at `first` and are `count`, its blocks end before
+    `ends`, all [X]."""
+
+    order: Array
+    first: Array
+    count: Array
+    ends: Array
+    size: int
+
+    def rows(self, j: Array, tokens: int, each: int) -> tuple[Array, Array, Array]:
+        """Block j's expert [], choices and positions [size]; beyond the end of both where it isn't full."""
+        expert = jnp.sum(self.ends <= j, dtype=jnp.int32)
+        begin = self.ends[expert] - -(-self.count[expert] // self.size)
+        index = jnp.arange(self.size, dtype=jnp.int32)
+        at = (j - begin) * self.size + index
+        full = at < self.count[expert]
+        choice = self.order[jnp.where(full, self.first[expert] + at, 0)]
+        return expert, jnp.where(full, choice, tokens * each + index), jnp.where(full, choice // each, tokens + index)
+
+
+def _blocks(chosen: Array, experts: int) -> _Blocks:
+    """chosen int32 [T, k]: an expert in 0..X-1, or X for one that isn't here."""
+    flat = chosen.reshape(-1)
+    # A power of two near an eighth of what an expert gets on average: so much is filled up, half a block each.
+    size = 1 << max(0, (flat.size // (8 * experts)).bit_length() - 1)
+    size = min(size, _BLOCK)
+    index = jnp.arange(experts, dtype=jnp.int32)
+    count = jnp.sum(flat[:, None] == index[None], axis=0, dtype=jnp.int32)
+    first, ends = jnp.cumsum(count) - count, jnp.cumsum(-(-count // size))
+    return _Blocks(jnp.argsort(flat, stable=True).astype(jnp.int32), first, count, ends, size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _mixture(x: Array, gates: Array, chosen: Array, up: Array, down: Array, compute_dtype: str) -> Array:
+    """float32 [T, E]: each position's experts, times its gates. x [T, E]; gates, chosen [T, k]; up [X, E, 2, M]."""
+    blocks, (tokens, each) = _blocks(chosen, up.shape[0]), chosen.shape
+    rounded = up.astype(compute_dtype), down.astype(compute_dtype)
+
+    def add(j, total):
+        expert, choice, at = blocks.rows(j, tokens, each)
+        found = _expert(_taken(x, at), _taken(gates.reshape(-1), choice), *(w[expert] for w in rounded), compute_dtype)
+        return _added(total, at, found)
+
+    return jax.lax.fori_loop(0, blocks.ends[-1], add, jnp.zeros(x.shape, jnp.float32))
+
+
+def _forward(x, gates, chosen, up, down, compute_dtype):
+    return _mixture(x, gates, chosen, up, down, compute_dtype), (x, gates, chosen, up, down)
+
+
+def _backward(compute_dtype, inputs, g):
+    x, gates, chosen, up, down = inputs
+    blocks, (tokens, each) = _blocks(chosen, up.shape[0]), chosen.shape
+    flat, rounded = gates.reshape(-1), (up.astype(compute_dtype), down.astype(compute_dtype))
+
+    def add(j, sums):
+        expert, choice, at = blocks.rows(j, tokens, each)
+        weights = (w[expert].astype(jnp.float32) for w in rounded)  # so that their gradients are float32
+        one = functools.partial(_expert, compute_dtype=compute_dtype)
+        _, back = jax.vjp(one, _taken(x, at), _taken(flat, choice), *weights)
+        places = at, choice, expert, expert
+        return tuple(map(_added, sums, places, back(_taken(g, at))))
+
+    start = tuple(jnp.zeros(a.shape, jnp.float32) for a in (x, flat, up, down))
+    d_x, d_gates, d_up, d_down = jax.lax.fori_loop(0, blocks.ends[-1], add, start)
+    types = x.dtype, gates.dtype, up.dtype, down.dtype
+    d_x, d_gates, d_up, d_down = map(jax.lax.convert_element_type, (d_x, d_gates, d_up, d_down), types)
+    return d_x, d_gates.reshape(gates.shape), np.zeros(chosen.shape, jax.dtypes.float0), d_up, d_down
+
+
+_mixture.defvjp(_forward, _backward)
+
+
+def _expert(rows: Array, gate: Array, up: Array, down: Array, compute_dtype: str) -> Array:
+    """rows [r, E], gate [r] -> float32 [r, E]."""
+    # Flat: XLA's CPU can't multiply all forms of a bfloat16 product.
+    first, second = jnp.split(dot("re,em->rm", rows, up.reshape(up.shape[0], -1), compute_dtype), 2, axis=-1)
+    return dot("rm,me->re", gate[:, None] * jax.nn.silu(first) * second, down, compute_dtype)
+
+
+def _taken(a: Array, at: Array) -> Array:
+    """a[at]; zeros beyond its end."""
+    return a.at[at].get(mode="fill", fill_value=0)
+
+
+def _added(a: Array, at: Array, more: Array) -> Array:
+    """a with `more` added at `at`, where no place stands twice; what is beyond the end is dropped."""
+    return a.at[at].add(more, mode="drop", unique_indices=True)

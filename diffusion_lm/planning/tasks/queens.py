@@ -1,0 +1,76 @@
+"""Queens: complete a board on which no two attack each other. Most first moves look free, and few can be completed."""
+
+import functools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lm.planning.tasks.base import Example, read_rows
+
+COLUMNS = "123456789abc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queens:
+    """A column a row, 0 where the row is still empty: `0200000084` -> `72a6195384` (columns 1 to 9, a, b, c).
+
+    size rows and columns; `given` of the rows are filled. Any completion is right. Unseen: the prompt.
+    """
+
+    size: int = 10
+    given: int = 3
+    measured = "ways to complete the board"
+
+    def __post_init__(self):
+        if not 4 <= self.size <= len(COLUMNS):
+            raise ValueError(f"task.size must be 4 to {len(COLUMNS)}, not {self.size}")
+        if not 0 <= self.given < self.size:
+            raise ValueError(f"task.given must be 0 to {self.size - 1}, not {self.given}")
+
+    @property
+    def alphabet(self) -> str:
+        return "0" + COLUMNS[: self.size]
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        return self.size, self.size
+
+    def draw(self, rng: random.Random) -> Example:
+        answer = rng.choice(_boards(self.size))
+        kept = set(rng.sample(range(self.size), self.given))
+        return Example("".join(c if row in kept else "0" for row, c in enumerate(answer)), answer)
+
+    def verify(self, prompt: str, answer: str) -> bool:
+        if len(prompt) != self.size or len(answer) != self.size or not set(answer) <= set(COLUMNS[: self.size]):
+            return False
+        columns = [COLUMNS.index(c) for c in answer]
+        lines = {(kind, c + slope * row) for row, c in enumerate(columns) for kind, slope in enumerate((0, 1, -1))}
+        return len(lines) == 3 * self.size and all(p in ("0", c) for p, c in zip(prompt, answer, strict=True))
+
+    def measure(self, example: Example) -> int:
+        given = [(row, c) for row, c in enumerate(example.prompt) if c != "0"]
+        return sum(all(board[row] == c for row, c in given) for board in _boards(self.size))
+
+    def unseen(self, example: Example) -> str:
+        return example.prompt
+
+    def read(self, path: str | Path) -> list[Example]:
+        return read_rows(self, path, "input", "output")
+
+
+@functools.cache
+def _boards(size: int) -> list[str]:
+    """All full boards: 2 of 4 rows, 724 of 10, 14,200 of 12."""
+    return ["".join(COLUMNS[column] for column in columns) for columns in _completed(size, ())]
+
+
+def _completed(size: int, placed: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The completions of the first rows' columns."""
+    row = len(placed)
+    if row == size:
+        yield placed
+        return
+    for column in range(size):
+        if all(column != c and abs(column - c) != row - r for r, c in enumerate(placed)):
+            yield from _completed(size, (*placed, column))

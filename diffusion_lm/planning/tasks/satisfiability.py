@@ -1,0 +1,101 @@
+"""3-SAT: an assignment that makes every clause true."""
+
+import functools
+import itertools
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lm.planning.tasks.base import Example, read_rows
+
+CLAUSES = {5: 41, 7: 45, 9: 51}  # of the public sets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Satisfiability:
+    """Clauses `1,4,0/1,9,5/...` -> an assignment `1,2,3,9,5`, by the literals that it makes true.
+
+    Literals are written as the public sets do: variable v is the digit v; its negation is the digit v + 5 (0 for 10)
+    where there are 5 variables, and the v-th letter from b on where there are more. Clauses differ from one another.
+    clauses 0: as many as the public set of so many variables has. Unseen: the set of clauses.
+    """
+
+    variables: int = 5
+    clauses: int = 0
+    measured = "right assignments"
+
+    def __post_init__(self):
+        if not 3 <= self.variables <= 9:
+            raise ValueError(f"task.variables must be 3 to 9, not {self.variables}")
+        if not self.clauses and self.variables not in CLAUSES:
+            raise ValueError(f"no public set has {self.variables} variables: set task.clauses")
+        most = 7 * math.comb(self.variables, 3)
+        if not 0 <= self.clauses <= most:
+            raise ValueError(f"task.clauses must be at most {most} for {self.variables} variables, not {self.clauses}")
+
+    @property
+    def count(self) -> int:
+        """Clauses of a prompt."""
+        return self.clauses or CLAUSES[self.variables]
+
+    @property
+    def literals(self) -> str:
+        """The characters of all variables, then of their negations."""
+        return "123456789"[: self.variables] + ("67890" if self.variables <= 5 else "bcdefghij")[: self.variables]
+
+    @property
+    def alphabet(self) -> str:
+        return self.literals + ",/"
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        return 6 * self.count - 1, 2 * self.variables - 1
+
+    def draw(self, rng: random.Random) -> Example:
+        """A random assignment, and random clauses of those that it makes true."""
+        assignment = tuple(rng.random() < 0.5 for _ in range(self.variables))
+        clauses = rng.sample(_satisfied(self.literals, assignment), self.count)
+        return Example("/".join(clauses), ",".join(_written(self.literals, enumerate(assignment))))
+
+    def verify(self, prompt: str, answer: str) -> bool:
+        clauses, chosen = [clause.split(",") for clause in prompt.split("/")], answer.split(",")
+        if len(clauses) != self.count or any(len(clause) != 3 or not self._known(clause) for clause in clauses):
+            return False
+        if not self._known(chosen) or [self._variable(literal) for literal in chosen] != list(range(self.variables)):
+            return False
+        return all(set(chosen) & set(clause) for clause in clauses)
+
+    def measure(self, example: Example) -> int:
+        clauses = [set(clause.split(",")) for clause in example.prompt.split("/")]
+        signs = itertools.product((True, False), repeat=self.variables)
+        assignments = (_written(self.literals, enumerate(choice)) for choice in signs)
+        return sum(not any(clause.isdisjoint(chosen) for clause in clauses) for chosen in assignments)
+
+    def unseen(self, example: Example) -> str:
+        return "/".join(sorted(example.prompt.split("/")))
+
+    def read(self, path: str | Path) -> list[Example]:
+        return read_rows(self, path, "input", "output")
+
+    def _known(self, literals: list[str]) -> bool:
+        return all(len(literal) == 1 and literal in self.literals for literal in literals)
+
+    def _variable(self, literal: str) -> int:
+        return self.literals.index(literal) % self.variables
+
+
+def _written(literals: str, signs) -> list[str]:
+    """The literals of (variable, whether it is true)."""
+    return [literals[variable + (0 if true else len(literals) // 2)] for variable, true in signs]
+
+
+@functools.cache
+def _satisfied(literals: str, assignment: tuple[bool, ...]) -> list[str]:
+    """Chain clause that an assignment makes true: seven of the eight of any three variables."""
+    return [
+        ",".join(_written(literals, zip(trio, signs, strict=True)))
+        for trio in itertools.combinations(range(len(assignment)), 3)
+        for signs in itertools.product((True, False), repeat=3)
+        if any(assignment[variable] == sign for variable, sign in zip(trio, signs, strict=True))
+    ]

@@ -1,0 +1,275 @@
+"""Sudoku: every row, column and box holds every digit once."""
+
+import functools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from diffusion_lm.planning.tasks.base import Example, read_rows
+
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows and columns of a box
+PUZZLES = 1000  # that are dug by search; each then stands for all that it can be turned into
+FEWEST = {4: 4, 6: 9, 9: 17}  # givens that digging is asked for
+DUG = 23  # givens of 81 down to which digging comes within a few tries
+# Puzzles of 17 givens, the fewest that leave 81 cells one solution. Digging at random never finds one.
+SEVENTEEN = (
+    "000000010400000000020000000000050407008000300001090000300400200050100000000806000",
+    "000000010400000000020000000000050604008000300001090000300400200050100000000807000",
+    "000000012000035000000600070700000300000400800100000000000120000080000040050000600",
+    "000000012003600000000007000410020000000500300700000600280000040000300500000000000",
+    "000000012008030000000000040120500000000004700060000000507000300000620000000100000",
+    "000000012040050000000009000070600400000100000000000050000087500601000300200000000",
+    "000000012050400000000000030700600400001000000000080000920000800000510700000003000",
+    "000000012300000060000040000900000500000001070020000000000350400001400800060000000",
+    "000000012400090000000000050070200000600000400000108000018000000000030700502000000",
+    "000000012500008000000700000600120000700000450000030000030000800000500700020000000",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sudoku:
+    """The grid row by row, 0 for a blank -> the full grid. 4, 6 or 9 digits; `least` to `most` of a grid are given.
+
+    A puzzle has one solution. Puzzles are dug by search, then turned (digits renamed, rows and columns and whole bands
+    of them exchanged, mirrored) and given some more digits. Below 23 givens of 81, all come from ten puzzles of 17.
+    Unseen: of 4 x 4, of which there are 288, the full grid; of others every grid that it can be turned into.
+    """
+
+    size: Literal[4, 6, 9] = 9
+    least: int = 31
+    most: int = 36
+    measured = "blanks"
+
+    def __post_init__(self):
+        if self.size not in BOXES:
+            raise ValueError(f"task.size must be 4, 6 or 9, not {self.size}")
+        if not FEWEST[self.size] <= self.least <= self.most < self.size**2:
+            raise ValueError(
+                f"task.least={self.least} and task.most={self.most}: of {self.size**2} digits give {FEWEST[self.size]} "
+                f"to {self.size**2 - 1}"
+            )
+
+    @property
+    def alphabet(self) -> str:
+        return "0123456789"[: self.size + 1]
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        return self.size**2, self.size**2
+
+    def draw(self, rng: random.Random) -> Example:
+        givens = rng.randint(self.least, self.most)
+        if self.size == 9 and self.least < DUG:
+            puzzle = rng.choice(SEVENTEEN)
+            grid = _solved(puzzle)
+        else:
+            puzzle, grid = _dug(self.size, rng.randrange(PUZZLES), self.least)
+        blanks = [cell for cell, digit in enumerate(puzzle) if digit == "0"]
+        given = set(rng.sample(blanks, givens - (len(grid) - len(blanks))))
+        puzzle = "".join([grid[cell] if cell in given else digit for cell, digit in enumerate(puzzle)])
+        return Example(*_turned(rng, self.size, puzzle, grid))
+
+    def verify(self, prompt: str, answer: str) -> bool:
+        if len(prompt) != self.size**2 or len(answer) != self.size**2:
+            return False
+        if any(p not in ("0", a) for p, a in zip(prompt, answer, strict=True)):
+            return False
+        digits = set("123456789"[: self.size])
+        return all({answer[cell] for cell in unit} == digits for unit in _units(self.size))
+
+    def measure(self, example: Example) -> int:
+        return example.prompt.count("0")
+
+    def work(self, example: Example) -> str:
+        """The grid after half of the rounds (rounded up) in which blanks follow from what stands (see `_rounds`)."""
+        rounds = _rounds(self.size, *example)
+        half = (max(rounds) + 1) // 2
+        return "".join([digit if when <= half else "0" for digit, when in zip(example.answer, rounds, strict=True)])
+
+    def unseen(self, example: Example) -> str:
+        return example.answer if self.size == 4 else _class(self.size, example.answer)
+
+    def read(self, path: str | Path) -> list[Example]:
+        return read_rows(self, path, "quizzes", "solutions")
+
+
+# ---- grids ----
+
+
+@functools.cache
+def _units(size: int) -> tuple[tuple[int, ...], ...]:
+    """The cells of every row, column and box."""
+    high, wide = BOXES[size]
+    rows = [tuple(range(r * size, (r + 1) * size)) for r in range(size)]
+    columns = [tuple(range(c, size * size, size)) for c in range(size)]
+    corners = [(r, c) for r in range(0, size, high) for c in range(0, size, wide)]
+    boxes = [tuple((r + i) * size + c + j for i in range(high) for j in range(wide)) for r, c in corners]
+    return *rows, *columns, *boxes
+
+
+@functools.cache
+def _homes(size: int) -> tuple[tuple[int, int, int], ...]:
+    """The row, column and box of each cell, as numbers of units."""
+    units = _units(size)
+    return tuple(tuple(u for u, unit in enumerate(units) if cell in unit) for cell in range(size * size))
+
+
+def solutions(size: int, puzzle: str, rng: random.Random | None = None) -> Iterator[str]:
+    """The full grids that keep a puzzle's givens: in order of digits, or in random order."""
+    homes, free = _homes(size), [(1 << size) - 1] * (3 * size)
+    cells = [0] * size**2
+    for cell, digit in enumerate(puzzle):
+        if digit != "0":
+            bit = 1 << int(digit) - 1
+            if not all(free[unit] & bit for unit in homes[cell]):
+                return
+            _toggle(free, homes[cell], bit)
+            cells[cell] = bit
+    yield from _filled(cells, [cell for cell, bit in enumerate(cells) if not bit], free, homes, rng)
+
+
+def _filled(cells, blanks, free, homes, rng) -> Iterator[str]:
+    """Fills the cell that has the fewest candidates, or a digit that has one place left in a row, column or box."""
+    if not blanks:
+        yield "".join(str(bit.bit_length()) for bit in cells)
+        return
+    candidates = {cell: free[homes[cell][0]] & free[homes[cell][1]] & free[homes[cell][2]] for cell in blanks}
+    best = min(candidates, key=lambda cell: candidates[cell].bit_count())
+    if candidates[best].bit_count() > 1:
+        best, candidates[best] = _only_place(candidates, free, homes) or (best, candidates[best])
+    bits = [1 << i for i in range(9) if candidates[best] >> i & 1]
+    if rng:
+        rng.shuffle(bits)
+    rest = [cell for cell in blanks if cell != best]
+    for bit in bits:
+        _toggle(free, homes[best], bit)
+        cells[best] = bit
+        yield from _filled(cells, rest, free, homes, rng)
+        _toggle(free, homes[best], bit)
+        cells[best] = 0
+
+
+def _only_place(candidates, free, homes) -> tuple[int, int] | None:
+    """(cell, bit) of a digit that fits one cell of a unit only; (some cell, 0) if it fits none."""
+    once, twice = [0] * len(free), [0] * len(free)
+    for cell, bits in candidates.items():
+        for unit in homes[cell]:
+            twice[unit] |= once[unit] & bits
+            once[unit] |= bits
+    for unit, missing in enumerate(free):
+        if missing & ~once[unit]:
+            return next(iter(candidates)), 0
+        if single := once[unit] & ~twice[unit]:
+            bit = single & -single
+            return next(c for c, bits in candidates.items() if bits & bit and unit in homes[c]), bit
+    return None
+
+
+def _rounds(size: int, puzzle: str, grid: str) -> list[int]:
+    """The round that finds each cell of a puzzle's grid: 0 a given one; each round those that have one candidate, or
+    are the one place of a digit in a row, column or box, by what stood before. What no round finds comes last."""
+    units, homes = _units(size), _homes(size)
+    rounds, standing, number = [0 if digit != "0" else None for digit in puzzle], list(puzzle), 0
+    while None in rounds:
+        number += 1
+        candidates = {
+            cell: set(grid) - {standing[i] for unit in homes[cell] for i in units[unit]}
+            for cell, when in enumerate(rounds)
+            if when is None
+        }
+        places = [Counter(d for cell in unit for d in candidates.get(cell, ())) for unit in units]
+        found = [
+            cell
+            for cell, digits in candidates.items()
+            if len(digits) == 1 or any(places[unit][grid[cell]] == 1 for unit in homes[cell])
+        ]
+        for cell in found or candidates:
+            rounds[cell], standing[cell] = number, grid[cell]
+    return rounds
+
+
+def _toggle(free: list[int], units: tuple[int, int, int], bit: int) -> None:
+    for unit in units:
+        free[unit] ^= bit
+
+
+# ---- puzzles ----
+
+
+@functools.cache
+def _solved(puzzle: str) -> str:
+    return next(solutions(9, puzzle))
+
+
+@functools.cache
+def _dug(size: int, number: int, least: int) -> tuple[str, str]:
+    """A puzzle of at most `least` givens with one solution, and that."""
+    rng = random.Random(f"puzzle {size} {number}")
+    while True:
+        grid = next(solutions(size, "0" * size**2, rng))
+        puzzle = list(grid)
+        for cell in rng.sample(range(size**2), size**2):
+            digit, puzzle[cell] = puzzle[cell], "0"
+            if _another(size, puzzle, cell, digit):
+                puzzle[cell] = digit
+        if size**2 - puzzle.count("0") <= least:
+            return "".join(puzzle), grid
+
+
+def _another(size: int, puzzle: list[str], cell: int, digit: str) -> bool:
+    """Whether there is a solution with another digit in a cell."""
+    trial = list(puzzle)
+    for other in "123456789"[:size]:
+        if other != digit:
+            trial[cell] = other
+            if next(solutions(size, "".join(trial)), None):
+                return True
+    return False
+
+
+def _turned(rng: random.Random, size: int, *grids: str) -> list[str]:
+    """The same random symmetry of sudoku for all."""
+    high, wide = BOXES[size]
+    rows, columns = _lines(rng, size, high), _lines(rng, size, wide)
+    cells = [row * size + column for row in rows for column in columns]
+    if high == wide and rng.random() < 0.5:
+        cells = [column * size + row for row in rows for column in columns]
+    digits = list(range(1, size + 1))
+    rng.shuffle(digits)
+    names = "0" + "".join(map(str, digits))
+    return ["".join([names[int(grid[cell])] for cell in cells]) for grid in grids]
+
+
+def _lines(rng: random.Random, size: int, together: int) -> list[int]:
+    """Rows (or columns) in a new order that keeps those of a box together."""
+    bands = rng.sample(range(size // together), size // together)
+    return [band * together + line for band in bands for line in rng.sample(range(together), together)]
+
+
+def _class(size: int, grid: str) -> str:
+    """What no symmetry changes: of lines that cross the same boxes, how the digits of one go over into another's."""
+    high, wide = BOXES[size]
+    units = _units(size)
+    sides = [_cycles(grid, units[:size], high), _cycles(grid, units[size : 2 * size], wide)]
+    return " / ".join(sorted(sides) if high == wide else sides)
+
+
+def _cycles(grid: str, lines: tuple[tuple[int, ...], ...], together: int) -> str:
+    """The lengths of the permutations' cycles, over all pairs of lines in a band."""
+    found = Counter()
+    for a in range(len(lines)):
+        for b in range(a + 1, a - a % together + together):
+            after = {grid[i]: grid[j] for i, j in zip(lines[a], lines[b], strict=True)}
+            lengths = []
+            while after:
+                first, at = next(iter(after.items()))
+                del after[first]
+                length = 1
+                while at != first:
+                    at, length = after.pop(at), length + 1
+                lengths.append(length)
+            found["+".join(map(str, sorted(lengths)))] += 1
+    return " ".join(f"{count}x{cycles}" for cycles, count in sorted(found.items()))

@@ -1,0 +1,134 @@
+"""What the benchmark times of this library: the real training step, whole generations, and the loss's memory."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_lm.build import build_init, noise_of
+from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.nn.lm_head import ChunkedLogits
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.samplers.base import Generation, Prompt
+from diffusion_lm.training import state as train_state
+from diffusion_lm.training.optimizer import AdamW
+from diffusion_lm.training.step import make_step
+from diffusion_lm.types import Alignment, Batch, DenseLogits, Objective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """A network both libraries can have: as many key-value heads as heads, no QK-norm."""
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+
+    def denoiser(self, *, tied: bool, **told: bool) -> Transformer:
+        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "mlp": self.mlp_dim}
+        return Transformer(
+            architecture=Architecture(**sizes, qk_norm=False, tie_embeddings=tied, **told), vocab=self.vocab
+        )
+
+
+class TrainStep:
+    """One update a call, of `batch` rows of `length` random tokens; `parameters` counts what it moves. told: what else
+    the network is told, as `Architecture` names it."""
+
+    def __init__(self, sizes: Sizes, objective: Objective, process: Any = None, *, batch: int, length: int, **told):
+        module, optim = sizes.denoiser(tied=False, **told), AdamW()
+        process = dataclasses.replace(process or Absorbing(), mask=sizes.vocab)
+
+        def loss(params, key, rows):
+            return objective(BoundModel(module=module, params=params).denoise, noise_of(process, params), key, rows)
+
+        init = build_init(module, process)
+        self._key = jax.random.key(0)
+        optimizer = optim.build(1000, jax.eval_shape(init, self._key))
+        fresh = jax.jit(lambda key: train_state.unboxed(train_state.initial(init, optimizer, False, key)))
+        self._step = jax.jit(make_step(loss, optimizer, optim.rate(1000)), donate_argnums=0)
+        self._batch = _random_rows(sizes.vocab, batch, length)
+        self._state = fresh(self._key)
+        self.parameters = train_state.parameter_count(self._state.params)
+
+    def __call__(self) -> dict[str, jax.Array]:
+        self._state, metrics = self._step(self._state, self._key, self._batch)
+        jax.block_until_ready(self._state)
+        return metrics
+
+
+def _random_rows(vocab: int, batch: int, length: int) -> Batch:
+    first = jnp.zeros((batch, length), bool).at[:, 0].set(True)
+    return Batch(
+        tokens=jax.random.randint(jax.random.key(1), (batch, length), 0, vocab),
+        segment_ids=jnp.ones((batch, length), jnp.int32),
+        positions=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (batch, length)),
+        context_mask=first,
+        loss_mask=~first,
+    )
+
+
+def random_network(sizes: Sizes) -> BoundModel:
+    """Fresh parameters, tied tables."""
+    module = sizes.denoiser(tied=True)
+    params = jax.jit(lambda key: nn.meta.unbox(init_params(module, key)))(jax.random.key(0))
+    return BoundModel(module=module, params=params)
+
+
+def generation(network: BoundModel, writer: Any, *, prompt: int, new: int) -> Callable[[], Generation]:
+    """One row of `new` tokens behind a random prompt a call: one jit, its cache donated.
+
+    network: bound for sampling. An end of text must not occur (give the writer an id that is no piece).
+    """
+    tokens = jax.random.randint(jax.random.key(1), (1, prompt), 0, network.module.vocab)
+    request = Prompt(tokens=tokens, length=jnp.full(1, prompt, jnp.int32))
+    keys = jax.random.split(jax.random.key(2), 1)
+    generate = jax.jit(
+        lambda network, cache: writer.generate(network, cache, request, keys, length=new), donate_argnums=1
+    )
+    return lambda: generate(network, network.empty_cache(1, writer.slots(prompt, new))).replace(cache=None)
+
+
+class LossMemory(NamedTuple):
+    """Bytes of temporaries of the loss and its gradients: in chunks as the library does it, and of full logits."""
+
+    chunked: int
+    full: int
+
+
+def loss_memory(*, vocab: int, positions: int, width: int, compute_dtype: str = "bfloat16") -> LossMemory:
+    """Compiles loss and gradients at these sizes and asks the compiler; nothing is run or allocated."""
+
+    def chunked(hidden, table, targets, weights):
+        said = ChunkedLogits(
+            hidden=hidden, table=table, vocab=vocab, alignment=Alignment.SAME, compute_dtype=compute_dtype
+        )
+        return said.cross_entropy(targets, weights)
+
+    def full(hidden, table, targets, weights):
+        said = ChunkedLogits(
+            hidden=hidden, table=table, vocab=vocab, alignment=Alignment.SAME, compute_dtype=compute_dtype
+        )
+        return DenseLogits(values=said.logits()).cross_entropy(targets, weights)
+
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (
+            ((1, positions, width), jnp.float32),
+            ((vocab, width), jnp.float32),
+            ((1, positions), jnp.int32),
+            ((1, positions), jnp.float32),
+        )
+    ]
+
+    def temporaries(loss) -> int:
+        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    return LossMemory(chunked=temporaries(chunked), full=temporaries(full))

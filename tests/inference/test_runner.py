@@ -1,0 +1,108 @@
+"""Programs that stop between steps write what one program writes: caches that grow, rows that leave."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.text_samplers import NEVER, WRITERS, canvases, generate, prompts
+from support.tiny import MASK, model
+
+from diffusion_lm.inference import runner
+from diffusion_lm.nn import cache as kv_cache
+from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.drafters import PromptLookup
+from diffusion_lm.samplers.speculative import Speculative
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+GROWING = ["autoregressive", "confidence", "blocks", "auto"]
+
+
+def driven(writer, prompt, length, **rest):
+    keys = jax.random.split(jax.random.key(0), len(prompt.length))
+    return runner.drive(writer, model(), prompt, keys, length=length, **rest)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Caches that begin with 8 slots; how long each was, in order."""
+    sizes = []
+    taken = runner._taken
+
+    def noted(*args, slots):
+        sizes.append(slots)
+        return taken(*args, slots=slots)
+
+    monkeypatch.setattr(runner, "_FEWEST", 8)
+    monkeypatch.setattr(runner, "_taken", noted)
+    return sizes
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_cache_that_grows_changes_nothing(name, short):
+    prompt, writer = prompts([6, 1, 3]), WRITERS[name](eos=NEVER)
+    grown, plain = driven(writer, prompt, 30), generate(writer, prompt, 30)
+    assert (grown.tokens == plain.tokens).all() and grown.nfe == plain.nfe
+    assert short == sorted(short) and len(short) >= 1  # or this test would have seen no growth
+    assert (grown.length == plain.length).all()
+
+
+def test_a_cache_that_grows_under_drafts_changes_nothing(short):
+    prompt, draw = prompts([6, 1, 3]), WRITERS["autoregressive"](eos=NEVER, temperature=0.0).draw
+    writer = Speculative(drafter=PromptLookup(width=2), mask=MASK, eos=NEVER, draw=draw, break_even=1.5)
+    grown, plain = driven(writer, prompt, 150), generate(writer, prompt, 150)
+    assert (grown.tokens == plain.tokens).all() and grown.nfe == plain.nfe < 150
+    assert short == [128, 156]  # from 64, in the middle of writing
+
+
+def test_a_cache_is_at_most_twice_as_long_as_what_it_holds(short):
+    generation = driven(
+        WRITERS["autoregressive"](), Prompt(tokens=jnp.full((1, 1), 5), length=jnp.ones(1, jnp.int32)), 60
+    )
+    held = int(generation.cache.length[0])
+    assert generation.cache.slots <= max(2 * held, 8)
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_rows_that_leave_change_nothing(name):
+    prompt = prompts([6, 1, 3, 2, 5, 4, 6, 1])
+    keys = jax.random.split(jax.random.key(0), 8)
+    left = runner.drive(WRITERS[name](), model(), prompt, keys, length=30, compact=True)
+    writer = WRITERS[name]()
+    cache = model().empty_cache(8, writer.slots(6, 30))
+    plain = jax.jit(lambda cache: writer.generate(model(), cache, prompt, keys, length=30))(cache)
+    assert (left.tokens == plain.tokens).all() and (left.length == plain.length).all() and left.nfe == plain.nfe
+    assert len(set(np.asarray(plain.length).tolist())) > 2  # rows ended at different times
+
+
+def test_half_of_the_rows_gone_is_half_of_the_batch(monkeypatch):
+    batches = []
+    advance = runner._advance
+
+    def noted(model, state, *rest, phase):
+        batches.append(len(state.finished))
+        return advance(model, state, *rest, phase=phase)
+
+    monkeypatch.setattr(runner, "_advance", noted)
+    driven(WRITERS["autoregressive"](), prompts([6, 1, 3, 2, 5, 4, 6, 1]), 30, compact=True)
+    assert batches[0] == 8 and all(b <= a / 2 for a, b in itertools.pairwise(batches)) and batches[-1] < 8
+
+
+def test_a_recording_is_not_compacted():
+    keys = jax.random.split(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match="leave"):
+        runner.drive(canvases(record=True), model(), prompts([6, 1, 3]), keys, length=8, compact=True)
+
+
+def test_a_cache_can_not_lose_what_it_read():
+    cache = model().empty_cache(2, 8)
+    assert kv_cache.resize(cache, jnp.array([1]), 16).slots == 16
+    with pytest.raises(ValueError, match="lost"):
+        kv_cache.resize(cache, jnp.array([0, 1]), 4)
+
+
+def test_no_masks_come_back(short):
+    generation = driven(canvases(), prompts([6, 1, 3]), 30)
+    written = np.arange(30)[None] < np.asarray(generation.length)[:, None]
+    assert (np.asarray(generation.tokens)[written] != MASK).all()

@@ -1,0 +1,276 @@
+"""Approximate caches: exact where all is read, nothing that is needed left out, and else writers like all others."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+from support.approximate_cache import (
+    CANVAS,
+    LENGTH,
+    NEVER,
+    NO_TEXT,
+    POLICIES,
+    approximate,
+    confidence,
+    exact,
+    generate,
+    prompts,
+)
+from support.tiny import EOS, MASK, VOCAB, model
+
+from diffusion_lm.samplers.approximate_cache import ApproximateCacheSampler
+from diffusion_lm.samplers.base import Canvas, fold_in_rows
+from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache, PrefixCache
+from diffusion_lm.samplers.unmasking import EntropyBound, Factor, Threshold
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(params=POLICIES)
+def policy(request):
+    return POLICIES[request.param]
+
+
+# Where nothing is stale.
+
+
+@pytest.mark.parametrize(
+    ("whole", "temperature"),
+    [
+        (PrefixCache(block_size=CANVAS, refresh=1), 1.0),
+        (DualCache(block_size=99, refresh=1), 1.0),
+        (DelayedCache(refresh=1), 1.0),
+        (DelayedCache(refresh=1), 0.0),
+    ],
+)
+def test_refreshed_in_every_pass_it_is_the_exact_writer(whole, temperature):
+    for seed in range(3):
+        ours = generate(approximate(whole, temperature=temperature), prompts(), seed, layers=2)
+        theirs = generate(exact(temperature=temperature), prompts(), seed, layers=2)
+        assert (ours.tokens == theirs.tokens).all() and (ours.length == theirs.length).all()
+        assert ours.nfe == theirs.nfe and ours.read == ours.nfe * CANVAS
+
+
+@pytest.mark.parametrize("pace", [Threshold(least=0.5), Factor(factor=2.0), EntropyBound(bound=2.0)])
+def test_any_pace_is_the_exact_writers(pace):
+    ours = generate(approximate(DelayedCache(refresh=1), pace=pace), prompts())
+    assert (ours.tokens == generate(exact(pace=pace), prompts()).tokens).all()
+
+
+@pytest.mark.parametrize(("kind", "temperature"), [(PrefixCache, 1.0), (DualCache, 0.0)])
+def test_refreshed_in_every_pass_blocks_follow_one_another(kind, temperature):
+    """As full passes in Python write them: each block by when it is due, an even share of the passes for each."""
+    prompt, sampler = prompts(), confidence(eos=NEVER, temperature=temperature)
+    ours = generate(approximate(kind(block_size=4, refresh=1), eos=NEVER, temperature=temperature), prompt)
+    for row, start in enumerate([6, 1, 3]):
+        canvas, first = begun(prompt, row), start // 4
+        for block in range(first, 4):
+            due = sampler.passes - (3 - block) * sampler.passes // (4 - first)
+            here = canvas.undecided & (np.arange(CANVAS) // 4 == block)[None]
+            while here.any():
+                by_then = dataclasses.replace(sampler, passes=due)  # as if the canvas ended here
+                after = by_then.step(full_pass, canvas.replace(undecided=here))
+                canvas = after.replace(undecided=canvas.undecided & (after.tokens == MASK))
+                here &= canvas.undecided
+        assert (ours.tokens[row] == canvas.tokens[0, start : start + LENGTH]).all()
+
+
+_read_all = jax.jit(lambda bound, tokens, t: bound.read_canvas(bound.empty_cache(len(tokens), 0), tokens, t))
+full_pass = functools.partial(_read_all, model())
+
+
+def begun(prompt, row=slice(None), seed=0):
+    """BlockDiffusion with prompts of 6, 1 and 3 tokens, as a writer begins them."""
+    fixed = jnp.arange(CANVAS, dtype=jnp.int32)[None] < prompt.length[:, None]
+    tokens = jnp.where(fixed, jnp.pad(prompt.tokens, ((0, 0), (0, CANVAS - 6))), MASK)
+    keys = fold_in_rows(jax.random.split(jax.random.key(seed), len(tokens)), 0)
+    rows = jnp.atleast_1d(jnp.arange(len(tokens))[row])
+    return Canvas(
+        tokens=tokens[rows],
+        undecided=~fixed[rows],
+        fixed=fixed[rows],
+        confidence=fixed[rows].astype(jnp.float32),
+        keys=keys[rows],
+        passes=jnp.zeros((), jnp.int32),
+    )
+
+
+# What a pass reads.
+
+
+@struct.dataclass
+class Notes:
+    """A cache that notes, of each position, with what token it was read last, and whether the last pass read it."""
+
+    tokens: jax.Array
+    now: jax.Array
+
+
+@struct.dataclass
+class Noting:
+    """A network that says what it likes, and notes what it reads."""
+
+    def forward_positions(self, cache, tokens, at, t):
+        length = cache.tokens.shape[1]
+        rows = jnp.arange(len(at), dtype=jnp.int32)[:, None]
+        logits = jax.random.normal(jax.random.key(1), (*at.shape, VOCAB)) + jax.nn.one_hot(tokens, VOCAB)
+        now = jnp.zeros((len(at), length), bool).at[rows, at].set(True, mode="drop")
+        return logits, Notes(tokens=cache.tokens.at[rows, at].set(tokens, mode="drop"), now=now)
+
+
+step = jax.jit(lambda sampler, model, state: sampler.step(model, state), static_argnums=0)
+
+
+def passes_of(policy, *, eos=NEVER, length=13, fixed=0.3, passes=13, seed=0):
+    """(canvas as a pass finds it, what was read of it before, what it reads, the canvas after it), pass by pass; some
+    positions are given, anywhere."""
+    rng, rows = np.random.default_rng(seed), 3
+    fixed = jnp.asarray(rng.random((rows, length)) < fixed)
+    canvas = Canvas(
+        tokens=jnp.where(fixed, jnp.asarray(rng.integers(3, VOCAB - 1, size=(rows, length)), jnp.int32), MASK),
+        undecided=~fixed,
+        fixed=fixed,
+        confidence=fixed.astype(jnp.float32),
+        keys=jax.random.split(jax.random.key(seed), rows),
+        passes=jnp.zeros((), jnp.int32),
+    )
+    sampler = ApproximateCacheSampler(sampler=confidence(eos=eos, passes=passes), policy=policy, mask=MASK)
+    state = sampler.begin(canvas, Notes(tokens=jnp.full((rows, length), -1), now=~fixed & fixed), None)
+    while not sampler.done(state).all():
+        was, state = state, step(sampler, Noting(), state)
+        yield was, was.cache.tokens, state.cache.now, state
+
+
+@pytest.mark.parametrize("policy", [*POLICIES.values(), DualCache(block_size=4, refresh=3)], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_written_and_what_has_changed_is_read(policy, seed):
+    """Whatever is given: no pass writes what it does not read, or leaves stale what is not the token that was read."""
+    for was, read, now, state in passes_of(policy, seed=seed):
+        going = was.undecided.any(axis=1, keepdims=True)
+        assert (now | (state.tokens == was.tokens)).all()
+        assert (now | (read == was.tokens) | ~going).all()
+        assert now.all(where=going) or was.passes % (policy.refresh or 99)
+        assert not (now & ~going).any()  # a row that is done asks for nothing
+    assert not (state.tokens == MASK).any() and (state.tokens == was.tokens).all(where=was.fixed)
+
+
+def test_an_end_of_text_that_closes_later_positions_makes_them_read_again():
+    for policy in (PrefixCache(block_size=4), DelayedCache()):
+        closed = 0
+        for was, read, now, state in passes_of(policy, eos=5, seed=2):
+            assert (now | (read == was.tokens) | ~was.undecided.any(axis=1, keepdims=True)).all()
+            closed += int((state.tokens == 5).sum() - (was.tokens == 5).sum() > 1)
+        assert closed
+
+
+def test_blocks_are_read_whole_and_in_order():
+    for was, _, now, state in passes_of(DualCache(block_size=4)):
+        at = np.arange(13) // 4
+        for row in range(3):
+            if was.undecided[row].any():
+                block = at[np.argmax(was.undecided[row])]
+                assert now[row].all() or (now[row] == (at == block)).all()
+                assert (at[np.asarray(was.undecided[row] & ~state.undecided[row])] == block).all()
+
+
+def test_positions_read():
+    """16 open in 4 blocks, 8 passes: the first of a block reads all, and all are made up to quarters."""
+    read = {}
+    for name, policy in POLICIES.items():
+        *_, (_, _, _, state) = passes_of(policy, length=16, fixed=0.0, passes=8)
+        read[name] = int(state.read)
+    assert read["dual"] == 4 * (16 + 4)
+    assert read["prefix"] == (16 + 16) + (16 + 12) + (16 + 8) + (16 + 4)
+    assert read["delayed"] == 16 + 16 + 16 + 12 + 12 + 8 + 8 + 4  # two more a pass, and those of the last once more
+
+
+@pytest.mark.parametrize("policy", [PrefixCache(block_size=4), DelayedCache()], ids=str)
+def test_in_one_layer_only_a_position_s_own_token_goes_stale(policy):
+    """Its keys hang on nothing else, so that reading what has changed is exact."""
+    assert texts_the_same(policy, layers=1) == 1.0
+
+
+def test_in_two_layers_what_is_said_goes_stale():
+    """Or these tests would see no cache at all."""
+    assert texts_the_same(DualCache(block_size=4), layers=2) < 1.0
+
+
+def texts_the_same(policy, layers):
+    """The share of tokens that are those of the same writer when it reads everything in every pass."""
+    writers = (approximate(dataclasses.replace(policy, refresh=refresh)) for refresh in (0, 1))
+    texts = [[generate(writer, prompts(), seed, layers=layers).tokens for seed in range(6)] for writer in writers]
+    return np.mean(np.array(texts[0]) == np.array(texts[1]))
+
+
+# A writer like others.
+
+
+def test_only_text_is_returned_and_nothing_behind_its_end(policy):
+    ended = 0
+    for seed in range(8):
+        generation = generate(approximate(policy), prompts(), seed)
+        for tokens, length in zip(np.asarray(generation.tokens), np.asarray(generation.length), strict=True):
+            assert not np.isin(tokens[:length], (*NO_TEXT, EOS, MASK)).any()
+            assert (tokens[length:] == MASK).all()
+            ended += length < LENGTH
+    assert ended >= 2  # or this test would have seen no end
+
+
+def test_a_row_alone_is_the_row_in_a_ragged_batch(policy):
+    """Each row has blocks, and passes that read everything, of its own."""
+    writer = approximate(policy)
+    for seed in range(3):
+        batch = generate(writer, prompts(), seed)
+        for row in (1, 2):
+            alone = generate(writer, prompts(), seed, rows=slice(row, row + 1))
+            assert (alone.tokens[0] == batch.tokens[row]).all() and alone.read <= batch.read
+
+
+def test_the_compiled_loop_is_a_plain_loop():
+    prompt, policy = prompts(), DualCache(block_size=4)
+    sampler = ApproximateCacheSampler(sampler=confidence(), policy=policy, mask=MASK)
+    state, made = sampler.begin(begun(prompt), model().empty_cache(3, CANVAS), None), 0
+    while not sampler.done(state).all():
+        state, made = step(sampler, model(), state), made + 1
+    compiled = generate(approximate(policy), prompt)
+    at = np.asarray(prompt.length)[:, None] + np.arange(LENGTH)
+    text = np.take_along_axis(np.asarray(state.tokens), at, axis=1)
+    written = np.arange(LENGTH)[None] < np.asarray(compiled.length)[:, None]
+    assert (text == compiled.tokens)[written].all()
+    assert compiled.nfe == made and compiled.read == state.read
+
+
+def test_what_is_given_behind_the_prompt_stays():
+    behind = [MASK, 7, MASK, MASK, 8]
+    generation = generate(approximate(DualCache(block_size=4)), prompts(behind=behind))
+    assert (generation.length > 4).all() and (generation.tokens[:, jnp.array([1, 4])] == jnp.array([[7, 8]])).all()
+
+
+def test_history_is_the_canvas_as_it_cleared():
+    plain, recorded = (
+        generate(approximate(DualCache(block_size=4), record=record), prompts()) for record in (False, True)
+    )
+    assert (plain.tokens == recorded.tokens).all() and recorded.history.made.tolist() == [plain.nfe]
+    last = np.asarray(recorded.history.tokens[0, int(plain.nfe) - 1])
+    assert (last[1, 1 : 1 + plain.length[1]] == plain.tokens[1, : plain.length[1]]).all()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: DualCache(block_size=0),
+        lambda: PrefixCache(refresh=-1),
+        lambda: DelayedCache(refresh=-1),
+        lambda: approximate(DualCache(block_size=2), passes=7),
+        lambda: dataclasses.replace(approximate(DelayedCache()), align=1),
+        lambda: generate(dataclasses.replace(approximate(DelayedCache()), canvas=15), prompts()),
+    ],
+)
+def test_what_can_not_be_is_refused_in_a_line(bad):
+    with pytest.raises(ValueError) as error:
+        bad()
+    assert "\n" not in str(error.value)

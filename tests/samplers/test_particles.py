@@ -1,0 +1,116 @@
+"""Weights say exactly how wrong a proposal is, and a population that goes by them writes the autoregressive law."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.oracle import LENGTH, MASK, NEVER, TEXTS, OracleModel, p_value, truth
+from support.text_samplers import canvases, prompts
+from support.tiny import EOS, model
+from support.tiny import MASK as TINY_MASK
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion
+from diffusion_lm.samplers.particles import ParticleSampler
+from diffusion_lm.samplers.sampling_params import SamplingParams
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+WORLD = OracleModel(1 + LENGTH)
+
+
+def population(particles, *, canvas=LENGTH, passes=1, mask=MASK, eos=NEVER, draw=SamplingParams()):  # noqa: B008  (frozen)
+    sampler = Ancestral(process=Absorbing(mask=mask), passes=passes, eos=eos, draw=draw)
+    return ParticleSampler(
+        canvases=BlockDiffusion(sampler=sampler, canvas=canvas, mask=mask, eos=eos), particles=particles
+    )
+
+
+def begun(writer, rows):
+    prompt = Prompt(tokens=jnp.zeros((rows, 1), jnp.int32), length=jnp.ones(rows, jnp.int32))
+    return writer.begin(WORLD, WORLD.empty(rows), prompt, jax.random.split(jax.random.key(1), rows), length=LENGTH)
+
+
+@pytest.mark.parametrize(("canvas", "passes"), [(4, 1), (4, 3), (2, 1)])
+def test_the_mean_weight_is_one(canvas, passes):
+    """The law that makes weights right: E[p / q] = 1 under what was drawn, whatever was drawn in between."""
+    writer, rows = population(4, canvas=canvas, passes=passes), 16_384
+
+    @jax.jit
+    def weights():
+        state = begun(writer, rows)
+        for _ in range(LENGTH // canvas):
+            state = writer.step(WORLD, state)
+        return jnp.exp(state.log_weight)
+
+    means = np.asarray(weights()).reshape(-1, 4).mean(axis=1)
+    assert abs(means.mean() - 1) < 4 * means.std() / np.sqrt(len(means))
+    assert means.std() > 0.02  # or the proposals were right to begin with
+
+
+def texts(writer, groups):
+    rows = groups * writer.particles
+    prompt = Prompt(tokens=jnp.zeros((rows, 1), jnp.int32), length=jnp.ones(rows, jnp.int32))
+    generate = jax.jit(lambda keys: writer.generate(WORLD, WORLD.empty(rows), prompt, keys, length=LENGTH).tokens)
+    return np.asarray(generate(jax.random.split(jax.random.key(2), rows))).reshape(groups, -1, LENGTH)
+
+
+def distance(tokens):
+    """Total variation from the world's law."""
+    counts = np.bincount(tokens @ np.array([27, 9, 3, 1]), minlength=len(TEXTS))
+    return np.abs(counts / counts.sum() - truth()).sum() / 2
+
+
+@pytest.mark.parametrize("canvas", [4, 2])
+def test_a_population_writes_the_law_that_its_proposals_miss(canvas):
+    many = texts(population(32, canvas=canvas), 4_096)
+    alone = texts(population(2, canvas=canvas), 4_096)
+    assert p_value(many[:, 0]) > 1e-3
+    assert distance(many.reshape(-1, LENGTH)) < distance(alone.reshape(-1, LENGTH)) / 4
+    assert p_value(alone[:, 0]) < 1e-3  # two particles mend little: the test can tell
+
+
+def test_behind_an_end_nothing_is_weighed_and_nothing_is_returned():
+    writer = population(4, canvas=4, passes=2, mask=TINY_MASK, eos=EOS, draw=SamplingParams(suppressed=(0, 1)))
+    prompt = prompts([3, 3, 3, 3, 5, 5, 5, 5])
+    prompt = Prompt(tokens=prompt.tokens[jnp.array([0] * 4 + [4] * 4)], length=prompt.length)
+    network, keys = model(), jax.random.split(jax.random.key(0), 8)
+    cache = network.empty_cache(8, writer.slots(6, 10))
+    generation = jax.jit(lambda keys: writer.generate(network, cache, prompt, keys, length=10))(keys)
+    assert (np.asarray(generation.length) < 10).any()
+    for tokens, length in zip(np.asarray(generation.tokens), np.asarray(generation.length), strict=True):
+        assert not np.isin(tokens[:length], (0, 1, EOS, TINY_MASK)).any() and (tokens[length:] == TINY_MASK).all()
+
+
+def test_a_group_does_not_depend_on_the_others():
+    writer = population(4, canvas=4, passes=2, mask=TINY_MASK, eos=EOS, draw=SamplingParams(suppressed=(0, 1)))
+    prompt, network = prompts([3] * 4 + [6] * 4), model()
+    prompt = Prompt(tokens=prompt.tokens[jnp.array([0] * 4 + [4] * 4)], length=prompt.length)
+    keys = jax.random.split(jax.random.key(0), 8)
+
+    def written(prompt, keys):
+        cache = network.empty_cache(len(keys), writer.slots(6, 10))
+        return jax.jit(lambda keys: writer.generate(network, cache, prompt, keys, length=10))(keys).tokens
+
+    alone = written(Prompt(tokens=prompt.tokens[4:], length=prompt.length[4:]), keys[4:])
+    assert (written(prompt, keys)[4:] == alone).all()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: population(1),
+        lambda: population(4, draw=SamplingParams(temperature=0.5)),
+        lambda: population(4, draw=SamplingParams(top_k=3)),
+        lambda: ParticleSampler(canvases=canvases(), particles=4),
+        lambda: ParticleSampler(canvases=canvases(kind=Ancestral, record=True), particles=4),
+        lambda: ParticleSampler(canvases=canvases(kind=Ancestral, align=0, canvas=20), particles=4),
+        lambda: begun(population(4), 6),
+    ],
+)
+def test_what_can_not_be_weighed_is_refused_in_a_line(bad):
+    with pytest.raises(ValueError) as error:
+        bad()
+    assert "\n" not in str(error.value)

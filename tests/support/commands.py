@@ -1,0 +1,19 @@
+"""The launchers as commands, and settings small enough to train in seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TEXT = "".join(f"Line {i}: the {w} sat on the mat.\n\n" for i in range(80) for w in ("cat", "dog", "hen", "owl"))
+SMALL = ("data.document_unit=paragraph", "data.seq_len=64", "data.tokenizer_kind=char", "model.width=32", "model.layers=2",
+         "model.heads=2", "objective.block_size=16", "train.steps=6", "checkpoint.save_every=3", "train.eval_every=0")  # fmt:skip
+
+
+def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
+    # Half of the time would go into optimising programs that run once. --compile_cache keeps all, however quick.
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**os.environ, **quick, "JAX_PLATFORMS": "cpu", "HOME": str(home)}
+    command = [sys.executable, "-m", f"launch.{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

@@ -1,0 +1,64 @@
+"""Small networks with every parameter away from zero, and rows to read."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+
+VOCAB = MASK = 11
+ARCHITECTURES = {
+    "plain": Architecture(width=16, layers=2, heads=2, mlp_dim=24, qk_norm=False, compute_dtype="float32"),
+    "grouped, untied, timed": Architecture(
+        width=16, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_dim=24, tie_embeddings=False, time_conditioning=True,
+        compute_dtype="float32",
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def boxed(architecture: Architecture, vocab: int = VOCAB):
+    module = Transformer(architecture, vocab=vocab)
+    return jax.jit(functools.partial(init_params, module))(jax.random.key(0))
+
+
+@functools.cache
+def bound(architecture: Architecture, vocab: int = VOCAB) -> BoundModel:
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda a: jnp.asarray(np.asarray(a) + rng.normal(scale=0.25, size=a.shape).astype("f4")),
+        nn.meta.unbox(boxed(architecture, vocab)),
+    )
+    return BoundModel(module=Transformer(architecture, vocab=vocab), params=params)
+
+
+def rows(length: int, batch: int = 2, seed: int = 0, vocab: int = VOCAB) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).integers(vocab, size=(batch, length)), jnp.int32)
+
+
+def read(bound: BoundModel, tokens, attention, *, t=None, segment_ids=None, positions=None, length=None):
+    """Logits (a pair for BlockDiffusionTraining)."""
+    length = length or tokens.shape[1]
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (tokens.shape[0], length))
+    t = jnp.zeros((tokens.shape[0], 1)) if t is None else t
+    return _read(bound, tokens, t, positions, segment_ids, attention)
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _read(bound, tokens, t, positions, segment_ids, attention):
+    said = bound.denoise(tokens, t, attention=attention, positions=positions, segment_ids=segment_ids)
+    return tuple(one.logits() for one in said) if isinstance(said, tuple) else said.logits()
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def extend(bound, cache, tokens, count, attention):
+    said, cache = bound.extend(cache, tokens, count, attention)
+    return said.logits(), cache
+
+
+read_canvas = jax.jit(lambda bound, cache, canvas, t: bound.read_canvas(cache, canvas, t))

@@ -1,0 +1,71 @@
+"""Text samplers of every kind over one tiny network, and prompts for them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.samplers.ancestral import Ancestral
+from diffusion_lm.samplers.auto import Auto, PassCosts
+from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
+from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion
+from diffusion_lm.samplers.confidence import Confidence
+from diffusion_lm.samplers.drafters import PromptLookup
+from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.samplers.speculative import Speculative
+from diffusion_lm.types import BlockCausal
+from support.tiny import EOS, MASK, VOCAB, model
+
+NO_TEXT = (0, 1)
+NEVER = 99
+
+
+def canvases(*, passes=3, canvas=4, eos=EOS, temperature=1.0, kind=Confidence, **rest):
+    draw = SamplingParams(temperature=temperature, suppressed=NO_TEXT)
+    if kind is Confidence:
+        sampler = Confidence(passes=passes, eos=eos, draw=draw)
+    else:
+        sampler = Ancestral(process=Absorbing(mask=MASK), passes=passes, eos=eos, draw=draw)
+    return BlockDiffusion(sampler=sampler, canvas=canvas, mask=MASK, eos=eos, **rest)
+
+
+def autoregressive(eos=EOS, temperature=1.0):
+    return AutoregressiveSampler(mask=MASK, eos=eos, draw=SamplingParams(temperature=temperature, suppressed=NO_TEXT))
+
+
+def auto(eos=EOS, temperature=1.0, step_s=1.0):
+    """At these costs: canvases of 4 in 2 passes, and of 1 or 2 tokens that are left, token by token."""
+    tail = Speculative(drafter=PromptLookup(width=2), mask=MASK, eos=eos, draw=autoregressive(eos, temperature).draw)
+    whole = canvases(passes=2, eos=eos, temperature=temperature)
+    return Auto(canvases=whole, tail=tail, costs=PassCosts(step_s=step_s, narrow_s=0.8, canvas_s=0.95))
+
+
+WRITERS = {
+    "autoregressive": autoregressive,
+    "confidence": canvases,
+    "ancestral": functools.partial(canvases, kind=Ancestral),
+    "blocks": functools.partial(canvases, clean=BlockCausal(4), align=4),
+    "auto": auto,
+    "both ways": functools.partial(canvases, align=0, canvas=20),
+}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _generate(writer, bound, prompt, keys, length):
+    rows, width = prompt.tokens.shape
+    cache = bound.empty_cache(rows, max(writer.slots(width, length), 1))
+    return writer.generate(bound, cache, prompt, keys, length=length)
+
+
+def prompts(lengths, width=6):
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(3, VOCAB, size=(len(lengths), width))
+    tokens = np.where(np.arange(width) < np.array(lengths)[:, None], tokens, 0)
+    return Prompt(tokens=jnp.asarray(tokens, jnp.int32), length=jnp.asarray(lengths, jnp.int32))
+
+
+def generate(writer, prompt, length, seed=0):
+    return _generate(writer, model(), prompt, jax.random.split(jax.random.key(seed), 3), length)
