@@ -14,6 +14,7 @@ import numpy as np
 from diffusion_lm import sharding
 from diffusion_lm.config import Config, Data, from_json, to_json
 from diffusion_lm.data import corpora, loader
+from diffusion_lm.data.source import TokenizedData
 from diffusion_lm.data.tokenizer import Tokenizer, train_tokenizer
 from diffusion_lm.models import flops
 from diffusion_lm.models.bound_model import BoundModel
@@ -21,7 +22,6 @@ from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.objectives.learned_noise import LearnedNoise
 from diffusion_lm.objectives.self_conditioning import SelfConditionedObjective
-from diffusion_lm.planning import data
 from diffusion_lm.processes.base import Process
 from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.processes.state_dependent import LearnedMasking, StateDependentMasking
@@ -88,7 +88,7 @@ class Experiment(NamedTuple):
     config: Config
     job: TrainLoop
     checkpoints: Checkpoints
-    text: TokenizedCorpus | data.Source
+    text: TokenizedData
     module: Transformer
     process: Process
 
@@ -115,25 +115,26 @@ def build(config: Config, workdir: Path | str) -> Experiment:
     return Experiment(config, job, checkpoints, text, module, process)
 
 
-def read_data(config: Config, stored: CheckpointMeta | None = None) -> TokenizedCorpus | data.Source:
-    """What a config trains on: a text, or the examples of a task."""
-    if not isinstance(config.data, data.Examples):
+def read_data(config: Config, stored: CheckpointMeta | None = None) -> TokenizedData:
+    """What a config trains on: a text corpus, or any other `DataSource`."""
+    if isinstance(config.data, Data):
         return read_text(config, stored)
-    found = data.source(config.data, config.objective, stored and Tokenizer.from_bytes(stored.tokenizer))
-    if stored is not None and found.fingerprint != stored.corpus:
-        raise ValueError(f"data.test={config.data.test} isn't what the checkpoint avoided; use a new workdir")
-    return found
+    if stored is None:
+        return config.data.open(config.objective)
+    tokenizer = Tokenizer.from_bytes(stored.tokenizer)
+    return config.data.open(config.objective, tokenizer=tokenizer, fingerprint=stored.corpus)
 
 
 def read_text(config: Config, stored: CheckpointMeta | None = None) -> TokenizedCorpus:
     """The corpus in the tokenizer's pieces: the stored one, data.tokenizer, or one trained on the training part.
 
-    ValueError if the config trains on a task, which has no text.
+    ValueError if the config's data is no text.
     """
     data = config.data
     if not isinstance(data, Data):
         raise ValueError(
-            f"{type(data.task).__name__} is a task and no text: launch.planning.scoreboard says how much is solved"
+            f"data={type(data).__name__} is not a text corpus, which this needs; launch.planning.scoreboard evaluates "
+            "models of planning tasks"
         )
     try:
         whole = corpora.corpus(data.path, documents=data.document_unit, field=data.field)
@@ -250,7 +251,7 @@ def update_flops(config: Config, module: Transformer, process: Process) -> int:
 
 def build_job(
     config: Config,
-    text: TokenizedCorpus | data.Source,
+    text: TokenizedData,
     mesh: jax.sharding.Mesh,
     loss: LossFn,
     init: Callable,
@@ -324,14 +325,14 @@ def _behind(loss: LossFn, teacher: BoundModel, params, key: jax.Array, batch: Ba
     return loss(params, key, batch, teacher)
 
 
-def _train_batches(config: Config, text: TokenizedCorpus | data.Source, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
+def _train_batches(config: Config, text: TokenizedData, mesh: jax.sharding.Mesh) -> Iterator[Batch]:
     """This host's rows of each batch."""
     rows = config.train.batch_size
     mine = sharding.rows_here(mesh, rows)
     return text.train_batches(length=config.data.seq_len, batch=rows, seed=config.seed, mine=mine)
 
 
-def _valid_batches(config: Config, text: TokenizedCorpus | data.Source, mesh: jax.sharding.Mesh) -> list[Batch]:
+def _valid_batches(config: Config, text: TokenizedData, mesh: jax.sharding.Mesh) -> list[Batch]:
     """This host's rows of the first train.eval_batches of what is held out."""
     rows = config.train.batch_size // config.train.grad_accum_steps
     mine = np.asarray(sharding.rows_here(mesh, rows))
@@ -340,7 +341,7 @@ def _valid_batches(config: Config, text: TokenizedCorpus | data.Source, mesh: ja
 
 
 def build_evaluate(
-    config: Config, text: TokenizedCorpus | data.Source, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array
+    config: Config, text: TokenizedData, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array
 ) -> Callable:
     """parameters -> nats per target of each part on train.eval_batches of held-out text, always with the same noise."""
     batches = _valid_batches(config, text, mesh)

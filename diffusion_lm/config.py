@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusion_lm.data.source import DataSource
 from diffusion_lm.models.transformer import Architecture
-from diffusion_lm.planning.data import Examples
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
@@ -59,7 +59,7 @@ class Data:
 class Config:
     """One experiment."""
 
-    data: Data | Examples
+    data: DataSource
     model: Architecture
     process: Any
     objective: Objective

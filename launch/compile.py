@@ -35,14 +35,13 @@ from diffusion_lm.build import (
     build_update,
     update_flops,
 )
-from diffusion_lm.config import Config, Data
+from diffusion_lm.config import Config
 from diffusion_lm.data.tokenizer import Tokenizer
 from diffusion_lm.evaluation import hlo
 from diffusion_lm.inference import presets
 from diffusion_lm.models import flops
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
-from diffusion_lm.planning.data import char_tokenizer
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.types import Causal, Full
@@ -198,10 +197,8 @@ def _generation_flops(module: Transformer, rows: int, width: int, prompt: int, l
 
 def pieces(config: Config) -> Pieces:
     """How many pieces the config's tokenizer has, or will have at most."""
-    data = config.data
-    if not isinstance(data, Data):
-        return Pieces(char_tokenizer(data.task.alphabet).vocab)
-    return Pieces(data.vocab_size if data.tokenizer is None else Tokenizer.load(data.tokenizer).vocab)
+    path = getattr(config.data, "tokenizer", None)
+    return Pieces(config.data.vocab_size if path is None else Tokenizer.load(path).vocab)
 
 
 # ---- what the compiler says ----

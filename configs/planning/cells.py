@@ -12,9 +12,8 @@ from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
-from diffusion_lm.planning.data import Examples, width
-from diffusion_lm.planning.fixed_rate import FixedRate
-from diffusion_lm.planning.objectives import MGDM
+from diffusion_lm.planning.data import Examples, min_seq_len
+from diffusion_lm.planning.objectives import MGDM, FixedRate
 from diffusion_lm.planning.tasks.base import Task
 from diffusion_lm.planning.tasks.countdown import Countdown
 from diffusion_lm.planning.tasks.path import PathPlanning
@@ -48,7 +47,7 @@ def kinds(task: Task) -> dict[str, tuple[Task, Objective]]:
     """The kinds of network, each with what it writes: ar; masked (the bound) and mgdm (token reweighting); fixed, the
     control without diffusion; block and joint, whose canvases hold half an answer and a whole one; scratch, which is
     joint with a canvas of work before the answer's, of tasks that have any."""
-    answer = task.longest[1] + 1
+    answer = task.max_lengths[1] + 1
     joint = Joint(block_size=answer)
     plain = {
         "ar": AutoregressiveLoss(),
@@ -58,8 +57,8 @@ def kinds(task: Task) -> dict[str, tuple[Task, Objective]]:
         "block": BlockELBO(block_size=math.ceil(answer / 2)),
         "joint": joint,
     }
-    worked = {"scratch": (Scratchpad(task=task), joint)} if hasattr(task, "work") else {}
-    return {**{kind: (task, objective) for kind, objective in plain.items()}, **worked}
+    scratch = {"scratch": (Scratchpad(task=task), joint)} if hasattr(task, "scratchpad") else {}
+    return {**{kind: (task, objective) for kind, objective in plain.items()}, **scratch}
 
 
 def kind_of(cell: str) -> tuple[Task, Objective]:
@@ -77,7 +76,7 @@ def config(cell: str, model: Architecture, *, steps: int, batch: int, lr: float)
     """The experiment of a cell. ValueError for one that isn't there."""
     task, objective = kind_of(cell)
     return Config(
-        data=Examples(task=task, seq_len=width(task, objective)),
+        data=Examples(task=task, seq_len=min_seq_len(task, objective)),
         model=model,
         process=Absorbing(),
         objective=objective,

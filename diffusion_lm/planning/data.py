@@ -1,7 +1,7 @@
-"""From a task to batches: each row is a prompt, which is given, and an answer with its end of text, which are targets.
+"""Planning tasks as training data: each row is a prompt, which is context, and an answer, which is predicted.
 
-Examples are drawn as training goes and never stored: batch number n is a function of the seed and n. So a run that
-resumes draws what it would have drawn, and hosts that share its rows out draw together what one would draw alone.
+Examples are generated while training and never stored. Batch number n is a function of the seed and n alone, so a
+resumed run continues with the same examples, and hosts that share a batch's rows generate together what one would.
 """
 
 import functools
@@ -21,18 +21,19 @@ from diffusion_lm.planning.tasks import base
 from diffusion_lm.planning.tasks.base import Example, Task
 from diffusion_lm.types import Batch, Causal, Objective
 
-AHEAD = 4  # batches that a thread, or each worker, draws before they are asked for
-VALID_SEED = 0  # of the examples looked at while training, whatever the run's seed
+PREFETCH = 4  # batches that the thread, or each worker process, generates ahead
+VALID_SEED = 0  # of the validation examples, whatever the run's seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """A task in the place of a text, as `data` of a config.
+    """A task as the `data` of a config (see `data.source.DataSource`).
 
-    length   positions of a row: at least `width(task, objective)`
-    test     a file in the public format: nothing of it is trained on. None: only the task's own tests are kept apart
-    valid    examples of the test file, or of the task's own tests, to look at while training
-    workers  processes that draw examples; 0: a thread does
+    task     the task and its difficulty
+    seq_len  positions of a row: at least `min_seq_len(task, objective)`
+    test     a test file in the task's public format; nothing of it is trained on. None: the task's own test examples
+    valid    validation examples, the first of the test file or of the task's own
+    workers  processes that generate examples; 0: one thread does
     """
 
     task: Task
@@ -43,11 +44,49 @@ class Examples:
 
     def __post_init__(self):
         if self.valid < 0 or self.workers < 0:
-            raise ValueError(f"data.valid={self.valid} and data.workers={self.workers} can't be negative")
+            raise ValueError(f"data.valid and data.workers must be at least 0; got {self.valid} and {self.workers}")
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the task's character tokenizer."""
+        return len(set(self.task.alphabet)) + 3
+
+    def open(
+        self, objective: Objective, *, tokenizer: Tokenizer | None = None, fingerprint: str | None = None
+    ) -> "TokenizedExamples":
+        """Reads the test file, if any, and lays rows out for an objective.
+
+        Args:
+          objective: decides where an answer begins in its row.
+          tokenizer: the checkpoint's, where a run resumes; None makes a new one.
+          fingerprint: of the task and test file that the checkpoint was trained with.
+
+        Raises:
+          ValueError: if seq_len is too small, the test file is not the task's, or the fingerprint differs.
+          FileNotFoundError: if there is no test file.
+        """
+        needed = min_seq_len(self.task, objective)
+        if self.seq_len < needed:
+            raise ValueError(f"data.seq_len={self.seq_len} is too small for the longest example: set it to {needed}")
+        task = self.task
+        tests = base.test_examples(task, VALID_SEED, self.valid) if self.test is None else task.read(self.test)
+        content = repr([task, *(tests if self.test else [])])
+        found = TokenizedExamples(
+            data=self,
+            layout=row_layout(objective),
+            tokenizer=tokenizer or char_tokenizer(task.alphabet),
+            tests=tuple(tests),
+            fingerprint=hashlib.sha256(content.encode()).hexdigest()[:16],
+        )
+        if fingerprint not in (None, found.fingerprint):
+            raise ValueError(
+                f"data.test={self.test} isn't the test file that the checkpoint kept out of training; use a new workdir"
+            )
+        return found
 
 
 def char_tokenizer(alphabet: str) -> Tokenizer:
-    """A piece for each character, and the three that every tokenizer has: unknown, begin and end of text."""
+    """A token for each character, and SentencePiece's three: unknown, begin of text, end of text."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sorted(set(alphabet))),
@@ -63,12 +102,12 @@ def char_tokenizer(alphabet: str) -> Tokenizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How an objective wants its rows.
+class RowLayout:
+    """Where prompt and answer lie in a row, so that a sampler later meets the same arrangement.
 
     canvas   positions that are denoised together: 0 the whole row, 1 for autoregression
-    aligned  answers begin with a canvas, as a sampler begins them behind a prompt that it has read causally; else rows
-             begin with their prompt, and so do the sampler's blocks
+    aligned  answers begin at a multiple of `canvas`, as after a prompt that the network reads causally; otherwise a
+             row begins with its prompt, and blocks are counted from there
     """
 
     canvas: int
@@ -76,76 +115,76 @@ class Layout:
 
     def width(self, prompt: int, answer: int) -> int:
         """Positions for a prompt and an answer of so many characters, begin and end of text included."""
-        stop = self._answer(prompt) + answer + 1
-        return _up(stop, self.canvas or 1)
+        return _round_up(self._answer_start(prompt) + answer + 1, self.canvas or 1)
 
-    def batch(self, rows: Sequence[tuple[np.ndarray, np.ndarray]], length: int, tokenizer: Tokenizer) -> Batch:
-        """NumPy Batch [rows, length] of (prompt, answer) ids; None in place of a pair makes an empty row.
+    def batch(self, rows: Sequence[tuple[np.ndarray, np.ndarray] | None], length: int, tokenizer: Tokenizer) -> Batch:
+        """NumPy Batch [rows, length] of (prompt, answer) ids; None makes an empty row.
 
-        What follows an end of text repeats it up to its canvas's end (see `types.Batch`), and belongs to no document
-        beyond that, nor does what comes before a prompt.
+        After an answer its end of text repeats to the end of its canvas (see `types.Batch`). Positions beyond that,
+        and before an aligned prompt, belong to no document.
         """
         tokens = np.full((len(rows), length), tokenizer.mask, np.int32)
         segment_ids, positions = np.zeros_like(tokens), np.zeros_like(tokens)
-        given, target = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
+        context, loss = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
         for i, row in enumerate(rows):
             if row is None:
                 continue
             prompt, answer = row
-            first = self._answer(len(prompt))
+            first = self._answer_start(len(prompt))
             start, stop = first - len(prompt) - 1, first + len(answer) + 1
-            end = _up(stop, self.canvas) if self.canvas else length
+            end = _round_up(stop, self.canvas) if self.canvas else length
             tokens[i, start:end] = np.concatenate([[tokenizer.bos], prompt, answer, [tokenizer.eos] * (end - stop + 1)])
             segment_ids[i, start:end] = 1
             positions[i, start:end] = np.arange(end - start)
-            given[i, start:first], target[i, first:stop] = True, True
-        return Batch(tokens=tokens, segment_ids=segment_ids, positions=positions, context_mask=given, loss_mask=target)
+            context[i, start:first], loss[i, first:stop] = True, True
+        return Batch(tokens=tokens, segment_ids=segment_ids, positions=positions, context_mask=context, loss_mask=loss)
 
-    def _answer(self, prompt: int) -> int:
-        """Where the answer to a prompt of so many characters begins."""
-        return _up(1 + prompt, self.canvas) if self.aligned else 1 + prompt
+    def _answer_start(self, prompt: int) -> int:
+        return _round_up(1 + prompt, self.canvas) if self.aligned else 1 + prompt
 
 
-def _up(size: int, multiple: int) -> int:
+def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def layout(objective: Objective) -> Layout:
-    """The layout that an objective trains, and that its sampler meets again."""
-    return Layout(canvas=objective.canvas, aligned=objective.canvas > 1 and isinstance(objective.prefix, Causal))
+def row_layout(objective: Objective) -> RowLayout:
+    """The row layout that an objective trains on."""
+    return RowLayout(canvas=objective.canvas, aligned=objective.canvas > 1 and isinstance(objective.prefix, Causal))
 
 
-def width(task: Task, objective: Objective) -> int:
-    """Positions that hold any example of a task under an objective: the least `Examples.length`."""
-    return layout(objective).width(*task.longest)
+def min_seq_len(task: Task, objective: Objective) -> int:
+    """The least `Examples.seq_len` that holds every example of a task under an objective."""
+    return row_layout(objective).width(*task.max_lengths)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A task, tokenised: what a run reads in the place of a corpus."""
+class TokenizedExamples:
+    """A task's examples as batches (see `data.source.TokenizedData`)."""
 
     data: Examples
-    layout: Layout
+    layout: RowLayout
     tokenizer: Tokenizer
     tests: tuple[Example, ...]
     fingerprint: str
 
-    def train_batches(self, *, length: int, batch: int, seed: int, mine: Sequence[int] | None = None) -> "Drawn":
-        """Endless NumPy Batches [batch, length], or of those of their rows that are `mine`: `loader.train_loader`."""
+    def train_batches(
+        self, *, length: int, batch: int, seed: int, mine: Sequence[int] | None = None
+    ) -> "GeneratedBatches":
+        """Endless NumPy Batches [batch, length], or only their rows `mine`."""
         task, rows = self.data.task, self.rows(length)
-        avoid = base.keys(task, self.tests)
-        draw = functools.partial(_draw, task, rows, avoid, seed, batch, range(batch) if mine is None else mine)
-        return Drawn(draw, self.data.workers)
+        exclude = base.split_hashes(task, self.tests)
+        mine = range(batch) if mine is None else mine
+        return GeneratedBatches(functools.partial(_batch, task, rows, exclude, seed, batch, mine), self.data.workers)
 
     def valid_batches(self, *, length: int, batch: int) -> Iterator[Batch]:
-        """NumPy Batches [batch, length] of the tests; empty rows fill the last."""
+        """NumPy Batches [batch, length] of the validation examples; empty rows fill the last."""
         rows, tests = self.rows(length), self.tests[: self.data.valid]
         for first in range(0, len(tests), batch):
             some = list(tests[first : first + batch])
             yield rows(some + [None] * (batch - len(some)))
 
     def rows(self, length: int) -> "ExampleRows":
-        """Examples -> Batch [.., length]."""
+        """Examples -> Batch [number of examples, length]."""
         alphabet = self.data.task.alphabet
         ids = tuple(int(self.tokenizer.encode(c)[0]) for c in alphabet)
         return ExampleRows(layout=self.layout, length=length, tokenizer=self.tokenizer, alphabet=alphabet, ids=ids)
@@ -153,9 +192,9 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleRows:
-    """Examples, or None for empty rows, -> Batch [.., length]; `ids` are the alphabet's pieces."""
+    """Examples, or None for empty rows -> Batch [number of examples, length]; `ids` are the alphabet's token ids."""
 
-    layout: Layout
+    layout: RowLayout
     length: int
     tokenizer: Tokenizer
     alphabet: str
@@ -168,72 +207,53 @@ class ExampleRows:
         return table
 
     def __call__(self, examples: Sequence[Example | None]) -> Batch:
-        pairs = [example and tuple(map(self._encoded, example)) for example in examples]
+        pairs = [example and tuple(map(self._encode, example)) for example in examples]
         return self.layout.batch(pairs, self.length, self.tokenizer)
 
-    def _encoded(self, text: str) -> np.ndarray:
-        """What tokenizer.encode gives, without its price of a call."""
+    def _encode(self, text: str) -> np.ndarray:
+        """The ids of tokenizer.encode, by a table: the tokenizer costs about as much as generating the example."""
         return self._table[np.frombuffer(text.encode("ascii"), np.uint8)]
 
 
-def source(data: Examples, objective: Objective, tokenizer: Tokenizer | None = None) -> Source:
-    """Reads the test file, if any. The tokenizer is the checkpoint's, or a new one.
-
-    ValueError for rows that are too short, FileNotFoundError or ValueError for the test file.
-    """
-    needed = width(data.task, objective)
-    if data.seq_len < needed:
-        raise ValueError(f"rows of data.seq_len={data.seq_len} can't hold every example: set it to {needed}")
-    task = data.task
-    tests = base.test_examples(task, VALID_SEED, data.valid) if data.test is None else task.read(data.test)
-    said = repr([task, *(tests if data.test else [])])
-    return Source(
-        data=data,
-        layout=layout(objective),
-        tokenizer=tokenizer or char_tokenizer(task.alphabet),
-        tests=tuple(tests),
-        fingerprint=hashlib.sha256(said.encode()).hexdigest()[:16],
-    )
+def _batch(task: Task, rows: ExampleRows, exclude, seed: int, batch: int, mine: Sequence[int], number: int) -> Batch:
+    """The rows `mine` of batch `number`; at module level, so that worker processes can unpickle it."""
+    return rows([base.example(task, seed, number * batch + row, exclude=exclude) for row in mine])
 
 
-def _draw(task: Task, rows: ExampleRows, avoid, seed: int, batch: int, mine: Sequence[int], number: int) -> Batch:
-    """Rows of batch `number`."""
-    return rows([base.example(task, seed, number * batch + row, avoid=avoid) for row in mine])
+class GeneratedBatches:
+    """Iterates over batches in order, generated ahead; its state is the number of the next one."""
 
+    def __init__(self, generate: Callable[[int], Batch], workers: int):
+        self._generate, self._workers = generate, workers
+        self._next, self._pending, self._pool = 0, deque(), None
 
-class Drawn:
-    """Batches drawn ahead of their use, in order; the state is the number of the next."""
-
-    def __init__(self, draw: Callable[[int], Batch], workers: int):
-        self._draw, self._workers = draw, workers
-        self._next, self._coming, self._pool = 0, deque(), None
-
-    def __iter__(self) -> "Drawn":
+    def __iter__(self) -> "GeneratedBatches":
         return self
 
     def __next__(self) -> Batch:
         if self._pool is None:
             self._pool = _pool(self._workers)
-        while len(self._coming) < AHEAD * max(self._workers, 1):
-            self._coming.append(self._pool.submit(self._draw, self._next + len(self._coming)))
+        while len(self._pending) < PREFETCH * max(self._workers, 1):
+            self._pending.append(self._pool.submit(self._generate, self._next + len(self._pending)))
         self._next += 1
-        return self._coming.popleft().result()
+        return self._pending.popleft().result()
 
     def get_state(self) -> dict[str, int]:
+        """The state to resume from, as JSON values."""
         return {"next_batch": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """ValueError for a state that isn't one of this class's."""
+        """Continues from get_state()'s result. ValueError for any other value."""
         if not isinstance(state, dict) or state.keys() != {"next_batch"}:
             raise ValueError(f"{state} doesn't say which batch of examples comes next: use a new workdir")
-        for future in self._coming:
+        for future in self._pending:
             future.cancel()
-        self._coming.clear()
+        self._pending.clear()
         self._next = state["next_batch"]
 
 
 def _pool(workers: int) -> Executor:
-    """A thread, or processes that are started afresh: a fork of a process that runs JAX may hang."""
+    """One thread, or spawned processes: a fork of a process that runs JAX may hang."""
     if workers == 0:
         return ThreadPoolExecutor(1, thread_name_prefix="examples")
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))

@@ -1,6 +1,6 @@
-"""Masked diffusion that spends itself on what is hard: by time and by token (MGDM, arXiv 2410.14157, section 3.2).
+"""Training losses for planning tasks: MGDM's reweighted masked diffusion, and a fixed masking rate as its control.
 
-No bound: the numbers are for training only, and can't be compared with nats of another objective.
+Neither is a likelihood bound: their values can't be compared with another objective's nats.
 """
 
 import dataclasses
@@ -16,26 +16,18 @@ from diffusion_lm.types import Batch, Denoise, Full, Loss, cross_entropy, loss_o
 Array = jax.Array
 
 
-def filled_in(
-    denoise: Denoise, process: Process, key: Array, batch: Batch, t: Array, weight: Array, nats: Callable
-) -> Loss:
-    """The sum of weight [B, 1] x nats(logits, tokens) over what the noise at t [B, 1] changed, per target.
-
-    The whole row is one text and one canvas, as in `elbo.ELBO`.
-    """
-    batch = one_text(batch)
-    xt = jnp.where(batch.context_mask, batch.tokens, process.corrupt(key, batch.tokens, t))
-    head = denoise(xt, t, attention=Full(), positions=batch.positions, segment_ids=batch.segment_ids)
-    scored = (xt != batch.tokens) & (batch.segment_ids > 0)
-    weights = jnp.where(scored, broadcast_times(weight, xt.shape[1]), 0.0)
-    total = head.total(nats, weights, batch.tokens)
-    return loss_of(head, total, jnp.sum(batch.loss_mask, dtype=jnp.float32))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MGDM:
-    """steps: T, times 1/T, 2/T, .. 1; a time t counts 1 - t + 1/T (as shipped, T times that), a token of l nats
-    alpha (1 - exp(-l)) ** gamma: what is known already counts little."""
+    """Multi-granularity masked diffusion (arXiv 2410.14157, section 3.2): weights by time and by token.
+
+    A masked token with cross entropy l at time t costs (1 - t + 1/T) alpha (1 - exp(-l))^gamma l, so that tokens which
+    are already predicted well count little. (The published code multiplies the time weight by T.)
+
+    Args:
+      num_timesteps: T; times are drawn from 1/T, 2/T, ..., 1.
+      alpha: scale of the token weight, above 0.
+      gamma: exponent of the token weight; 0 weighs all tokens alike, else at least 1.
+    """
 
     num_timesteps: int = 20
     alpha: float = 0.25
@@ -50,13 +42,54 @@ class MGDM:
                 f"objective.num_timesteps={self.num_timesteps} and objective.alpha={self.alpha} must be positive"
             )
         if self.gamma != 0 and self.gamma < 1:
-            raise ValueError(f"objective.gamma must be 0 or at least 1 (a gradient at 0), not {self.gamma}")
+            raise ValueError(
+                f"objective.gamma must be 0 or at least 1, so that the gradient at 0 is finite; got {self.gamma}"
+            )
 
     def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
         time_key, noise_key = jax.random.split(key)
         t = draw_times(time_key, (batch.tokens.shape[0], 1), self.num_timesteps)
-        return {"canvas": filled_in(denoise, process, noise_key, batch, t, 1 - t + 1 / self.num_timesteps, self._nats)}
+        weight = 1 - t + 1 / self.num_timesteps
+        return {"canvas": _masked_loss(denoise, process, noise_key, batch, t, weight, self._token_loss)}
 
-    def _nats(self, logits: Array, tokens: Array) -> Array:
+    def _token_loss(self, logits: Array, tokens: Array) -> Array:
         nats = cross_entropy(logits, tokens)
         return self.alpha * jnp.maximum(-jnp.expm1(-nats), 0.0) ** self.gamma * nats
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedRate:
+    """BERT's masked-language-model loss (arXiv 1810.04805) with one masking rate: the control without diffusion.
+
+    Args:
+      time: in (0, 1]; each token is masked with probability 1 - alpha(time).
+    """
+
+    time: float = 0.5
+    canvas = 0
+    causal = False
+    prefix = None
+
+    def __post_init__(self):
+        if not 0 < self.time <= 1:
+            raise ValueError(f"objective.time must be above 0 and at most 1; got {self.time}")
+
+    def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
+        t = jnp.full((batch.tokens.shape[0], 1), self.time)
+        return {"canvas": _masked_loss(denoise, process, key, batch, t, jnp.ones_like(t), cross_entropy)}
+
+
+def _masked_loss(
+    denoise: Denoise, process: Process, key: Array, batch: Batch, t: Array, weight: Array, token_loss: Callable
+) -> Loss:
+    """The sum over noised tokens of weight [B, 1] x token_loss(logits, tokens), per counted token.
+
+    The whole row is one document and one canvas, as in `elbo.ELBO`. t is float32 [B, 1].
+    """
+    batch = one_text(batch)
+    xt = jnp.where(batch.context_mask, batch.tokens, process.corrupt(key, batch.tokens, t))
+    head = denoise(xt, t, attention=Full(), positions=batch.positions, segment_ids=batch.segment_ids)
+    scored = (xt != batch.tokens) & (batch.segment_ids > 0)
+    weights = jnp.where(scored, broadcast_times(weight, xt.shape[1]), 0.0)
+    total = head.total(token_loss, weights, batch.tokens)
+    return loss_of(head, total, jnp.sum(batch.loss_mask, dtype=jnp.float32))

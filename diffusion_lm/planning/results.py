@@ -84,7 +84,7 @@ def by_way(task: Task, predictions: Iterable[Prediction]) -> dict[Way, Accuracy]
 
 def by_difficulty(task: Task, predictions: Iterable[Prediction]) -> dict[int, list[Prediction]]:
     """The predictions apart by what the task measures of their examples, ascending."""
-    measured, groups = functools.cache(task.measure), {}
+    measured, groups = functools.cache(task.difficulty), {}
     for one in predictions:
         groups.setdefault(measured(Example(one.prompt, one.answer)), []).append(one)
     return dict(sorted(groups.items()))

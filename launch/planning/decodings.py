@@ -98,7 +98,7 @@ def ask(
     The canvases of an answer share its passes, and so do the answers of which one is kept. A way with too few passes
     for that is left out, and a line of the log says so.
     """
-    length, objective, done = model.config.data.task.longest[1] + 1, model.config.objective, set()
+    length, objective, done = model.config.data.task.max_lengths[1] + 1, model.config.objective, set()
     parts = _confidence(model, 1).canvases(length) if objective.canvas > 1 else 1
     for way in ways:
         share = way.passes // (parts * (best_of if way.decoding in kept(best_of) else 1))

@@ -72,7 +72,7 @@ def read(folder: Path, task: Task, name: str, kind: str) -> Cell:
         rows=[row._replace(takebacks=takebacks.get(row.decoding, {}).get(str(row.passes))) for row in rows],
         learning=[*learning, *final] if learning else [],
         difficulty=[(hard, row) for hard, some in groups.items() for row in _rows(task, name, kind, cell, some)],
-        measured=task.measured,
+        measured=task.difficulty_unit,
     )
 
 
@@ -81,7 +81,7 @@ def standing(task: Task, ways: Sequence[Way]) -> list[Way]:
     passes for which an answer has positions."""
     passes = [way for way in ways if way.passes]
     first = [way for way in passes if way.decoding == passes[0].decoding]
-    useful = [way for way in first if way.passes <= task.longest[1] + 1] or first[:1]
+    useful = [way for way in first if way.passes <= task.max_lengths[1] + 1] or first[:1]
     most = [max(useful, key=lambda way: way.passes)] if useful else []
     return [way for way in ways if way == TOKENS] + most
 

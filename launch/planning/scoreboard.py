@@ -105,7 +105,7 @@ def _config(task: str, kind: str, seed: int) -> Config:
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, test=files.get(task)),
-        checkpoint=dataclasses.replace(config.checkpoint, keep=saves),  # all are asked
+        checkpoint=dataclasses.replace(config.checkpoint, max_to_keep=saves),  # all are asked
     )
 
 
@@ -190,7 +190,7 @@ def _timed(folder: Path, config: Config) -> Config:
     return dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, steps=SAVES * every),
-        checkpoint=dataclasses.replace(config.checkpoint, every=every),
+        checkpoint=dataclasses.replace(config.checkpoint, save_every=every),
     )
 
 

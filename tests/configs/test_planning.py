@@ -39,7 +39,7 @@ def test_loads_and_survives_json(cell):
 def test_kinds_of_a_task_differ_in_objective_and_row_alone(task):
     one, *others = [config_of("m1", f"{task}-{kind}") for kind in kinds(TASKS[task])]
     for other in others:
-        data = dataclasses.replace(other.data, length=one.data.seq_len, task=one.data.task)
+        data = dataclasses.replace(other.data, seq_len=one.data.seq_len, task=one.data.task)
         assert dataclasses.replace(other, objective=one.objective, data=data) == one
         assert getattr(other.data.task, "task", other.data.task) == one.data.task
     assert len({(found.objective, found.data.task) for found in (one, *others)}) == len(others) + 1
@@ -66,5 +66,5 @@ def test_a_cell_that_is_not_there_is_refused(cell):
 
 def test_rows_that_are_too_short_are_refused(tmp_path):
     config = override(config_of("m1", "sudoku4-masked"), [*TINY, "data.seq_len=33"])
-    with pytest.raises(ValueError, match=r"data\.seq_len=33 can't hold every example: set it to 34"):
+    with pytest.raises(ValueError, match=r"data\.seq_len=33 is too small for the longest example: set it to 34"):
         build(config, tmp_path)

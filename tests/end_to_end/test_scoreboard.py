@@ -25,7 +25,7 @@ def launch(module, *flags):
 def board(folder, *flags):
     settings = [f"--set={s}" for s in TINY]
     place = [f"--workdir={folder}", "--budget=0", "--examples=6", "--passes=3"]
-    return launch("scoreboard", *settings, *place, *flags)  # a later flag overrides
+    return launch("planning.scoreboard", *settings, *place, *flags)  # a later flag overrides
 
 
 def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_path):
@@ -46,7 +46,7 @@ def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_
 
     path = tmp_path / "sudoku4-joint-0/predictions.jsonl"
     assert len(path.read_text().splitlines()) == 12
-    code, out, err = launch("rescore", "--cell=sudoku4-joint", f"--predictions={path}")
+    code, out, err = launch("planning.rescore", "--cell=sudoku4-joint", f"--predictions={path}")
     assert code == 0, err
     counts = json.loads(out[-1])
     assert {decoding: list(of) for decoding, of in counts.items()} == {"tokens": ["0"], "confidence": ["3"]}
@@ -55,7 +55,7 @@ def test_a_row_for_each_way_that_can_be_counted_again_and_is_not_made_twice(tmp_
         assert [found["count"] / found["total"], found["low"], found["high"]] == row["solved"]
 
     prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
-    code, out, err = launch("rescore", "--cell=sudoku4-joint", f"--predictions={path}", "--by_difficulty")
+    code, out, err = launch("planning.rescore", "--cell=sudoku4-joint", f"--predictions={path}", "--by_difficulty")
     assert code == 0, err
     apart = {int(blanks): counted for blanks, counted in json.loads(out[-1]).items()}
     assert list(apart) == sorted({prompt.count("0") for prompt in prompts}) and len(apart) > 1

@@ -9,7 +9,7 @@ from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
-from diffusion_lm.planning.data import Examples, char_tokenizer, layout, width
+from diffusion_lm.planning.data import Examples, char_tokenizer, min_seq_len, row_layout
 from diffusion_lm.planning.tasks import base
 from diffusion_lm.planning.tasks.base import Example
 from diffusion_lm.planning.tasks.countdown import Countdown
@@ -17,6 +17,7 @@ from diffusion_lm.planning.tasks.path import PathPlanning
 from diffusion_lm.planning.tasks.queens import Queens
 from diffusion_lm.planning.tasks.satisfiability import Satisfiability
 from diffusion_lm.planning.tasks.sudoku import Sudoku
+from diffusion_lm.types import Causal
 
 TASK = Countdown(numbers=3)
 TESTED = Example("2,3,5,11", "2*3=6,5+6=11")
@@ -32,7 +33,7 @@ OBJECTIVES = [
 
 def source(objective=None, task=TASK, extra=0, **data):
     objective = objective or ELBO()
-    return data.source(Examples(task=task, seq_len=width(task, objective) + extra, **data), objective)
+    return Examples(task=task, seq_len=min_seq_len(task, objective) + extra, **data).open(objective)
 
 
 def drawn(found, number, *, batch=4, seed=0, mine=None, start=0):
@@ -83,7 +84,7 @@ def test_canvases_lie_where_the_sampler_lays_them(objective):
     begin of text; one that reads both ways has one canvas; and every canvas that is begun is full."""
     (batch,) = drawn(source(objective), 1, batch=50)
     canvas = objective.canvas or batch.tokens.shape[1]
-    behind = canvas > 1 and not isinstance(objective, ELBO) and not hasattr(objective.prefix, "block")
+    behind = canvas > 1 and not isinstance(objective, ELBO) and isinstance(objective.prefix, Causal)
     for given, segment_ids in zip(batch.context_mask, batch.segment_ids, strict=True):
         first = given.nonzero()[0]
         assert (first[-1] + 1) % canvas == 0 if behind else first[0] == 0
@@ -92,9 +93,9 @@ def test_canvases_lie_where_the_sampler_lays_them(objective):
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_the_width_is_the_least_that_fits(objective):
-    needed = width(TASK, objective)
-    at = layout(objective)
-    longest = [np.zeros(n, np.int32) for n in TASK.longest]
+    needed = min_seq_len(TASK, objective)
+    at = row_layout(objective)
+    longest = [np.zeros(n, np.int32) for n in TASK.max_lengths]
     tokenizer = char_tokenizer(TASK.alphabet)
     assert at.batch([tuple(longest)], needed, tokenizer).loss_mask[0, -objective.canvas or 0 :].any()
     with pytest.raises(ValueError, match=f"set it to {needed}"):
@@ -147,7 +148,7 @@ def test_what_a_test_file_asks_is_not_trained_on(tmp_path):
         texts = [
             found.tokenizer.decode(row[given]) for row, given in zip(batch.tokens, batch.context_mask, strict=True)
         ]
-        kept.append(sum(TASK.unseen(Example(text, "")) == "11" for text in texts))
+        kept.append(sum(TASK.split_key(Example(text, "")) == "11" for text in texts))
     assert kept[0] > 0 and kept[1] == 0
     assert source().fingerprint != found.fingerprint
     (looked,) = found.valid_batches(length=found.data.seq_len, batch=3)

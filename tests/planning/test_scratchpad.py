@@ -35,36 +35,40 @@ def drawn(task, count=40, **where):
     ],
 )
 def test_how_hard_an_example_is(task, example, measure):
-    assert task.verify(*example) and task.measure(example) == measure
+    assert task.verify(*example) and task.difficulty(example) == measure
 
 
 @pytest.mark.parametrize("task", [FOUR, PathPlanning()], ids=str)
 def test_work_goes_before_an_answer_and_fills_a_canvas(task):
     worked = Scratchpad(task=task)
     for plain, one in zip(drawn(task), drawn(worked), strict=True):  # the same examples, in the same order
-        assert one.prompt == plain.prompt and worked.verify(*one) and worked.unseen(one) == task.unseen(plain)
+        assert one.prompt == plain.prompt and worked.verify(*one) and worked.split_key(one) == task.split_key(plain)
         work, answer = one.answer[: worked.canvas], one.answer[worked.canvas :]
-        assert answer == plain.answer and work.rstrip(".") == task.work(plain) and len(work) == task.longest[1] + 1
+        assert (
+            answer == plain.answer
+            and work.rstrip(".") == task.scratchpad(plain)
+            and len(work) == task.max_lengths[1] + 1
+        )
         assert worked.verify(one.prompt, "?" * worked.canvas + answer)  # the work isn't judged
         assert not worked.verify(one.prompt, answer) and not worked.verify(one.prompt, work + answer[:-1])
-        assert worked.measure(one) == task.measure(plain)
-        assert set(one.answer) <= set(worked.alphabet) and len(one.answer) <= worked.longest[1]
+        assert worked.difficulty(one) == task.difficulty(plain)
+        assert set(one.answer) <= set(worked.alphabet) and len(one.answer) <= worked.max_lengths[1]
     assert drawn(worked, 5, test=True)[0].prompt == drawn(task, 5, test=True)[0].prompt
 
 
 def test_half_of_a_sudoku_is_what_follows_first():
     grid = "1234341221434321"
-    assert FOUR.work(Example("0234341221434321", grid)) == grid  # one round
+    assert FOUR.scratchpad(Example("0234341221434321", grid)) == grid  # one round
     # Three rounds: the 3 of the first row waits for its neighbours, which wait for cells below them.
-    assert FOUR.work(Example("0001000420100300", "4231312424131342")) == "4201312424131342"
+    assert FOUR.scratchpad(Example("0001000420100300", "4231312424131342")) == "4201312424131342"
     for one in drawn(FOUR):
-        work = FOUR.work(one)
+        work = FOUR.scratchpad(one)
         assert all(w in ("0", a) and (p == "0" or p == w) for p, w, a in zip(one.prompt, work, one.answer, strict=True))
-    assert any(FOUR.work(one) != one.prompt for one in drawn(FOUR))
+    assert any(FOUR.scratchpad(one) != one.prompt for one in drawn(FOUR))
 
 
 def test_the_way_back_ends_where_the_chains_meet():
     task = PathPlanning(nodes=5, length=3)
-    assert task.work(Example("0,1/1,2/3,1/1,4-0,4", "0,1/1,4")) == "4,1"
-    assert task.work(Example("0,1/1,2/0,3/3,4-0,4", "0,3/3,4")) == "4,3,0"
-    assert task.work(Example("0,1/1,4/2,3/3,4-0,4", "0,1/1,4")) == "4"
+    assert task.scratchpad(Example("0,1/1,2/3,1/1,4-0,4", "0,1/1,4")) == "4,1"
+    assert task.scratchpad(Example("0,1/1,2/0,3/3,4-0,4", "0,3/3,4")) == "4,3,0"
+    assert task.scratchpad(Example("0,1/1,4/2,3/3,4-0,4", "0,1/1,4")) == "4"

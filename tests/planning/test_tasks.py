@@ -37,7 +37,7 @@ def test_the_public_samples_are_read_and_right(name, shared):
     for one in found:
         assert task.verify(*one)
         assert set(one.prompt + one.answer) <= set(task.alphabet)
-        assert len(one.prompt) <= task.longest[0] and len(one.answer) <= task.longest[1]
+        assert len(one.prompt) <= task.max_lengths[0] and len(one.answer) <= task.max_lengths[1]
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLIC if PUBLIC[name] != Sudoku()])
@@ -67,14 +67,14 @@ def test_what_is_drawn_is_right_and_fits(task):
     for one in found:
         assert task.verify(*one)
         assert set(one.prompt + one.answer) <= set(task.alphabet)
-        assert len(one.prompt) <= task.longest[0] and len(one.answer) <= task.longest[1]
+        assert len(one.prompt) <= task.max_lengths[0] and len(one.answer) <= task.max_lengths[1]
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
 def test_the_longest_that_is_promised_comes_about(task):
     found = drawn(task, 500)
-    assert max(len(one.prompt) for one in found) == task.longest[0]
-    assert max(len(one.answer) for one in found) >= task.longest[1] - 2  # or nearly so
+    assert max(len(one.prompt) for one in found) == task.max_lengths[0]
+    assert max(len(one.answer) for one in found) >= task.max_lengths[1] - 2  # or nearly so
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
@@ -94,12 +94,12 @@ def test_a_changed_answer_is_refused(task):
 @pytest.mark.parametrize("task", TASKS, ids=str)
 def test_nothing_of_a_test_is_trained_on(task):
     tests = base.test_examples(task, 7, 20)
-    unseen = {task.unseen(one) for one in tests}
+    unseen = {task.split_key(one) for one in tests}
     prompts = {one.prompt for one in tests}
     assert len(prompts) == 20
     for seed in (0, 7):
         training = drawn(task, 300, seed)
-        assert not unseen & {task.unseen(one) for one in training}
+        assert not unseen & {task.split_key(one) for one in training}
         assert not prompts & {one.prompt for one in training}
 
 
@@ -107,15 +107,15 @@ def test_nothing_of_a_test_is_trained_on(task):
 def test_nothing_of_a_public_test_is_trained_on(name, shared):
     task = PUBLIC[name]
     public = task.read(shared / "data/planning" / name)
-    unseen = {task.unseen(one) for one in public}
-    training = drawn(task, 300, avoid=base.keys(task, public))
-    assert not unseen & {task.unseen(one) for one in training}
+    unseen = {task.split_key(one) for one in public}
+    training = drawn(task, 300, exclude=base.split_hashes(task, public))
+    assert not unseen & {task.split_key(one) for one in training}
 
 
 def test_public_targets_would_be_trained_on_if_not_avoided(shared):
     task = Countdown(numbers=3)
     public = task.read(shared / "data/planning/cd3_sample.jsonl")
-    assert {task.unseen(one) for one in public} & {task.unseen(one) for one in drawn(task, 300)}
+    assert {task.split_key(one) for one in public} & {task.split_key(one) for one in drawn(task, 300)}
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)

@@ -22,14 +22,14 @@ class Countdown:
 
     numbers: int = 4
     alphabet = "0123456789,+-*/="
-    measured = "products and quotients"
+    difficulty_unit = "products and quotients"
 
     def __post_init__(self):
         if not 2 <= self.numbers <= 9:
             raise ValueError(f"task.numbers must be 2 to 9, not {self.numbers}")
 
     @property
-    def longest(self) -> tuple[int, int]:
+    def max_lengths(self) -> tuple[int, int]:
         """Answers that are longer (a few of 4 and more numbers) aren't drawn."""
         return 3 * self.numbers + 3, 12 * (self.numbers - 1) - 3
 
@@ -37,7 +37,7 @@ class Countdown:
         """Combines random numbers at random, until that ends at a target."""
         while True:
             numbers = rng.choices(range(1, 100), k=self.numbers)
-            if (steps := _combined(rng, numbers)) and len(answer := ",".join(steps)) <= self.longest[1]:
+            if (steps := _combined(rng, numbers)) and len(answer := ",".join(steps)) <= self.max_lengths[1]:
                 target = answer.rpartition("=")[2]
                 return Example(",".join(map(str, [*numbers, target])), answer)
 
@@ -59,10 +59,10 @@ class Countdown:
             pool.append(c)
         return pool == [target]
 
-    def measure(self, example: Example) -> int:
+    def difficulty(self, example: Example) -> int:
         return sum(map(example.answer.count, "*/"))
 
-    def unseen(self, example: Example) -> str:
+    def split_key(self, example: Example) -> str:
         return example.prompt.rpartition(",")[2]
 
     def read(self, path: str | Path) -> list[Example]:

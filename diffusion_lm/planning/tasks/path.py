@@ -24,7 +24,7 @@ class PathPlanning:
     nodes: int = 12
     length: int = 6
     alphabet = "0123456789,/-"
-    measured = "edges from where the chains meet to the goal"
+    difficulty_unit = "edges from where the chains meet to the goal"
 
     def __post_init__(self):
         if self.length < 3:
@@ -34,7 +34,7 @@ class PathPlanning:
             raise ValueError(f"task.nodes must be {least} (two chains of {self.length}) to 100, not {self.nodes}")
 
     @property
-    def longest(self) -> tuple[int, int]:
+    def max_lengths(self) -> tuple[int, int]:
         """The nodes with the longest names stand where names are repeated most: where the chains meet, then inside."""
         sizes = sorted((len(str(node)) for node in range(self.nodes)), reverse=True)
         edges = self.length - 1
@@ -66,19 +66,19 @@ class PathPlanning:
         firsts, lasts = zip(*(edge.split(",") for edge in way), strict=True)
         return firsts[0] == start and lasts[-1] == goal and firsts[1:] == lasts[:-1]
 
-    def measure(self, example: Example) -> int:
+    def difficulty(self, example: Example) -> int:
         """How far has to be looked ahead. The chains are as long before they meet as behind, so that the node where
         they do is at the same place in any way."""
         way = [edge.split(",")[0] for edge in example.answer.split("/")]
         return self.length - 1 - _meeting(way, example.prompt)
 
-    def work(self, example: Example) -> str:
+    def scratchpad(self, example: Example) -> str:
         """From the goal back to where the chains meet: `3,5,11`. What is ahead of that node is then known."""
         back = [edge.split(",")[1] for edge in reversed(example.answer.split("/"))]
         start = example.answer.partition(",")[0]
-        return ",".join([*back, start][: self.measure(example) + 1])
+        return ",".join([*back, start][: self.difficulty(example) + 1])
 
-    def unseen(self, example: Example) -> str:
+    def split_key(self, example: Example) -> str:
         edges, _, ends = example.prompt.partition("-")
         return "/".join(sorted(edges.split("/"))) + "-" + ends
 

@@ -20,7 +20,7 @@ class Queens:
 
     size: int = 10
     given: int = 3
-    measured = "ways to complete the board"
+    difficulty_unit = "ways to complete the board"
 
     def __post_init__(self):
         if not 4 <= self.size <= len(COLUMNS):
@@ -33,7 +33,7 @@ class Queens:
         return "0" + COLUMNS[: self.size]
 
     @property
-    def longest(self) -> tuple[int, int]:
+    def max_lengths(self) -> tuple[int, int]:
         return self.size, self.size
 
     def draw(self, rng: random.Random) -> Example:
@@ -48,11 +48,11 @@ class Queens:
         lines = {(kind, c + slope * row) for row, c in enumerate(columns) for kind, slope in enumerate((0, 1, -1))}
         return len(lines) == 3 * self.size and all(p in ("0", c) for p, c in zip(prompt, answer, strict=True))
 
-    def measure(self, example: Example) -> int:
+    def difficulty(self, example: Example) -> int:
         given = [(row, c) for row, c in enumerate(example.prompt) if c != "0"]
         return sum(all(board[row] == c for row, c in given) for board in _boards(self.size))
 
-    def unseen(self, example: Example) -> str:
+    def split_key(self, example: Example) -> str:
         return example.prompt
 
     def read(self, path: str | Path) -> list[Example]:

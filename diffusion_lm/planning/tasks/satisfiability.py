@@ -23,7 +23,7 @@ class Satisfiability:
 
     variables: int = 5
     clauses: int = 0
-    measured = "right assignments"
+    difficulty_unit = "right assignments"
 
     def __post_init__(self):
         if not 3 <= self.variables <= 9:
@@ -49,7 +49,7 @@ class Satisfiability:
         return self.literals + ",/"
 
     @property
-    def longest(self) -> tuple[int, int]:
+    def max_lengths(self) -> tuple[int, int]:
         return 6 * self.count - 1, 2 * self.variables - 1
 
     def draw(self, rng: random.Random) -> Example:
@@ -66,13 +66,13 @@ class Satisfiability:
             return False
         return all(set(chosen) & set(clause) for clause in clauses)
 
-    def measure(self, example: Example) -> int:
+    def difficulty(self, example: Example) -> int:
         clauses = [set(clause.split(",")) for clause in example.prompt.split("/")]
         signs = itertools.product((True, False), repeat=self.variables)
         assignments = (_written(self.literals, enumerate(choice)) for choice in signs)
         return sum(not any(clause.isdisjoint(chosen) for clause in clauses) for chosen in assignments)
 
-    def unseen(self, example: Example) -> str:
+    def split_key(self, example: Example) -> str:
         return "/".join(sorted(example.prompt.split("/")))
 
     def read(self, path: str | Path) -> list[Example]:

@@ -12,7 +12,7 @@ REST = "."  # what is left of the canvas
 class HasScratchpad(Task, Protocol):
     """A task that can say what comes before an answer."""
 
-    def work(self, example: Example) -> str:
+    def scratchpad(self, example: Example) -> str:
         """What helps to write the answer, in the task's alphabet; at most `longest[1]` characters."""
 
 
@@ -32,16 +32,16 @@ class Scratchpad:
     @property
     def canvas(self) -> int:
         """An answer's positions, end of text included."""
-        return self.task.longest[1] + 1
+        return self.task.max_lengths[1] + 1
 
     @property
-    def longest(self) -> tuple[int, int]:
-        prompt, answer = self.task.longest
+    def max_lengths(self) -> tuple[int, int]:
+        prompt, answer = self.task.max_lengths
         return prompt, self.canvas + answer
 
     @property
-    def measured(self) -> str:
-        return self.task.measured
+    def difficulty_unit(self) -> str:
+        return self.task.difficulty_unit
 
     def draw(self, rng) -> Example:
         return self._worked(self.task.draw(rng))
@@ -49,17 +49,17 @@ class Scratchpad:
     def verify(self, prompt: str, answer: str) -> bool:
         return self.task.verify(prompt, answer[self.canvas :])
 
-    def measure(self, example: Example) -> int:
-        return self.task.measure(self._plain(example))
+    def difficulty(self, example: Example) -> int:
+        return self.task.difficulty(self._plain(example))
 
-    def unseen(self, example: Example) -> str:
-        return self.task.unseen(self._plain(example))
+    def split_key(self, example: Example) -> str:
+        return self.task.split_key(self._plain(example))
 
     def read(self, path: str | Path) -> list[Example]:
         return [self._worked(example) for example in self.task.read(path)]
 
     def _worked(self, example: Example) -> Example:
-        return Example(example.prompt, self.task.work(example).ljust(self.canvas, REST) + example.answer)
+        return Example(example.prompt, self.task.scratchpad(example).ljust(self.canvas, REST) + example.answer)
 
     def _plain(self, example: Example) -> Example:
         return Example(example.prompt, example.answer[self.canvas :])

@@ -41,7 +41,7 @@ class Sudoku:
     size: Literal[4, 6, 9] = 9
     least: int = 31
     most: int = 36
-    measured = "blanks"
+    difficulty_unit = "blanks"
 
     def __post_init__(self):
         if self.size not in BOXES:
@@ -57,7 +57,7 @@ class Sudoku:
         return "0123456789"[: self.size + 1]
 
     @property
-    def longest(self) -> tuple[int, int]:
+    def max_lengths(self) -> tuple[int, int]:
         return self.size**2, self.size**2
 
     def draw(self, rng: random.Random) -> Example:
@@ -80,16 +80,16 @@ class Sudoku:
         digits = set("123456789"[: self.size])
         return all({answer[cell] for cell in unit} == digits for unit in _units(self.size))
 
-    def measure(self, example: Example) -> int:
+    def difficulty(self, example: Example) -> int:
         return example.prompt.count("0")
 
-    def work(self, example: Example) -> str:
+    def scratchpad(self, example: Example) -> str:
         """The grid after half of the rounds (rounded up) in which blanks follow from what stands (see `_rounds`)."""
         rounds = _rounds(self.size, *example)
         half = (max(rounds) + 1) // 2
         return "".join([digit if when <= half else "0" for digit, when in zip(example.answer, rounds, strict=True)])
 
-    def unseen(self, example: Example) -> str:
+    def split_key(self, example: Example) -> str:
         return example.answer if self.size == 4 else _class(self.size, example.answer)
 
     def read(self, path: str | Path) -> list[Example]:

@@ -9,7 +9,7 @@ from diffusion_lm.build import build, load_for_inference, read_text
 from diffusion_lm.config import Config, override
 from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.joint import Joint
-from diffusion_lm.planning.data import Examples, width
+from diffusion_lm.planning.data import Examples, min_seq_len
 from diffusion_lm.planning.tasks.countdown import Countdown
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training.checkpoint import Checkpointing
@@ -23,7 +23,7 @@ TASK, OBJECTIVE = Countdown(numbers=2), Joint(block_size=8)
 
 def config(steps, **data):
     return Config(
-        data=Examples(task=TASK, seq_len=width(TASK, OBJECTIVE), valid=6, **data),
+        data=Examples(task=TASK, seq_len=min_seq_len(TASK, OBJECTIVE), valid=6, **data),
         model=Architecture(width=16, layers=1, heads=2, mlp_dim=16),
         process=Absorbing(),
         objective=OBJECTIVE,
@@ -55,10 +55,10 @@ def test_a_stop_changes_nothing_and_another_task_or_test_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"data\.task\.numbers=3"):
         build(override(config(4, test=test), ["data.task.numbers=3", "data.seq_len=80"]), tmp_path / "once")
     path.write_text(json.dumps({"input": "9,4,13", "output": "9+4=13"}))
-    with pytest.raises(ValueError, match=r"data\.test=.* isn't what the checkpoint avoided"):
+    with pytest.raises(ValueError, match=r"data\.test=.* isn't the test file that the checkpoint kept out"):
         build(config(4, test=test), tmp_path / "once")
 
 
 def test_a_task_is_no_text():
-    with pytest.raises(ValueError, match=r"Countdown is a task and no text: launch\.scoreboard"):
+    with pytest.raises(ValueError, match=r"data=Examples is not a text corpus.*launch\.planning\.scoreboard"):
         read_text(config(2))

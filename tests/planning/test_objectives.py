@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_lm.objectives.elbo import draw_times
-from diffusion_lm.planning.fixed_rate import FixedRate
-from diffusion_lm.planning.objectives import MGDM
+from diffusion_lm.planning.objectives import MGDM, FixedRate
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.types import Batch, DenseLogits
 
