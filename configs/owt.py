@@ -41,7 +41,7 @@ def get_config(kind: str = "masked") -> Config:
     if kind not in OBJECTIVES:
         raise ValueError(f"owt: kind {kind!r} is none of {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[kind]
-    tokens = f"runs/owt-tokens/{max(objective.canvas, 1)}"  # what stands between documents depends on the block
+    tokens = f"runs/owt-tokens/{objective.layout.pad + 1}"  # what stands between documents depends on the block
     return Config(
         data=Data(
             path="openwebtext.jsonl", seq_len=1024, val_fraction=0.0125, vocab_size=50_257, token_cache_dir=tokens

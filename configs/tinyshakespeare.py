@@ -68,7 +68,7 @@ def get_config(kind: str = "joint") -> Config:
         raise ValueError(f"tinyshakespeare: kind {kind!r} is none of {', '.join(KINDS)}")
     process, objective = KINDS[kind]
     # A row's first character is given and not scored: 65 have nanoGPT's 64 targets. Blocks have to fit: 5 of 16.
-    length = 65 if objective.prefix is None else 80
+    length = objective.layout.round_up(65)
     return Config(
         data=Data(path="tinyshakespeare.txt", seq_len=length, val_fraction=0.1, tokenizer_kind="char", vocab_size=512),
         model=Architecture(width=128, layers=4, heads=4, **TOLD.get(kind, {})),

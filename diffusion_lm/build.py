@@ -120,9 +120,9 @@ def read_data(config: Config, stored: CheckpointMeta | None = None) -> Tokenized
     if isinstance(config.data, Data):
         return read_text(config, stored)
     if stored is None:
-        return config.data.open(config.objective)
+        return config.data.open(config.objective.layout)
     tokenizer = Tokenizer.from_bytes(stored.tokenizer)
-    return config.data.open(config.objective, tokenizer=tokenizer, fingerprint=stored.corpus)
+    return config.data.open(config.objective.layout, tokenizer=tokenizer, fingerprint=stored.corpus)
 
 
 def read_text(config: Config, stored: CheckpointMeta | None = None) -> TokenizedCorpus:
@@ -150,7 +150,7 @@ def read_text(config: Config, stored: CheckpointMeta | None = None) -> Tokenized
 
     def tokens(part: corpora.Corpus, name: str) -> loader.TokenArray:
         path = None if data.token_cache_dir is None else Path(data.token_cache_dir) / f"{name}.npy"
-        return loader.tokenize(part, tokenizer, pad=max(config.objective.canvas, 1) - 1, path=path)
+        return loader.tokenize(part, tokenizer, pad=config.objective.layout.pad, path=path)
 
     held_out = tokens(valid, "valid") if data.val_fraction else None
     return TokenizedCorpus(tokenizer, tokens(train, "train"), held_out, fingerprint)
@@ -211,7 +211,7 @@ def objective_of(config: Config, *, bound: bool) -> Callable:
         raise ValueError("process=LearnedMasking() and objective=LearnedNoise() need each other: set both, or neither")
     if not config.model.self_conditioning:
         return asked
-    if objective.canvas == 1 and objective.prefix is None:
+    if not objective.layout.denoises:
         raise ValueError(f"{type(objective).__name__} denoises nothing: set model.self_conditioning=false")
     return SelfConditionedObjective(asked)
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from diffusion_lm.data.source import DataSource
 from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.objectives.base import Objective
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import AdamW
-from diffusion_lm.types import Objective
 
 PACKAGE = __name__.split(".")[0]
 CLASS = "class"  # the key under which JSON names a dataclass, as module:Name

@@ -217,26 +217,6 @@ class Denoise(Protocol):
     ) -> Any: ...
 
 
-class Objective(Protocol):
-    """A frozen dataclass that turns a network and a batch into a Loss in nats, and says what it trains to write.
-
-    canvas  positions denoised together; 1 for autoregression, 0 for a whole row
-    causal  whether the network learns to write token by token
-    prefix  how finished text before a canvas is read; None where there are no canvases or no text before them
-    """
-
-    canvas: int
-    causal: bool
-    prefix: "Causal | BlockCausal | None"
-
-    def __call__(self, denoise: Denoise, process: Any, key: Array, batch: Batch) -> dict[str, Loss]:
-        """Named parts. Each has the batch's count of targets as its weight; training minimises their sum.
-
-        An objective that trains another loss than it wants reported also has `bound`, called alike: what evaluation
-        and comparison ask.
-        """
-
-
 @struct.dataclass
 class DenseLogits:
     """The plain Readout: logits float32 [B, L, V] that somebody already has (an oracle, a test, a small model)."""

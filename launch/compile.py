@@ -147,7 +147,7 @@ def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progr
     model = LoadedModel(config, pieces(config), process, bound=None, step=0, meta=None, ready={})
     length = config.data.seq_len // 2
     prompt = config.data.seq_len - length
-    if config.objective.canvas == 1:
+    if not config.objective.layout.denoises:
         writer, width = presets.autoregressive(model, draw=SamplingParams()), 1
     else:
         writer = presets.confidence(model, draw=SamplingParams(), canvas=0, passes=PASSES.value)

@@ -58,7 +58,7 @@ def _tokens(model: LoadedModel) -> loader.TokenArray:
         return held
     data = dataclasses.replace(config.data, path=DATA.value)
     whole = corpora.corpus(data.path, documents=data.document_unit, field=data.field)
-    return loader.tokenize(whole, model.tokenizer, pad=max(config.objective.canvas, 1) - 1)
+    return loader.tokenize(whole, model.tokenizer, pad=config.objective.layout.pad)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def _filled(model: LoadedModel, writer) -> tuple[list[str], presets.GenerationOu
         return INFILL.value, answer, {"texts": _whole(texts, answer.texts)}
     if len(texts) > 1:
         raise ValueError("--infill with a hole of several lengths fills in one text at a time")
-    score = best_of_n.by_causal if model.config.objective.causal else best_of_n.by_bound
+    score = best_of_n.by_causal if model.config.objective.trains_ar else best_of_n.by_bound
     chosen = best_of_n.infill_best(model, writer, texts[0], score=score, seed=SEED.value, constraint=rule)
     return INFILL.value, chosen.answer, {"texts": _whole(texts, chosen.texts), "scores": chosen.scores.tolist()}
 

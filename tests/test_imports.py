@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "types": 0,
     "schedules": 1,
+    "layouts": 1,
     "sharding": 1,
     "categorical": 1,
     "processes": 2,

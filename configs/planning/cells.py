@@ -9,6 +9,7 @@ import math
 from diffusion_lm.config import Config
 from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
+from diffusion_lm.objectives.base import Objective
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
@@ -25,7 +26,6 @@ from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import AdamW, WarmupCosine
-from diffusion_lm.types import Objective
 
 TASKS: dict[str, Task] = {
     "sudoku4": Sudoku(size=4, least=4, most=8),
@@ -76,7 +76,7 @@ def config(cell: str, model: Architecture, *, steps: int, batch: int, lr: float)
     """The experiment of a cell. ValueError for one that isn't there."""
     task, objective = kind_of(cell)
     return Config(
-        data=Examples(task=task, seq_len=min_seq_len(task, objective)),
+        data=Examples(task=task, seq_len=min_seq_len(task, objective.layout)),
         model=model,
         process=Absorbing(),
         objective=objective,

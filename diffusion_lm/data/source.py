@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from diffusion_lm.data.tokenizer import Tokenizer
-from diffusion_lm.types import Batch, Objective
+from diffusion_lm.layouts import Layout
+from diffusion_lm.types import Batch
 
 
 class TokenizedData(Protocol):
@@ -39,12 +40,12 @@ class DataSource(Protocol):
     vocab_size: int
 
     def open(
-        self, objective: Objective, *, tokenizer: Tokenizer | None = None, fingerprint: str | None = None
+        self, layout: Layout, *, tokenizer: Tokenizer | None = None, fingerprint: str | None = None
     ) -> TokenizedData:
         """Reads what there is to read.
 
         Args:
-          objective: what is trained; its layout may decide where a row's parts begin.
+          layout: of the objective; it says where canvases lie in a row.
           tokenizer: the checkpoint's, where a run resumes; None makes or loads one.
           fingerprint: of the data that the checkpoint was trained on.
 

@@ -92,7 +92,7 @@ def by_causal(model: LoadedModel, answer: GenerationOutput) -> np.ndarray:
 
     Raises ValueError for a network that wasn't trained to read so.
     """
-    if not model.config.objective.causal:
+    if not model.config.objective.trains_ar:
         raise ValueError(f"{type(model.config.objective).__name__} reads no text causally: score by_bound")
     batch = scored(model, answer)
     nats = np.asarray(_judged(model.bound, batch.tokens), np.float64)
@@ -102,7 +102,7 @@ def by_causal(model: LoadedModel, answer: GenerationOutput) -> np.ndarray:
 def by_bound(model: LoadedModel, answer: GenerationOutput, *, draws: int = 8, seed: int = 0) -> np.ndarray:
     """float64 [answers]: minus the denoiser's own bound, nats a token, in the mean over `draws` of noise, which are
     the same for every answer. Raises ValueError for a network that denoises nothing."""
-    if model.config.objective.canvas == 1 or draws < 1:
+    if not model.config.objective.layout.denoises or draws < 1:
         raise ValueError("a bound needs a network that denoises, and 1 draw of noise or more: score by_causal")
     batch, keys = scored(model, answer), jax.random.split(jax.random.key(seed), draws)
     objective = objective_of(model.config, bound=True)
@@ -127,7 +127,7 @@ def scored(model: LoadedModel, answer: GenerationOutput) -> Batch:
     """Answers as training rows: the prompt given, the answer and the end of text it came to as targets, that end
     repeated up to the end of its canvas."""
     length, tokenizer = model.config.data.seq_len, model.tokenizer
-    canvas, shape = model.config.objective.canvas or length, (len(answer.texts), length)
+    layout, shape = model.config.objective.layout, (len(answer.texts), length)
     tokens, segment_ids = np.full(shape, tokenizer.mask, np.int32), np.zeros(shape, np.int32)
     given, target = np.zeros(shape, bool), np.zeros(shape, bool)
     counts, most = np.asarray(answer.generation.length), np.broadcast_to(answer.asked, shape[0])
@@ -136,7 +136,7 @@ def scored(model: LoadedModel, answer: GenerationOutput) -> Batch:
         start, stop = len(prompt), len(prompt) + int(count)
         tokens[row, :start], tokens[row, start:stop] = prompt, np.asarray(written)[:count]
         if count < asked and stop < length:  # it came to an end
-            end = min(-(-(stop + 1) // canvas) * canvas, length)
+            end = layout.canvas_end(stop + 1, length)
             tokens[row, stop:end] = tokenizer.eos
             segment_ids[row, :end], stop = 1, stop + 1
         segment_ids[row, :stop], given[row, :start], target[row, start:stop] = 1, True, True

@@ -177,7 +177,7 @@ class _Request:
 
     def _network(self, prompt: Prompt, rows: int):
         """What the writer is to take for the network."""
-        mask, prefix = self.model.tokenizer.mask, self.model.config.objective.prefix
+        mask, prefix = self.model.tokenizer.mask, self.model.config.objective.layout.prefix
         network = self.model.for_sampling(rows * (2 if self.guidance else 1))
         if self.guidance:
             if isinstance(prefix, BlockCausal) or not np.isfinite(self.guidance):

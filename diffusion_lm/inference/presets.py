@@ -26,7 +26,6 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.self_conditioning import SelfConditionedSampler
 from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.samplers.unmasking import FixedCount, UnmaskingSchedule
-from diffusion_lm.types import Causal
 
 __all__ = [
     "GenerationOutput", "ancestral", "approximate", "auto", "autoregressive", "confidence", "embedding", "infill", "population",
@@ -41,7 +40,7 @@ DUAL = DualCache()
 def autoregressive(model: LoadedModel, *, draw: SamplingParams) -> AutoregressiveSampler:
     """The writer of one token a pass. Raises ValueError if the network didn't learn to write so."""
     objective = model.config.objective
-    if not objective.causal:
+    if not objective.trains_ar:
         raise ValueError(
             f"{type(objective).__name__} doesn't train the causal reading: sample with confidence or ancestral"
         )
@@ -57,7 +56,7 @@ def speculative(
     Raises ValueError if the network didn't learn to write token by token, or to clear the masks that it guesses by.
     """
     plain, drafter = autoregressive(model, draw=draw), drafter or PromptLookup()
-    masks = isinstance(model.process, Absorbing) and model.config.objective.canvas > 1
+    masks = isinstance(model.process, Absorbing) and model.config.objective.layout.denoises
     if (drafter.passes or drafter.masks) and not masks:
         raise ValueError(
             f"{type(drafter).__name__} guesses by canvases of masks, which this network didn't learn: use PromptLookup"
@@ -207,17 +206,17 @@ def _conditioned(model: LoadedModel, sampler: Any) -> Any:
 
 def _closing(model: LoadedModel) -> int:
     """The end of text that closes a canvas; none where rows of several texts were one canvas in training."""
-    return -1 if model.config.objective.prefix is None else model.tokenizer.eos
+    return model.tokenizer.eos if model.config.objective.layout.closed_by_eos else -1
 
 
 def _width(model: LoadedModel, canvas: int) -> int:
-    return canvas or model.config.objective.canvas or model.config.data.seq_len
+    return canvas or model.config.objective.layout.canvas_length(model.config.data.seq_len)
 
 
 def _canvases(model: LoadedModel, sampler: Any, canvas: int, record: bool) -> BlockDiffusion:
     """canvas 0: as wide as in training."""
     objective, tokenizer = model.config.objective, model.tokenizer
-    if objective.canvas == 1 and objective.prefix is None:
+    if not objective.layout.denoises:
         raise ValueError(f"{type(objective).__name__} trains no canvases: sample with autoregressive")
     if isinstance(model.process, Gaussian) and not isinstance(sampler, EmbeddingFlowSampler):
         raise ValueError(f"{type(sampler).__name__} undoes noise on tokens, here it lies on vectors: use embedding")
@@ -226,13 +225,12 @@ def _canvases(model: LoadedModel, sampler: Any, canvas: int, record: bool) -> Bl
     canvas = _width(model, canvas)
     if canvas > model.config.data.seq_len:
         raise ValueError(f"canvas={canvas} is wider than the model's context of {model.config.data.seq_len}")
-    align = 0 if objective.prefix is None else getattr(objective.prefix, "block", 1)
     return BlockDiffusion(
         sampler=_conditioned(model, sampler),
         canvas=canvas,
         mask=tokenizer.mask,
         eos=tokenizer.eos,
-        clean=objective.prefix or Causal(),
-        align=align,
+        clean=objective.layout.prefix,
+        align=objective.layout.align,
         record=record,
     )

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.layouts import NoCanvas
 from diffusion_lm.types import Alignment, Batch, Causal, Denoise, LogitsHead, Loss, loss_of
 
 Array = jax.Array
@@ -27,9 +28,8 @@ def shifted(a: Array) -> Array:
 class AutoregressiveLoss:
     """The exact negative log likelihood, in nats a target."""
 
-    canvas = 1
-    causal = True
-    prefix = None
+    layout = NoCanvas()
+    trains_ar = True
 
     def __call__(self, denoise: Denoise, process, key: Array, batch: Batch) -> dict[str, Loss]:
         del process, key  # nothing is random here

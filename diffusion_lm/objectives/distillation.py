@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.layouts import Layout, WholeRow
 from diffusion_lm.objectives.autoregressive import next_token_loss
 from diffusion_lm.objectives.elbo import ELBO, draw_times, one_text
 from diffusion_lm.processes.base import Process
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.types import Batch, BlockDiffusionTraining, Denoise, Full, LogitsHead, Loss, loss_of
+from diffusion_lm.types import Batch, Denoise, LogitsHead, Loss, loss_of
 
 Array = jax.Array
 
@@ -43,20 +44,16 @@ class Distillation:
             raise ValueError(
                 f"objective.num_timesteps={self.student_steps} must be at least 1, objective.passes={self.teacher_steps} 2"
             )
-        if self.canvas == 1 and self.prefix is None:
+        if not self.layout.denoises:
             raise ValueError(f"{type(self.objective).__name__} denoises nothing: there is nothing to distil")
 
     @property
-    def canvas(self) -> int:
-        return self.objective.canvas
+    def layout(self) -> Layout:
+        return self.objective.layout
 
     @property
-    def causal(self) -> bool:
-        return self.objective.causal
-
-    @property
-    def prefix(self) -> Any:
-        return self.objective.prefix
+    def trains_ar(self) -> bool:
+        return self.objective.trains_ar
 
     def bound(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
         """The teacher's objective's, of the student."""
@@ -69,7 +66,7 @@ class Distillation:
         ValueError where nobody has loaded one."""
         if teacher is None:
             raise ValueError("distillation needs its teacher: train with launch.train, which loads objective.teacher")
-        batch = one_text(batch) if self.prefix is None else batch
+        batch = one_text(batch) if self.layout == WholeRow() else batch
         time_key, noise_key, key = jax.random.split(key, 3)
         noise = (_OnVectors if isinstance(process, Gaussian) else _OnTokens)(process, batch)
         t = noise.at(draw_times(time_key, (batch.tokens.shape[0], 1), self.student_steps))
@@ -79,7 +76,7 @@ class Distillation:
         wanted = ~batch.context_mask & (batch.segment_ids > 0) & ~noise.done(noised, t)
         total = student.total(_divergence, wanted.astype(jnp.float32), teacher=said)
         loss = {"canvas": loss_of(student, total, jnp.sum(batch.loss_mask, dtype=jnp.float32))}
-        return {"causal": next_token_loss(clean, batch), **loss} if self.causal else loss
+        return {"causal": next_token_loss(clean, batch), **loss} if self.trains_ar else loss
 
     def _taught(self, teacher: Denoise, noise: Any, key: Array, noised: dict, t: Array) -> LogitsHead:
         """Of each token, what was said in the last pass that had it to write."""
@@ -94,13 +91,12 @@ class Distillation:
 
     def _read(self, denoise: Denoise, batch: Batch, noised: dict, t: Array):
         where = {"positions": batch.positions, "segment_ids": batch.segment_ids}
-        if self.prefix is None:
-            return denoise(t=t, attention=Full(), **noised, **where), None
-        if batch.tokens.shape[1] % self.canvas:
-            raise ValueError(f"blocks of {self.canvas} do not divide rows: set data.seq_len to a multiple of it")
+        if self.layout == WholeRow():
+            return denoise(t=t, attention=self.layout.attention, **noised, **where), None
+        self.layout.check_row(batch.tokens.shape[1])
         both = jnp.concatenate([noised["tokens"], batch.tokens], axis=1)
         times = jnp.concatenate([t, jnp.zeros_like(t)], axis=1)
-        return denoise(both, times, attention=BlockDiffusionTraining(self.canvas, self.prefix), **where)
+        return denoise(both, times, attention=self.layout.attention, **where)
 
 
 class _OnTokens(NamedTuple):

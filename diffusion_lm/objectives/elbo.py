@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.layouts import WholeRow
 from diffusion_lm.processes.base import Process
 from diffusion_lm.types import Alignment, Batch, Denoise, Full, LogitsHead, Loss, loss_of
 
@@ -63,9 +64,8 @@ class ELBO:
     """
 
     num_timesteps: int = 0
-    canvas = 0
-    causal = False
-    prefix = None
+    layout = WholeRow()
+    trains_ar = False
 
     def __post_init__(self):
         check_num_timesteps(self.num_timesteps)

@@ -19,6 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.layouts import WholeRow
 from diffusion_lm.objectives.elbo import draw_times, one_text
 from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.types import Batch, Denoise, Full, LogitsHead, Loss, loss_of
@@ -30,9 +31,8 @@ Array = jax.Array
 class EmbeddingFlowLoss:
     """The whole row is one canvas, as in `elbo.ELBO`, under Gaussian noise."""
 
-    canvas = 0
-    causal = False
-    prefix = None
+    layout = WholeRow()
+    trains_ar = False
 
     def __call__(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch) -> dict[str, Loss]:
         """-log p(x_0 | z_t), t even between the process's `least` and 1; of rows that `_shown` shows in part, what is

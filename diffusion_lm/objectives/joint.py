@@ -4,8 +4,10 @@ import dataclasses
 
 import jax
 
+from diffusion_lm.layouts import Blocks
 from diffusion_lm.objectives.autoregressive import next_token_loss
-from diffusion_lm.objectives.block import check_block, read_blocks
+from diffusion_lm.objectives.block import read_blocks
+from diffusion_lm.objectives.elbo import check_num_timesteps
 from diffusion_lm.processes.base import Process
 from diffusion_lm.types import Batch, Causal, Denoise, Loss
 
@@ -19,15 +21,15 @@ class Joint:
 
     block_size: int = 16
     num_timesteps: int = 0
-    causal = True
-    prefix = Causal()
+    trains_ar = True
 
     def __post_init__(self):
-        check_block(self.block_size, self.num_timesteps)
+        check_num_timesteps(self.num_timesteps)
+        _ = self.layout  # refuses a block that can't be
 
     @property
-    def canvas(self) -> int:
-        return self.block_size
+    def layout(self) -> Blocks:
+        return Blocks(self.block_size, Causal())
 
     def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
         loss, clean = read_blocks(
@@ -35,8 +37,7 @@ class Joint:
             process,
             key,
             batch,
-            block_size=self.block_size,
-            clean=self.prefix,
+            layout=self.layout,
             num_timesteps=self.num_timesteps,
         )
         return {"causal": next_token_loss(clean, batch), "canvas": loss}

@@ -17,9 +17,10 @@ import numpy as np
 import sentencepiece
 
 from diffusion_lm.data.tokenizer import Tokenizer
+from diffusion_lm.layouts import Layout
 from diffusion_lm.planning.tasks import base
 from diffusion_lm.planning.tasks.base import Example, Task
-from diffusion_lm.types import Batch, Causal, Objective
+from diffusion_lm.types import Batch
 
 PREFETCH = 4  # batches that the thread, or each worker process, generates ahead
 VALID_SEED = 0  # of the validation examples, whatever the run's seed
@@ -30,7 +31,7 @@ class Examples:
     """A task as the `data` of a config (see `data.source.DataSource`).
 
     task     the task and its difficulty
-    seq_len  positions of a row: at least `min_seq_len(task, objective)`
+    seq_len  positions of a row: at least `min_seq_len(task, layout)`
     test     a test file in the task's public format; nothing of it is trained on. None: the task's own test examples
     valid    validation examples, the first of the test file or of the task's own
     workers  processes that generate examples; 0: one thread does
@@ -52,12 +53,12 @@ class Examples:
         return len(set(self.task.alphabet)) + 3
 
     def open(
-        self, objective: Objective, *, tokenizer: Tokenizer | None = None, fingerprint: str | None = None
+        self, layout: Layout, *, tokenizer: Tokenizer | None = None, fingerprint: str | None = None
     ) -> "TokenizedExamples":
         """Reads the test file, if any, and lays rows out for an objective.
 
         Args:
-          objective: decides where an answer begins in its row.
+          layout: of the objective; decides where an answer begins in its row.
           tokenizer: the checkpoint's, where a run resumes; None makes a new one.
           fingerprint: of the task and test file that the checkpoint was trained with.
 
@@ -65,7 +66,7 @@ class Examples:
           ValueError: if seq_len is too small, the test file is not the task's, or the fingerprint differs.
           FileNotFoundError: if there is no test file.
         """
-        needed = min_seq_len(self.task, objective)
+        needed = min_seq_len(self.task, layout)
         if self.seq_len < needed:
             raise ValueError(f"data.seq_len={self.seq_len} is too small for the longest example: set it to {needed}")
         task = self.task
@@ -73,7 +74,7 @@ class Examples:
         content = repr([task, *(tests if self.test else [])])
         found = TokenizedExamples(
             data=self,
-            layout=row_layout(objective),
+            layout=layout,
             tokenizer=tokenizer or char_tokenizer(task.alphabet),
             tests=tuple(tests),
             fingerprint=hashlib.sha256(content.encode()).hexdigest()[:16],
@@ -101,60 +102,35 @@ def char_tokenizer(alphabet: str) -> Tokenizer:
     return Tokenizer(proto=model.getvalue())
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowLayout:
-    """Where prompt and answer lie in a row, so that a sampler later meets the same arrangement.
+def pack(
+    layout: Layout, rows: Sequence[tuple[np.ndarray, np.ndarray] | None], length: int, tokenizer: Tokenizer
+) -> Batch:
+    """NumPy Batch [rows, length] of (prompt, answer) ids; None makes an empty row.
 
-    canvas   positions that are denoised together: 0 the whole row, 1 for autoregression
-    aligned  answers begin at a multiple of `canvas`, as after a prompt that the network reads causally; otherwise a
-             row begins with its prompt, and blocks are counted from there
+    A sampler later meets the same arrangement. After an answer its end of text repeats to the end of its canvas (see
+    `types.Batch`). Positions beyond that, and before a prompt whose answer begins with a canvas, belong to no document.
     """
-
-    canvas: int
-    aligned: bool
-
-    def width(self, prompt: int, answer: int) -> int:
-        """Positions for a prompt and an answer of so many characters, begin and end of text included."""
-        return _round_up(self._answer_start(prompt) + answer + 1, self.canvas or 1)
-
-    def batch(self, rows: Sequence[tuple[np.ndarray, np.ndarray] | None], length: int, tokenizer: Tokenizer) -> Batch:
-        """NumPy Batch [rows, length] of (prompt, answer) ids; None makes an empty row.
-
-        After an answer its end of text repeats to the end of its canvas (see `types.Batch`). Positions beyond that,
-        and before an aligned prompt, belong to no document.
-        """
-        tokens = np.full((len(rows), length), tokenizer.mask, np.int32)
-        segment_ids, positions = np.zeros_like(tokens), np.zeros_like(tokens)
-        context, loss = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
-        for i, row in enumerate(rows):
-            if row is None:
-                continue
-            prompt, answer = row
-            first = self._answer_start(len(prompt))
-            start, stop = first - len(prompt) - 1, first + len(answer) + 1
-            end = _round_up(stop, self.canvas) if self.canvas else length
-            tokens[i, start:end] = np.concatenate([[tokenizer.bos], prompt, answer, [tokenizer.eos] * (end - stop + 1)])
-            segment_ids[i, start:end] = 1
-            positions[i, start:end] = np.arange(end - start)
-            context[i, start:first], loss[i, first:stop] = True, True
-        return Batch(tokens=tokens, segment_ids=segment_ids, positions=positions, context_mask=context, loss_mask=loss)
-
-    def _answer_start(self, prompt: int) -> int:
-        return _round_up(1 + prompt, self.canvas) if self.aligned else 1 + prompt
+    tokens = np.full((len(rows), length), tokenizer.mask, np.int32)
+    segment_ids, positions = np.zeros_like(tokens), np.zeros_like(tokens)
+    context, loss = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
+    for i, row in enumerate(rows):
+        if row is None:
+            continue
+        prompt, answer = row
+        first = layout.answer_start(1 + len(prompt))
+        start, stop = first - len(prompt) - 1, first + len(answer) + 1
+        end = layout.canvas_end(stop, length)
+        tokens[i, start:end] = np.concatenate([[tokenizer.bos], prompt, answer, [tokenizer.eos] * (end - stop + 1)])
+        segment_ids[i, start:end] = 1
+        positions[i, start:end] = np.arange(end - start)
+        context[i, start:first], loss[i, first:stop] = True, True
+    return Batch(tokens=tokens, segment_ids=segment_ids, positions=positions, context_mask=context, loss_mask=loss)
 
 
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def row_layout(objective: Objective) -> RowLayout:
-    """The row layout that an objective trains on."""
-    return RowLayout(canvas=objective.canvas, aligned=objective.canvas > 1 and isinstance(objective.prefix, Causal))
-
-
-def min_seq_len(task: Task, objective: Objective) -> int:
-    """The least `Examples.seq_len` that holds every example of a task under an objective."""
-    return row_layout(objective).width(*task.max_lengths)
+def min_seq_len(task: Task, layout: Layout) -> int:
+    """The least `Examples.seq_len` that holds every example of a task under a layout."""
+    prompt, answer = task.max_lengths
+    return layout.round_up(layout.answer_start(1 + prompt) + answer + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +138,7 @@ class TokenizedExamples:
     """A task's examples as batches (see `data.source.TokenizedData`)."""
 
     data: Examples
-    layout: RowLayout
+    layout: Layout
     tokenizer: Tokenizer
     tests: tuple[Example, ...]
     fingerprint: str
@@ -194,7 +170,7 @@ class TokenizedExamples:
 class ExampleRows:
     """Examples, or None for empty rows -> Batch [number of examples, length]; `ids` are the alphabet's token ids."""
 
-    layout: RowLayout
+    layout: Layout
     length: int
     tokenizer: Tokenizer
     alphabet: str
@@ -208,7 +184,7 @@ class ExampleRows:
 
     def __call__(self, examples: Sequence[Example | None]) -> Batch:
         pairs = [example and tuple(map(self._encode, example)) for example in examples]
-        return self.layout.batch(pairs, self.length, self.tokenizer)
+        return pack(self.layout, pairs, self.length, self.tokenizer)
 
     def _encode(self, text: str) -> np.ndarray:
         """The ids of tokenizer.encode, by a table: the tokenizer costs about as much as generating the example."""

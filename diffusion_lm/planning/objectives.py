@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.layouts import WholeRow
 from diffusion_lm.objectives.elbo import draw_times, one_text
 from diffusion_lm.processes.base import Process, broadcast_times
 from diffusion_lm.types import Batch, Denoise, Full, Loss, cross_entropy, loss_of
@@ -32,9 +33,8 @@ class MGDM:
     num_timesteps: int = 20
     alpha: float = 0.25
     gamma: float = 1.0
-    canvas = 0
-    causal = False
-    prefix = None
+    layout = WholeRow()
+    trains_ar = False
 
     def __post_init__(self):
         if self.num_timesteps < 1 or self.alpha <= 0:
@@ -66,9 +66,8 @@ class FixedRate:
     """
 
     time: float = 0.5
-    canvas = 0
-    causal = False
-    prefix = None
+    layout = WholeRow()
+    trains_ar = False
 
     def __post_init__(self):
         if not 0 < self.time <= 1:

@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 
 from diffusion_lm.build import LoadedModel, load_for_inference
+from diffusion_lm.layouts import WholeRow
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.approximate_cache import ApproximateCache, ApproximateGeneration
@@ -41,7 +42,7 @@ def drift(workdir: str, out: Path) -> list[Row]:
     """All rows; a chart is written into the folder `out`. Raises ValueError unless the network fills in whole rows."""
     model = load_for_inference(workdir)
     objective = model.config.objective
-    if objective.canvas or objective.prefix is not None or not isinstance(model.process, Absorbing):
+    if objective.layout != WholeRow() or not isinstance(model.process, Absorbing):
         raise ValueError(f"--workdir={workdir}: approximate caches are for masks in whole rows: train a masked network")
     out.mkdir(parents=True, exist_ok=True)
     block, texts = -(-model.config.data.seq_len // BLOCKS), jnp.asarray(begun(model)[::2])

@@ -12,12 +12,13 @@ from diffusion_lm.build import build_init, noise_of
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Architecture, Transformer, init_params
 from diffusion_lm.nn.lm_head import ChunkedLogits
+from diffusion_lm.objectives.base import Objective
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.base import Generation, Prompt
 from diffusion_lm.training import state as train_state
 from diffusion_lm.training.optimizer import AdamW
 from diffusion_lm.training.step import make_step
-from diffusion_lm.types import Alignment, Batch, DenseLogits, Objective
+from diffusion_lm.types import Alignment, Batch, DenseLogits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

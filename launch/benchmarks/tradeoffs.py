@@ -41,12 +41,12 @@ SHORT, REPEATS = 64, 5  # short answers are timed five times as often
 def tradeoffs(workdir: str, judge: str | None, out: Path) -> list[Row]:
     """All rows; charts are written into the folder `out`. Raises ValueError for a network that writes one way only."""
     model = load_for_inference(workdir)
-    if not (model.config.objective.causal and model.config.objective.canvas > 1):
+    if not (model.config.objective.trains_ar and model.config.objective.layout.denoises):
         raise ValueError(f"--workdir={workdir}: tradeoffs compares both ways of writing: train a joint objective")
     judging = model if judge is None else load_for_inference(judge)
     if judging.tokenizer.fingerprint != model.tokenizer.fingerprint:
         raise ValueError(f"--judge={judge} has another tokenizer than --workdir={workdir}; train both with one")
-    if not judging.config.objective.causal:
+    if not judging.config.objective.trains_ar:
         raise ValueError(f"--judge={judge} reads no text causally: train an ar or joint objective")
     out.mkdir(parents=True, exist_ok=True)
     return [*_by_passes(model, judging, out), *_by_length(model, out), *_speculation(model), *_by_context(model, out)]
@@ -110,7 +110,7 @@ def _by_length(model: LoadedModel, out: Path) -> list[Row]:
     longest = min(LENGTHS[-1], model.config.data.seq_len - 1)
     lengths = [n for n in LENGTHS if n < longest] + [longest]
     draw = _draw(model)
-    passes = min(WRITTEN_IN, model.config.objective.canvas)
+    passes = min(WRITTEN_IN, model.config.objective.layout.canvas_length(model.config.data.seq_len))
     writers = {
         "autoregressive": presets.autoregressive(model, draw=draw),
         f"diffusion, {passes} passes": presets.ancestral(model, draw=draw, canvas=0, passes=passes),
@@ -183,7 +183,7 @@ def _written(model: LoadedModel, writer: Any, length: int):
 
 def _by_context(model: LoadedModel, out: Path) -> list[Row]:
     """One canvas behind ever more text: over the cache, and reading all of the text again in each pass."""
-    canvas = model.config.objective.canvas
+    canvas = model.config.objective.layout.canvas_length(model.config.data.seq_len)
     contexts = [n for n in (0, 64, 256, 1024, 4096) if n + canvas <= model.config.data.seq_len]
     bound = model.for_sampling(canvas)
     rows, lines = [], {"with the cache": [], "without": []}

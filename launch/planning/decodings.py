@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.inference import best_of_n, presets
+from diffusion_lm.objectives.base import Objective
 from diffusion_lm.planning.remasking_stats import TakeBacks, recorded, take_backs
 from diffusion_lm.planning.results import TOKENS, Prediction, Way
 from diffusion_lm.planning.tasks.base import Example
@@ -15,7 +16,6 @@ from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.remasking import Cap
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import FixedCount
-from diffusion_lm.types import Objective
 from diffusion_lm.visualize.frames import END_OF_TEXT
 
 BATCH = 250  # prompts at a time, or answers where one of several is kept
@@ -84,8 +84,8 @@ def kept(count: int) -> tuple[str, ...]:
 
 def wanted(objective: Objective, decodings: Sequence[str], passes: Sequence[int], best_of: int) -> list[Way]:
     """The ways to ask a network that learnt by an objective."""
-    tokens = [TOKENS] if objective.causal else []
-    if objective.canvas == 1:
+    tokens = [TOKENS] if objective.trains_ar else []
+    if not objective.layout.denoises:
         return tokens
     return tokens + [Way(decoding, total) for decoding in (*decodings, *kept(best_of)) for total in passes]
 
@@ -99,7 +99,7 @@ def ask(
     for that is left out, and a line of the log says so.
     """
     length, objective, done = model.config.data.task.max_lengths[1] + 1, model.config.objective, set()
-    parts = _confidence(model, 1).canvases(length) if objective.canvas > 1 else 1
+    parts = _confidence(model, 1).canvases(length) if objective.layout.denoises else 1
     for way in ways:
         share = way.passes // (parts * (best_of if way.decoding in kept(best_of) else 1))
         if way == TOKENS:
@@ -148,7 +148,7 @@ def _sampled(model: LoadedModel, passes: int) -> BlockDiffusion:
 
 def _kept(model, tests: Sequence[Example], passes: int, writer: BlockDiffusion, count: int, length: int) -> list[Asked]:
     """Of `count` answers to each test the best by the network's own reading, and the one given most often."""
-    causal = model.config.objective.causal
+    causal = model.config.objective.trains_ar
     score, reads = (best_of_n.by_causal, 1) if causal else (lambda *both: best_of_n.by_bound(*both, draws=DRAWS), DRAWS)
     best, votes = (Asked(Way(name, passes), []) for name in kept(count))
     for first, some in _batches(tests, max(BATCH // count, 1)):

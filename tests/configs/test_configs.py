@@ -75,7 +75,7 @@ def tiny(config, text, tmp_path):
     )
     small += " mesh.expert=1"
     places = [f"data.path={text}", f"data.token_cache_dir={tmp_path / 'tokens'}"]
-    length = max(32, 2 * config.objective.canvas)
+    length = config.objective.layout.round_up(32)
     return override(config, [*small.split(), *places, f"data.seq_len={length}", "data.vocab_size=300"])
 
 

@@ -88,7 +88,7 @@ def cost(objective, rule, process, key, batch):
 
 def expectation(objective, process, *, context_mask=0, rule=conditionals, p=None):
     """E over texts, masks and times of each of the objective's parts, in nats a text."""
-    width = objective.canvas or LENGTH
+    width = objective.layout.canvas_length(LENGTH)
     times, shares = times_and_shares(objective.num_timesteps)
     patterns = np.array(list(itertools.product([False, True], repeat=width)))
     text, pattern, time = (a.reshape(-1) for a in np.mgrid[: len(TEXTS), : len(patterns), : len(times)])

@@ -13,6 +13,7 @@ from support.oracle import LENGTH, MASK, TEXTS, VOCAB, batch_of, truth
 from support.vectors import PROCESS as GAUSSIAN
 from support.vectors import Seer
 
+from diffusion_lm.layouts import WholeRow
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Architecture, Transformer, init_params
 from diffusion_lm.nn import lm_head as readout_module
@@ -102,7 +103,7 @@ def test_blocks_are_asked_behind_clean_text():
     objective = Distillation(objective=BlockELBO(block_size=2), teacher="t")
     ask = lambda: objective(teacher, Absorbing(mask=MASK), jax.random.key(0), batch_of(TEXTS[:2]), teacher=teacher)  # noqa: E731
     assert jax.jit(ask)()["canvas"].sum == 0
-    assert seen == [((2, 8), (2, 2), 2)] * 3 and objective.prefix.block_size == 2
+    assert seen == [((2, 8), (2, 2), 2)] * 3 and objective.layout.prefix.block_size == 2
 
 
 @pytest.mark.parametrize("process", [Absorbing(mask=300), Uniform(mask=300)], ids=["masks", "uniform"])
@@ -127,7 +128,7 @@ def test_no_array_of_all_logits_exists(monkeypatch, process):
 class Plain:
     """Some objective."""
 
-    canvas, causal, prefix = 0, False, None
+    layout, trains_ar = WholeRow(), False
 
     def __call__(self, *asked):
         return "plain", asked

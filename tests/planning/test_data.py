@@ -9,7 +9,7 @@ from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
-from diffusion_lm.planning.data import Examples, char_tokenizer, min_seq_len, row_layout
+from diffusion_lm.planning.data import Examples, char_tokenizer, min_seq_len, pack
 from diffusion_lm.planning.tasks import base
 from diffusion_lm.planning.tasks.base import Example
 from diffusion_lm.planning.tasks.countdown import Countdown
@@ -17,7 +17,6 @@ from diffusion_lm.planning.tasks.path import PathPlanning
 from diffusion_lm.planning.tasks.queens import Queens
 from diffusion_lm.planning.tasks.satisfiability import Satisfiability
 from diffusion_lm.planning.tasks.sudoku import Sudoku
-from diffusion_lm.types import Causal
 
 TASK = Countdown(numbers=3)
 TESTED = Example("2,3,5,11", "2*3=6,5+6=11")
@@ -33,7 +32,7 @@ OBJECTIVES = [
 
 def source(objective=None, task=TASK, extra=0, **data):
     objective = objective or ELBO()
-    return Examples(task=task, seq_len=min_seq_len(task, objective) + extra, **data).open(objective)
+    return Examples(task=task, seq_len=min_seq_len(task, objective.layout) + extra, **data).open(objective.layout)
 
 
 def drawn(found, number, *, batch=4, seed=0, mine=None, start=0):
@@ -83,8 +82,9 @@ def test_canvases_lie_where_the_sampler_lays_them(objective):
     """A sampler that reads prompts causally begins a canvas behind them; one that reads in blocks counts from the
     begin of text; one that reads both ways has one canvas; and every canvas that is begun is full."""
     (batch,) = drawn(source(objective), 1, batch=50)
-    canvas = objective.canvas or batch.tokens.shape[1]
-    behind = canvas > 1 and not isinstance(objective, ELBO) and isinstance(objective.prefix, Causal)
+    layout = objective.layout
+    canvas = layout.canvas_length(batch.tokens.shape[1])
+    behind = layout.denoises and layout.align == 1
     for given, segment_ids in zip(batch.context_mask, batch.segment_ids, strict=True):
         first = given.nonzero()[0]
         assert (first[-1] + 1) % canvas == 0 if behind else first[0] == 0
@@ -93,15 +93,14 @@ def test_canvases_lie_where_the_sampler_lays_them(objective):
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_the_width_is_the_least_that_fits(objective):
-    needed = min_seq_len(TASK, objective)
-    at = row_layout(objective)
+    needed = min_seq_len(TASK, objective.layout)
     longest = [np.zeros(n, np.int32) for n in TASK.max_lengths]
     tokenizer = char_tokenizer(TASK.alphabet)
-    assert at.batch([tuple(longest)], needed, tokenizer).loss_mask[0, -objective.canvas or 0 :].any()
+    canvas = objective.layout.canvas_length(needed)
+    assert pack(objective.layout, [tuple(longest)], needed, tokenizer).loss_mask[0, -canvas:].any()
     with pytest.raises(ValueError, match=f"set it to {needed}"):
         source(objective, extra=-1)
-    if objective.canvas > 1:
-        assert needed % objective.canvas == 0
+    assert needed % canvas == 0
 
 
 def test_resumes_to_the_same_batches():

@@ -23,7 +23,7 @@ TASK, OBJECTIVE = Countdown(numbers=2), Joint(block_size=8)
 
 def config(steps, **data):
     return Config(
-        data=Examples(task=TASK, seq_len=min_seq_len(TASK, OBJECTIVE), valid=6, **data),
+        data=Examples(task=TASK, seq_len=min_seq_len(TASK, OBJECTIVE.layout), valid=6, **data),
         model=Architecture(width=16, layers=1, heads=2, mlp_dim=16),
         process=Absorbing(),
         objective=OBJECTIVE,

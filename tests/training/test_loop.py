@@ -96,7 +96,7 @@ def test_fewer_steps_than_are_done_already(tmp_path):
 
 SCRIPT = """
 import sys, pathlib, os, signal
-sys.path[:0] = [{here!r}, {root!r}]
+sys.path[:0] = [{here!r}, {tests!r}, {root!r}]
 import test_loop
 from support import toy
 from diffusion_lm.training import checkpoint
@@ -115,7 +115,7 @@ test_loop.train(workdir, loader=test_loop.Stopping(10, signal.SIGKILL) if mode =
 @pytest.mark.parametrize("mode", ["run", "save"])
 def test_kill_9_then_resume_equals_an_uninterrupted_run(tmp_path, uninterrupted, mode):
     here = Path(__file__).parent
-    script = SCRIPT.format(here=str(here), root=str(here.parents[1]))
+    script = SCRIPT.format(here=str(here), tests=str(here.parent), root=str(here.parents[1]))
     done = subprocess.run([sys.executable, "-c", script, mode, str(tmp_path)], capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     saved = Checkpoints(tmp_path).steps()

@@ -66,7 +66,14 @@ def test_stacked_vectors_do_not_decay():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"lr": 0.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"b2": 1.0}, {"weight_decay": -1.0}, {"clip": -1.0}],
+    [
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"b2": 1.0},
+        {"weight_decay": -1.0},
+        {"grad_clip_norm": -1.0},
+    ],
 )
 def test_values_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match=f"optim.*{next(iter(wrong))}"):

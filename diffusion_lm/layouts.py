@@ -1,0 +1,133 @@
+"""Layouts: which positions of a row an objective denoises together, and what that means for rows and prompts.
+
+    NoCanvas()            autoregression: one token after the other
+    WholeRow()            the whole row is one canvas with full attention (MDLM, LLaDA)
+    Blocks(size, prefix)  canvases of `size` positions, each conditioned on the finished text before it (BD3-LM)
+
+`objective.layout` is one of these values. The batches, the caches and the samplers of a network follow from it.
+"""
+
+from dataclasses import dataclass
+
+from diffusion_lm.types import BlockCausal, BlockDiffusionTraining, Causal, Full
+
+
+class Layout:
+    """What the layouts answer; the defaults are those of autoregression.
+
+    denoises       the objective trains to fill canvases
+    pad            positions that must follow an end of text in the training data, so that its canvas is full
+    closed_by_eos  an end of text ends the canvas: every later position of it holds an end of text, too
+    align          a sampler's canvases begin at multiples of this: 1 is anywhere, 0 only at the beginning of the row
+    """
+
+    denoises = False
+    pad = 0
+    closed_by_eos = False
+    align = 1
+
+    @property
+    def attention(self) -> Causal:
+        """The attention pattern of a training row."""
+        return Causal()
+
+    @property
+    def prefix(self) -> Causal:
+        """The attention pattern of finished text in a sampler's cache."""
+        return Causal()
+
+    def canvas_length(self, context: int) -> int:
+        """Positions of a canvas, for a network with a context of `context` positions."""
+        return 1
+
+    def canvas_end(self, stop: int, row: int) -> int:
+        """Where the canvas ends that holds position `stop` - 1, in a row of `row` positions."""
+        return stop
+
+    def round_up(self, length: int) -> int:
+        """The smallest row of at least `length` positions that can be trained on."""
+        return length
+
+    def answer_start(self, prompt: int) -> int:
+        """Where a training row begins the answer to a prompt of `prompt` positions, so that a canvas begins there if
+        a sampler's would."""
+        return prompt
+
+    def check_row(self, length: int) -> None:
+        """Raises ValueError if rows of `length` positions can't be trained on."""
+
+
+@dataclass(frozen=True)
+class NoCanvas(Layout):
+    """Nothing is denoised: the network predicts each token from the tokens before it."""
+
+
+@dataclass(frozen=True)
+class WholeRow(Layout):
+    """The whole row is one canvas: full attention, no cache, the prompt lies in the canvas.
+
+    Documents that share a row are one text, so that an end of text closes nothing.
+    """
+
+    denoises = True
+    align = 0
+
+    @property
+    def attention(self) -> Full:
+        return Full()
+
+    def canvas_length(self, context: int) -> int:
+        return context
+
+    def canvas_end(self, stop: int, row: int) -> int:
+        return row
+
+
+@dataclass(frozen=True)
+class Blocks(Layout):
+    """Canvases of `size` positions. Each attends to itself and to the finished text before it.
+
+    Args:
+        size: positions of a canvas.
+        prefix: the attention pattern of finished text: causal, or causal over blocks of `size` positions.
+    """
+
+    size: int
+    prefix: Causal | BlockCausal = Causal()  # noqa: RUF009 (immutable)
+
+    denoises = True
+    closed_by_eos = True
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"objective.block_size must be at least 1; got {self.size}")
+
+    @property
+    def pad(self) -> int:
+        return self.size - 1
+
+    @property
+    def align(self) -> int:
+        return self.prefix.block_size if isinstance(self.prefix, BlockCausal) else 1
+
+    @property
+    def attention(self) -> BlockDiffusionTraining:
+        return BlockDiffusionTraining(self.size, self.prefix)
+
+    def canvas_length(self, context: int) -> int:
+        return self.size
+
+    def canvas_end(self, stop: int, row: int) -> int:
+        return min(self.round_up(stop), row)
+
+    def round_up(self, length: int) -> int:
+        return -(-length // self.size) * self.size
+
+    def answer_start(self, prompt: int) -> int:
+        return self.round_up(prompt) if self.align == 1 else prompt
+
+    def check_row(self, length: int) -> None:
+        if length % self.size:
+            raise ValueError(
+                f"blocks of {self.size} do not divide rows of {length}: set data.seq_len to a multiple of {self.size}"
+            )
