@@ -9,7 +9,7 @@
 
 from dataclasses import dataclass
 
-from diffusion_lm.types import BlockCausal, BlockDiffusionTraining, Causal, Full
+from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 
 
 class Layout:
@@ -108,7 +108,7 @@ class Blocks(Layout):
 
     @property
     def align(self) -> int:
-        return self.prefix.block_size if isinstance(self.prefix, BlockCausal) else 1
+        return self.prefix.granularity
 
     @property
     def attention(self) -> BlockDiffusionTraining:

@@ -1,16 +1,13 @@
-"""The words of the house: shapes, and what the parts hand to one another.
+"""Shapes, and the types that the parts of the library hand to one another.
 
 Shape letters, used in every docstring:
 
-    B  rows of a batch            V  pieces of the vocabulary (without the mask)
+    B  rows of a batch            V  ids that have logits (`models.base.Vocabulary.size`)
     L  positions of a row         E  width of the network
-    K  positions of a canvas      H  heads (G of them key-value heads), D their width
+    K  positions of a canvas      H  attention heads (G of them key-value heads), D their width
     n  spans of L that share a time (n divides L)
-
-Token ids 0..V-1 are the tokenizer's pieces; id V is the mask. No other id exists outside the embedding table.
 """
 
-import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -18,22 +15,25 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from diffusion_lm.attention_patterns import Alignment, AttentionPattern
+
 Array = jax.Array
 
 
 @struct.dataclass
 class Batch:
-    """Packed rows of documents. A position is given, a target, or neither.
+    """Packed rows of documents. Each position is context, or a target, or neither.
 
-    tokens     int32 [B, L]  pieces; the mask id where there is no document
-    segment_ids   int32 [B, L]  the document's number in its row, from 1; 0 where there is none
-    positions  int32 [B, L]  0, 1, ... from the document's (or the row's) first position
-    given      bool  [B, L]  context: never noised, never scored (begin of text, a row's first token, a prompt)
-    target     bool  [B, L]  scored and counted, and noised by a process
+    Args:
+        tokens: int32 [B, L]; the mask id where there is no document.
+        segment_ids: int32 [B, L], the document's number in its row, from 1; 0 where there is none.
+        positions: int32 [B, L], 0, 1, ... from the document's (or the row's) first position.
+        context_mask: bool [B, L], context: never noised and never scored (begin of text, a row's first token, a prompt).
+        loss_mask: bool [B, L], targets: noised by a process, scored and counted.
 
-    A document's positions that are neither repeat its end of text up to its canvas's end. A process noises them and a
-    bound scores them as it does targets, but no weight counts them: left as masks, or unscored, a revealed token
-    would tell for free that the text goes on, and the "bound" would be none.
+    Positions of a document that are neither repeat its end of text up to the end of its canvas. A process noises them
+    and an ELBO scores them as it does targets, but the loss's weight doesn't count them. If they stayed masked or
+    unscored, a revealed token would show that the text goes on, and the bound would not hold.
     """
 
     tokens: Array
@@ -47,7 +47,10 @@ class Batch:
 class Loss:
     """A loss as a sum and a weight, both float32 []: adding Losses is exact under accumulation and sharding.
 
-    penalty  what training minimises beside it: a sum, too, but no nats of any text; None where there is none
+    Args:
+        sum: nats over all positions.
+        weight: how many target tokens they are spread over.
+        aux_loss: a sum that training minimises as well, not nats of any text; None where there is none.
     """
 
     sum: Array
@@ -63,57 +66,12 @@ class Loss:
         return self.sum / jnp.maximum(self.weight, 1.0)
 
 
-class Alignment(enum.Enum):
-    """Which token the logits at position i speak of."""
-
-    SAME = "same"  # the token at i
-    NEXT = "next"  # the token at i + 1
-
-
-class Causal(NamedTuple):
-    """Each position sees itself and what is before it; its logits speak of the next token."""
-
-
-class Full(NamedTuple):
-    """Chain position sees its whole document; logits speak of the same position."""
-
-
-class BlockCausal(NamedTuple):
-    """Each position sees its own block of `block` positions and all blocks before it."""
-
-    block_size: int
-
-
-class BlockDiffusionTraining(NamedTuple):
-    """[noisy ; clean], each L wide, read in one pass (BD3-LM, arXiv 2503.09573, section 3).
-
-    A noisy block sees itself both ways and the clean blocks before it. The clean half reads itself as `clean` says.
-    Logits of the noisy half speak of the same position; those of the clean half, read causally, of the next.
-    """
-
-    block_size: int
-    clean: Causal | BlockCausal
-
-
-class DraftAndVerify(NamedTuple):
-    """[text ; canvases]: `text` positions, and a canvas of `canvas` positions behind each of them, for every place at
-    which the text may turn out to end, in one pass behind a cache (the idea is TiDAR's, arXiv 2511.08923).
-
-    The text reads itself causally, its logits speak of the next token. Canvas i sees text 0..i, and itself both ways;
-    its logits speak of the same position. All see the cache.
-    """
-
-    text: int
-    canvas: int
-
-
-AttentionPattern = Causal | Full | BlockCausal | BlockDiffusionTraining | DraftAndVerify
-
-
 class LogitsHead(Protocol):
-    """What a network says of each position, before anybody asks for [.., V] numbers at once.
+    """The network's predictions at each position, before the [..., V] logits are computed.
 
-    penalty  float32 []: what training is to minimise beside, per unit of a loss's weight; or None
+    Args:
+        alignment: which token the logits at a position predict.
+        aux_loss: float32 [], what training minimises as well, per unit of a loss's weight; or None.
     """
 
     alignment: Alignment
@@ -123,85 +81,99 @@ class LogitsHead(Protocol):
         """float32 [B, L, V]."""
 
     def gather(self, index: Array) -> "LogitsHead":
-        """The readout of some positions of each row: index int32 [B, n] -> [B, n]."""
+        """The predictions at some positions of each row: index int32 [B, n] -> [B, n]."""
 
-    def total(
+    def weighted_loss(
         self,
-        nats: Callable[..., Array],
+        loss: Callable[..., Array],
         weights: Array,
         *arguments: Array,
         shared: tuple[Array, ...] = (),
         teacher: "LogitsHead | None" = None,
     ) -> Array:
-        """sum of weights * nats(logits, *arguments, *shared), float32 [], in memory that doesn't grow with L x V.
+        """The sum of weights * loss(logits, *arguments, *shared), in memory that doesn't grow with L x V.
 
-        weights float32 [B, L]; arguments [B, L, ...]; shared: what all positions have in common. `nats` is called with
-        parts of them: logits [B, c, W] with W >= V, minus infinity from V on, behind them a teacher's of the same
-        positions if there is one, arguments [B, c, ...] and all of shared -> [B, c]. Its gradient must be finite at
-        those minus infinities; it reaches the network, weights and shared, but neither arguments nor a teacher.
+        The gradient reaches the network, weights and shared, but neither arguments nor the teacher.
+
+        Args:
+            loss: called with parts of its arguments: logits [B, c, W] with W >= V (minus infinity where an id can't be
+                predicted and from V on), then a teacher's logits of the same positions if there is one, arguments
+                [B, c, ...] and all of shared. Returns [B, c]. Its gradient must be finite at those minus infinities.
+            weights: float32 [B, L].
+            arguments: [B, L, ...].
+            shared: arrays that all positions share.
+            teacher: the predictions of another network at the same positions.
+
+        Returns:
+            float32 [].
         """
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """sum of weights * -log softmax(logits)[targets]; targets int32 [B, L] in 0..V-1 where weights is not 0."""
 
-    def map_positions(self, ask: Callable[..., Array], *arguments: Array) -> Array:
-        """ask(logits [B, c, V], *arguments [B, c, ...]) -> [B, c, ...], asked of parts of the positions and joined to
-        [B, L, ...], in memory that doesn't grow with L x V; without gradient."""
+    def map_positions(self, function: Callable[..., Array], *arguments: Array) -> Array:
+        """function(logits [B, c, V], *arguments [B, c, ...]) -> [B, c, ...], applied to parts of the positions and joined
+        to [B, L, ...], in memory that doesn't grow with L x V; without gradient."""
 
-    def where(self, here: Array, other: "LogitsHead") -> "LogitsHead":
-        """This readout where `here`, bool [B, L]; elsewhere another one of the same network."""
+    def select(self, here: Array, other: "LogitsHead") -> "LogitsHead":
+        """These predictions where `here`, bool [B, L]; elsewhere those of another head of the same network."""
 
     @property
-    def vectors(self) -> Array:
-        """float32 [W, E], W >= V: what the network reads in a piece's place, each of size sqrt(E). Only of a network
-        that is fed vectors (see `Denoise`)."""
+    def embeddings(self) -> Array:
+        """float32 [W, E], W >= V: each token's input embedding, of norm sqrt(E). Only of a network that takes embeddings
+        as inputs (see `Denoise`)."""
 
     def expected_embedding(self) -> Array:
-        """softmax(logits) @ vectors, float32 [B, L, E], in memory that doesn't grow with L x V; without gradient."""
+        """softmax(logits) @ embeddings, float32 [B, L, E], in memory that doesn't grow with L x V; without gradient."""
 
 
 def loss_of(head: LogitsHead, total: Array, weight: Array) -> Loss:
-    """The total of what a readout says, with its penalty."""
+    """A Loss of this total, with the head's auxiliary loss."""
     return Loss(sum=total, weight=weight, aux_loss=None if head.aux_loss is None else head.aux_loss * weight)
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:
-    """-log softmax(logits)[targets]: [..., W] and [...] -> [...]. (A sum picks the target: a gather's gradient, a
-    scatter, is slow on CPU and TPU.)"""
+    """-log softmax(logits)[targets]: [..., W] and [...] -> [...]."""
+    # A sum selects the target: the gradient of a gather, a scatter, is slow on CPU and TPU.
     picked = jnp.sum(jnp.where(one_hot(logits, targets), logits, 0.0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
 def one_hot(logits: Array, tokens: Array) -> Array:
-    """bool [..., W]: where each position's token stands among its logits."""
+    """bool [..., W]: True at each position's token."""
     index = jnp.arange(logits.shape[-1], dtype=jnp.int32).reshape((1,) * tokens.ndim + (-1,))
     return index == tokens[..., None]
 
 
 class NoisyEmbeddings(NamedTuple):
-    """What a network is fed in place of tokens' vectors: z = keep x the token's vector + more, float32 [B, L, E].
+    """Network inputs in place of the tokens' embeddings: z = signal_scale * embedding(token) + noise.
 
-    keep  float32 [B, L]
-    more  float32 [B, L, E]
-    told  float32 [B, L]: what z says by itself. A piece is as likely as told x z . its vector, up to a constant (all
-          vectors are of one size); a network adds that to its logits, and learns the rest. 0 where nothing is asked
+    Args:
+        signal_scale: float32 [B, L].
+        noise: float32 [B, L, E].
+        logit_scale: float32 [B, L]; the network adds logit_scale * z . embedding(v) to the logit of each token v. That is
+            z's own log-likelihood of v up to a constant, as all embeddings have one norm. 0 where nothing is predicted.
     """
 
-    keep: Array
-    more: Array
-    told: Array
+    signal_scale: Array
+    noise: Array
+    logit_scale: Array
 
 
 class Denoise(Protocol):
     """All that an objective sees of a network.
 
-    tokens [B, L] and t float32 [B, n] (n spans of L / n positions share a time; 0 is clean) are read as `reading`
-    says, inside the documents that `segment_ids` separates. The readouts: one, (noisy, clean) for BlockDiffusionTraining, or
-    (text, canvases) for DraftAndVerify.
+    Args:
+        tokens: int32, the parts of the attention pattern's row, joined.
+        t: float32 [B, n], time (0 is clean); n spans of equally many positions share one.
+        attention: the pattern.
+        positions, segment_ids: int32 [B, L], of the text; documents don't attend to one another.
+        self_cond: float32 [B, L, E], a prediction for the same tokens, as `LogitsHead.expected_embedding` computes it.
+            None: zeros.
+        embeddings: inputs in place of the tokens' embeddings.
 
-    Some networks can be fed vectors, too:
-    soft   float32 [B, L, E]: a prediction of the same tokens, as `LogitsHead.expected_embedding` has it. None: zeros
-    mixed  what stands in place of the tokens' vectors
+    Returns:
+        A LogitsHead, or a tuple with one for each part of the pattern's row.
     """
 
     def __call__(
@@ -213,17 +185,17 @@ class Denoise(Protocol):
         positions: Array,
         segment_ids: Array,
         self_cond: Array | None = None,
-        mixed: NoisyEmbeddings | None = None,
+        embeddings: NoisyEmbeddings | None = None,
     ) -> Any: ...
 
 
 @struct.dataclass
 class DenseLogits:
-    """The plain Readout: logits float32 [B, L, V] that somebody already has (an oracle, a test, a small model)."""
+    """A LogitsHead of logits float32 [B, L, V] that exist already (an oracle, a test, a small model)."""
 
     values: Array
     alignment: Alignment = struct.field(pytree_node=False, default=Alignment.SAME)
-    vectors: Array | None = None
+    embeddings: Array | None = None
     aux_loss: Array | None = None
 
     def logits(self) -> Array:
@@ -232,21 +204,21 @@ class DenseLogits:
     def gather(self, index: Array) -> "DenseLogits":
         return self.replace(values=jnp.take_along_axis(self.values, index[..., None], axis=1))
 
-    def total(self, nats: Callable[..., Array], weights: Array, *arguments: Array, shared=(), teacher=None) -> Array:
-        said = () if teacher is None else (jax.lax.stop_gradient(teacher.logits()),)
+    def weighted_loss(self, loss: Callable[..., Array], weights: Array, *arguments: Array, shared=(), teacher=None):
+        taught = () if teacher is None else (jax.lax.stop_gradient(teacher.logits()),)
         arguments = jax.lax.stop_gradient(arguments)
-        return jnp.sum(jnp.where(weights != 0, weights * nats(self.values, *said, *arguments, *shared), 0.0))
+        return jnp.sum(jnp.where(weights != 0, weights * loss(self.values, *taught, *arguments, *shared), 0.0))
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
-        return self.total(cross_entropy, weights, targets)
+        return self.weighted_loss(cross_entropy, weights, targets)
 
-    def map_positions(self, ask: Callable[..., Array], *arguments: Array) -> Array:
-        return jax.lax.stop_gradient(ask(self.values, *arguments))
+    def map_positions(self, function: Callable[..., Array], *arguments: Array) -> Array:
+        return jax.lax.stop_gradient(function(self.values, *arguments))
 
-    def where(self, here: Array, other: LogitsHead) -> "DenseLogits":
+    def select(self, here: Array, other: LogitsHead) -> "DenseLogits":
         return self.replace(values=jnp.where(here[..., None], self.values, other.logits()))
 
     def expected_embedding(self) -> Array:
-        vectors = self.vectors[: self.values.shape[-1]]
-        shares, highest = jax.nn.softmax(self.values, axis=-1), jax.lax.Precision.HIGHEST
-        return jax.lax.stop_gradient(jnp.einsum("blv,ve->ble", shares, vectors, precision=highest))
+        embeddings = self.embeddings[: self.values.shape[-1]]
+        probabilities, highest = jax.nn.softmax(self.values, axis=-1), jax.lax.Precision.HIGHEST
+        return jax.lax.stop_gradient(jnp.einsum("blv,ve->ble", probabilities, embeddings, precision=highest))

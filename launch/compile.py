@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from absl import flags as absl_flags
 
 from diffusion_lm import sharding
+from diffusion_lm.attention_patterns import Causal, Full
 from diffusion_lm.build import (
     LoadedModel,
     abstract_batch,
@@ -44,7 +45,6 @@ from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.types import Causal, Full
 from diffusion_lm.validation import check_rows
 from launch import flags, topologies
 
@@ -188,7 +188,7 @@ def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progr
 def _generation_flops(module: Transformer, rows: int, width: int, prompt: int, length: int) -> int:
     """The prompt, then for each canvas (of 1: token) its passes and, for a canvas, one more that reads it in."""
     passes = PASSES.value if width > 1 else 1
-    total = flops.of_pass(module, rows=rows, length=prompt, attention=Causal(), readouts=1)
+    total = flops.of_pass(module, rows=rows, length=prompt, attention=Causal(), num_logits=1)
     for past in range(prompt, prompt + length, width):
         total += passes * flops.of_pass(module, rows=rows, length=width, attention=Full(), past=past)
         total += flops.of_pass(module, rows=rows, length=width, attention=Causal(), past=past) if width > 1 else 0

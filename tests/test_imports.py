@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "types": 0,
+    "attention_patterns": 0,
+    "types": 0.5,
     "schedules": 1,
     "layouts": 1,
     "sharding": 1,

@@ -2,8 +2,8 @@
 
 import pytest
 
+from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.layouts import Blocks, NoCanvas, WholeRow
-from diffusion_lm.types import BlockCausal, BlockDiffusionTraining, Causal, Full
 
 CAUSAL, BLOCK_CAUSAL = Blocks(4, Causal()), Blocks(4, BlockCausal(4))
 LAYOUTS = (NoCanvas(), WholeRow(), CAUSAL, BLOCK_CAUSAL)

@@ -77,7 +77,7 @@ def test_eight_devices_give_what_one_gives():
     all 35. These two have six of the ten pairs of axes. And TPUs' attention where rows are cut, and products
     of int8 factors."""
     meshes = ("data=2,fsdp=2,sequence=2", "fsdp=2,expert=2,tensor=2", "kernel", "int8")
-    done = eight_devices("tests/meshes.py", *meshes)
+    done = eight_devices("tests/support/meshes.py", *meshes)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == list(meshes)
 

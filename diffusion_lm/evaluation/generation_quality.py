@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_lm.types import Alignment, Causal, Denoise, cross_entropy
+from diffusion_lm.attention_patterns import Causal
+from diffusion_lm.types import Alignment, Denoise, cross_entropy
 
 Array = jax.Array
 

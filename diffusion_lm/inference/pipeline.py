@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_lm.attention_patterns import BlockCausal
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.inference.runner import drive
 from diffusion_lm.samplers.base import Generation, Prompt, TextSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.guidance import ClassifierFreeGuidance
 from diffusion_lm.samplers.logits_processors import LogitsProcessor, ProcessedDenoiser
-from diffusion_lm.types import BlockCausal
 from diffusion_lm.visualize.frames import Trace, trace_from_history
 
 log = logging.getLogger(__name__)

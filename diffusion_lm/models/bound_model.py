@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from diffusion_lm.attention_patterns import AttentionPattern, DraftAndVerify, Full
 from diffusion_lm.models.transformer import Transformer
 from diffusion_lm.nn import cache as kv_cache
 from diffusion_lm.nn.cache import KVCache
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.lm_head import unit
 from diffusion_lm.sharding import platform
-from diffusion_lm.types import AttentionPattern, DraftAndVerify, Full, LogitsHead
+from diffusion_lm.types import LogitsHead
 
 Array = jax.Array
 

@@ -12,36 +12,31 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+from diffusion_lm.attention_patterns import AttentionPattern
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
-from diffusion_lm.types import (
-    AttentionPattern,
-    Batch,
-    BlockCausal,
-    BlockDiffusionTraining,
-    Causal,
-    DraftAndVerify,
-    Full,
-)
+from diffusion_lm.types import Batch
 
 BACKWARD = 3  # a step's operations for each of its forward pass: the pass, and two products for each of its products
 
 
 def of_pass(
-    module: Transformer, *, rows: int, length: int, attention: AttentionPattern, past: int = 0, heads: int = 0
+    module: Transformer, *, rows: int, length: int, attention: AttentionPattern, past: int = 0, num_logits: int = 0
 ) -> int:
-    """One forward pass over [rows, length] positions that also see `past` positions of a cache.
+    """The operations of one forward pass.
 
-    readouts: of how many positions a row logits are formed, 0 for all. For BlockDiffusionTraining, length is that of one half.
+    Args:
+        rows, length: texts, and positions of each (for a pattern that holds a text twice: of one copy).
+        attention: the pattern.
+        past: positions of a cache that all queries attend to.
+        num_logits: of how many positions a row logits are computed; 0 for all.
     """
     a = module.architecture.resolved
-    positions = 2 * length if isinstance(attention, BlockDiffusionTraining) else length
-    heads, mlp = (
-        a.head_dim * (2 * a.heads + 2 * a.kv_heads),
-        3 * a.mlp_dim * (a.num_experts_per_token or 1) + a.num_experts,
-    )
-    weights = positions * a.layers * a.width * (heads + mlp) + (heads or positions) * a.width * module.vocab
-    pairs = _pairs(attention, length) + length * past
+    positions = attention.row_length(length)
+    projections = a.head_dim * (2 * a.heads + 2 * a.kv_heads)
+    mlp = 3 * a.mlp_dim * (a.num_experts_per_token or 1) + a.num_experts
+    weights = positions * a.layers * a.width * (projections + mlp) + (num_logits or positions) * a.width * module.vocab
+    pairs = attention.num_pairs(length) + positions * past
     return 2 * rows * (weights + 2 * pairs * a.layers * a.heads * a.head_dim)
 
 
@@ -60,7 +55,7 @@ def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
             def denoise(tokens, t, *, attention, positions, segment_ids, **vectors):
                 where = {"rows": len(positions), "length": positions.shape[1], "attention": attention}
                 found.append(times * of_pass(module, **where))
-                if times == BACKWARD and module.architecture.self_conditioning and not isinstance(attention, Causal):
+                if times == BACKWARD and module.architecture.self_conditioning and attention.may_be_noisy:
                     found.append(_told(module, **where))
                 return bound.denoise(
                     tokens, t, attention=attention, positions=positions, segment_ids=segment_ids, **vectors
@@ -78,18 +73,4 @@ def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
 def _told(module: Transformer, rows: int, length: int, attention: AttentionPattern) -> int:
     """Half of a first reading, and of the mean vectors that it gives."""
     mean = 2 * rows * length * module.architecture.width * module.vocab
-    return (of_pass(module, rows=rows, length=length, attention=attention, heads=length) + mean) // 2
-
-
-def _pairs(attention: AttentionPattern, length: int) -> int:
-    """Pairs of positions of which the first sees the second."""
-    if isinstance(attention, BlockDiffusionTraining):  # a noisy position sees its block, and the clean blocks before it
-        return _pairs(BlockCausal(attention.block_size), length) + _pairs(attention.clean, length)
-    if isinstance(
-        attention, DraftAndVerify
-    ):  # what is said of the text sees it causally, a canvas what it stands behind
-        return _pairs(Causal(), attention.text) * (1 + attention.canvas) + attention.text * attention.canvas**2
-    if isinstance(attention, Full):
-        return length * length
-    block_size = attention.block_size if isinstance(attention, BlockCausal) else 1
-    return sum(min(at // block_size * block_size + block_size, length) for at in range(length))
+    return (of_pass(module, rows=rows, length=length, attention=attention, num_logits=length) + mean) // 2

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.nn.attention_mask import cache_key_range, key_ranges
+from diffusion_lm.attention_patterns import AttentionPattern, Causal, cache_key_range
 from diffusion_lm.nn.cache import CachedLayer, KVCache
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.layers import Block, RMSNorm
@@ -15,14 +15,7 @@ from diffusion_lm.nn.lm_head import ChunkedLogits, unit
 from diffusion_lm.nn.matrix import matrix
 from diffusion_lm.nn.self_conditioning import SelfConditioning
 from diffusion_lm.sharding import cut, platform, ways_in_force
-from diffusion_lm.types import (
-    Alignment,
-    AttentionPattern,
-    BlockDiffusionTraining,
-    Causal,
-    DraftAndVerify,
-    NoisyEmbeddings,
-)
+from diffusion_lm.types import NoisyEmbeddings
 
 Array = jax.Array
 _ROWS = 128  # the embedding's rows are padded to a multiple of this, so that meshes divide them
@@ -134,14 +127,14 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         again: bool = False,
         self_cond: Array | None = None,
-        mixed: NoisyEmbeddings | None = None,
+        embeddings: NoisyEmbeddings | None = None,
     ):
         """Reads tokens int32 [B, L] at times t float32 [B, n], after what `cache` holds of each row.
 
         again: in place of what it holds of these positions, beside all else that it holds (Full; positions
         are slots as `cache.rewrite` takes them); `new` is then all that the cache holds thereafter.
 
-        soft, mixed: see `types.Denoise`. ValueError for a network that wasn't made for them.
+        self_cond, embeddings: see `types.Denoise`. ValueError for a network that wasn't made for them.
 
         For BlockDiffusionTraining, tokens, t, soft, and the results are [noisy ; clean], 2 L wide; positions, segment_ids [B, L].
         For DraftAndVerify all are [text ; canvases], and there is a cache.
@@ -151,25 +144,25 @@ class Transformer(nn.Module):
         a = self.architecture.resolved
         table = matrix(self, "embedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
         # Small rows, so that a tied readout starts out knowing nothing; normalised, so that the layers see unit size.
-        fed = _fed(a, jnp.take(table, tokens, axis=0).astype(jnp.float32), mixed)
+        fed = _fed(a, jnp.take(table, tokens, axis=0).astype(jnp.float32), embeddings)
         x = RMSNorm(name="embedding_norm")(fed)
         x = cut(x, "batch", "length", "embed")
         if a.self_conditioning:
             x = SelfConditioning(a, name="self_conditioning")(x, self_cond)
         elif self_cond is not None:
             raise ValueError("this network takes no soft prediction: set model.self_conditioning=true and train anew")
-        vectors = unit(table) if a.self_conditioning or mixed is not None else None
+        vectors = unit(table) if a.self_conditioning or embeddings is not None else None
         time = self._embed_time(t) if a.time_conditioning else None
-        ranges = key_ranges(attention, positions.shape[1], segment_ids)
+        ranges = attention.key_ranges(positions.shape[1], segment_ids)
         if again:
-            ranges = (cache_key_range(jnp.full_like(cache.length, cache.slots), cache.slots, tokens.shape[1]),)
+            ranges = ((cache_key_range(jnp.full_like(cache.length, cache.slots), cache.slots, positions),),)
         slots = positions if again else None
         x, new, uneven = self._layers(x, cache, slots, time, _angles(a, attention, positions), attention, ranges)
         x = RMSNorm(name="final_norm")(x)
         if not a.tie_embeddings:
             table = matrix(self, "unembedding", (self.rows, a.width), ("vocab", "embed"), _SMALL)
-        if mixed is not None:  # one product says what the layers found and what the vectors say by themselves
-            x = jnp.concatenate([x, mixed.told[..., None] * fed], axis=-1)
+        if embeddings is not None:  # one product says what the layers found and what the vectors say by themselves
+            x = jnp.concatenate([x, embeddings.logit_scale[..., None] * fed], axis=-1)
             table = jnp.concatenate([table, vectors.astype(table.dtype)], axis=-1)
         return self._heads(x, table, vectors, self._penalty(uneven), attention), new
 
@@ -226,7 +219,7 @@ class Transformer(nn.Module):
             return ChunkedLogits(
                 hidden=hidden,
                 table=table,
-                vectors=vectors,
+                embeddings=vectors,
                 aux_loss=aux_loss,
                 vocab=self.vocab,
                 alignment=alignment,
@@ -235,33 +228,27 @@ class Transformer(nn.Module):
                 along=ways_in_force("length"),
             )
 
-        if isinstance(attention, BlockDiffusionTraining):
-            noisy, clean = (cut(half, "batch", "length", "embed") for half in jnp.split(x, 2, axis=1))
-            # One pass, one penalty: the noisy half's.
-            return project(noisy, Alignment.SAME), project(clean, _alignment(attention.clean), aux_loss=None)
-        if isinstance(attention, DraftAndVerify):
-            text, canvases = x[:, : attention.text], x[:, attention.text :]
-            return project(text, Alignment.NEXT), project(canvases, Alignment.SAME, aux_loss=None)
-        return project(x, _alignment(attention))
+        parts = attention.split(x)
+        if len(parts) == 1:
+            return project(x, *attention.alignments)
+        parts = [cut(part, "batch", "length", "embed") for part in parts]
+        # One pass has one auxiliary loss: the first part's.
+        rest = zip(parts[1:], attention.alignments[1:], strict=True)
+        return project(parts[0], attention.alignments[0]), *(project(*part, aux_loss=None) for part in rest)
 
 
-def _fed(a: Architecture, rows: Array, mixed: NoisyEmbeddings | None) -> Array:
+def _fed(a: Architecture, rows: Array, embeddings: NoisyEmbeddings | None) -> Array:
     """The embedding's rows [B, L, E] of the tokens, or what stands in their place."""
-    if mixed is None:
+    if embeddings is None:
         return rows
     if not a.time_conditioning:
         raise ValueError("noise on vectors can't be told from a clean text: set model.time_conditioning=true")
-    return mixed.keep[..., None] * unit(rows) + mixed.more
-
-
-def _alignment(attention) -> Alignment:
-    return Alignment.NEXT if isinstance(attention, Causal) else Alignment.SAME
+    return embeddings.signal_scale[..., None] * unit(rows) + embeddings.noise
 
 
 def _angles(a: Architecture, attention: AttentionPattern, positions: Array) -> Array:
     """Rotary angles float32 [B, L, D / 2]; both halves of BlockDiffusionTraining stand at the same positions."""
-    if isinstance(attention, BlockDiffusionTraining):
-        positions = jnp.concatenate([positions, positions], axis=1)
+    positions = attention.repeat(positions)
     rates = a.rope_theta ** -jnp.linspace(0.0, 1.0, a.head_dim // 2, endpoint=False)
     return positions[..., None].astype(jnp.float32) * rates[None, None]
 

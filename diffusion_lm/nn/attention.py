@@ -1,4 +1,4 @@
-"""Attention that follows from who sees whom (`nn.sight`), without a mask of length squared."""
+"""Attention for any pattern (`attention_patterns`), without a mask of length squared."""
 
 import functools
 import logging
@@ -8,12 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import AttentionPattern, KeyRange, Ranges, cache_key_range
 from diffusion_lm.nn import cudnn
-from diffusion_lm.nn.attention_mask import KeyRange, cache_key_range
 from diffusion_lm.nn.cache import CachedLayer, LayerKV
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.sharding import cut, each_device, platform, ways_in_force
-from diffusion_lm.types import AttentionPattern, BlockCausal, BlockDiffusionTraining, Causal, DraftAndVerify, Full
 
 log = logging.getLogger(__name__)
 Array = jax.Array
@@ -27,104 +26,107 @@ def dot_product_attention(
     q: Array,
     new: LayerKV,
     pattern: AttentionPattern,
-    ranges: tuple[KeyRange, ...],
+    ranges: Ranges,
     past: CachedLayer | None = None,
     *,
     compute_dtype: str,
-    by: str = "auto",
+    kernel: str = "auto",
+    window: int = 0,
 ) -> Array:
-    """softmax(q k / sqrt(D)) v over all that a reading lets each query see: q [B, H, L, D] -> float32, alike.
+    """softmax(q k / sqrt(D)) v over the keys that a pattern lets each query attend to.
 
-    new: the L positions' own keys and values (or, where past.slots says which they are, all that the cache holds);
-    ranges: how they are seen, for BlockDiffusionTraining the noisy half's of itself and of the clean half, and the clean half's;
-    for DraftAndVerify, how the text and how the canvases are.
-    by: see `Architecture.attention`; behind a cache, where alone DraftAndVerify stands, it is always chunks.
-    A program's size doesn't grow with L, and what it keeps grows with L and not its square.
+    The program's size doesn't grow with L, and its memory grows with L, not with its square.
+
+    Args:
+        q: [B, H, L, D].
+        new: the L positions' own keys and values; where past.slots is given, all that the cache holds.
+        pattern: which positions attend to which, and
+        ranges: its `key_ranges`.
+        past: the layer's cache; with one, attention always runs in chunks.
+        kernel: see `models.base.Execution.attention_kernel`.
+        window: queries attend to keys less than this many positions away; 0 for no limit.
+
+    Returns:
+        float32 [B, H, L, D].
     """
-    if past is None and (by == "splash" or (by == "auto" and platform() == "tpu" and compute_dtype == "bfloat16")):
-        from diffusion_lm.nn import splash  # half a second, of which only those who use it should know
+    if window:
+        ranges = tuple(tuple(r.sliding(window) for r in group) for group in ranges)
+    if past is None and (
+        kernel == "splash" or (kernel == "auto" and platform() == "tpu" and compute_dtype == "bfloat16")
+    ):
+        from diffusion_lm.nn import splash  # takes half a second to import
 
-        return splash.splash_attention(q, new, pattern, ranges, compute_dtype=compute_dtype)
-    if past is None and by == "cudnn":
-        return _attend_cudnn(q, new, pattern, ranges, compute_dtype)
-    return _attend_chunked(q, new, pattern, ranges, past, compute_dtype)
-
-
-def _attend_cudnn(
-    q: Array, new: LayerKV, pattern: AttentionPattern, ranges: tuple[KeyRange, ...], compute_dtype: str
-) -> Array:
-    """What cuDNN can read goes there, the rest by chunks."""
-    cudnn.check_devices()
-    if isinstance(pattern, Causal | Full):
-        return cudnn.cudnn_attention(q, new, pattern, ranges[0], compute_dtype=compute_dtype)
-    _say_chunked(pattern)
-    if not (isinstance(pattern, BlockDiffusionTraining) and isinstance(pattern.clean, Causal)):
-        return _attend_chunked(q, new, pattern, ranges, None, compute_dtype)
-    half = q.shape[2] // 2
-    noisy, clean = new.cut(0, half), new.cut(half, 2 * half)
-    itself, before, of_clean = ranges
-    lower = cudnn.cudnn_attention(q[:, :, half:], clean, pattern.clean, of_clean, compute_dtype=compute_dtype)
-    blocks = BlockCausal(pattern.block_size)
-    chunks = _attend(_chunked(q[:, :, :half], blocks), ((noisy, itself), (clean, before)), half, compute_dtype)
-    return jnp.concatenate([_joined(chunks, blocks, half), lower], axis=2)
+        return splash.splash_attention(q, new, pattern, ranges, compute_dtype=compute_dtype, window=window)
+    length, groups = q.shape[2] // len(ranges), len(ranges)
+    fused = past is None and kernel == "cudnn"
+    kinds = pattern.kernels if fused and not window else (None,) * groups
+    if fused:
+        cudnn.check_devices()
+        if None in kinds:
+            _log_chunked(pattern)
+    first = next((g for g, kind in enumerate(kinds) if kind), groups)  # kernels compute the last groups, if any
+    found = (
+        []
+        if not first
+        else [_in_chunks(q[:, :, : first * length], new, pattern, ranges[:first], past, compute_dtype, window)]
+    )
+    for g in range(first, groups):
+        part, (own,) = q[:, :, g * length : (g + 1) * length], ranges[g]
+        found.append(cudnn.cudnn_attention(part, _keys(new, own), kinds[g], own, compute_dtype=compute_dtype))
+    return found[0] if len(found) == 1 else jnp.concatenate(found, axis=2)
 
 
 @functools.cache
-def _say_chunked(pattern: AttentionPattern) -> None:
-    log.info("model.attention_kernel=cudnn reads no blocks: of %s, what is read by blocks goes by chunks", pattern)
+def _log_chunked(pattern: AttentionPattern) -> None:
+    log.info(
+        "exec.attention_kernel=cudnn computes plain causal or full attention: %s runs in chunks where not", pattern
+    )
 
 
-def _attend_chunked(
+def _keys(kv: LayerKV, key_range: KeyRange) -> LayerKV:
+    return kv if key_range.keys is None else kv.cut(*key_range.keys)
+
+
+def _in_chunks(
     q: Array,
     new: LayerKV,
     pattern: AttentionPattern,
-    ranges: tuple[KeyRange, ...],
+    ranges: Ranges,
     past: CachedLayer | None,
     compute_dtype: str,
+    window: int,
 ) -> Array:
-    length, chunks = q.shape[2], _chunked(q, pattern)
-    if isinstance(pattern, BlockDiffusionTraining):
-        half, count = length // 2, chunks.shape[2] // 2
-        noisy, clean = new.cut(0, half), new.cut(half, length)
-        itself, before, of_clean = ranges
-        upper = _attend(chunks[:, :, :count], ((noisy, itself), (clean, before)), half, compute_dtype)
-        lower = _attend(chunks[:, :, count:], ((clean, of_clean),), half, compute_dtype)
-        return _joined(jnp.concatenate([upper, lower], axis=2), pattern, length)
-    sources = ((new, ranges[0]),)
-    if isinstance(pattern, DraftAndVerify):
-        sources = tuple(zip((new.cut(0, pattern.text), new.cut(pattern.text, length)), ranges, strict=True))
-    if past is not None and past.slots is None:
-        sources = ((past.kv, cache_key_range(past.length, past.kv.slots, length)), *sources)
-    return _joined(_attend(chunks, sources, length, compute_dtype), pattern, length)
+    """Groups of queries [B, H, groups * L, D], each over its own sources of keys."""
+    length = q.shape[2] // len(ranges)
+    chunks = _chunked(q, len(ranges), pattern.granularity)
+    count, found = chunks.shape[2] // len(ranges), []
+    for g, group in enumerate(ranges):
+        sources = tuple((_keys(new, r), r) for r in group)
+        if past is not None and past.slots is None:
+            index = jnp.arange(length, dtype=jnp.int32)[None] if group[0].index is None else group[0].index
+            of_cache = cache_key_range(past.length, past.kv.slots, past.length[:, None] + index)
+            of_cache = of_cache.sliding(window) if window else of_cache
+            sources = ((past.kv, of_cache), *sources)
+        part = chunks if len(ranges) == 1 else chunks[:, :, g * count : (g + 1) * count]
+        found.append(_attend(part, sources, length, compute_dtype))
+    joined = found[0] if len(found) == 1 else jnp.concatenate(found, axis=2)
+    batch, heads, _, _, width = joined.shape  # undo `_chunked`
+    joined = joined.reshape(batch, heads, len(ranges), -1, width)[:, :, :, :length]
+    return cut(joined.reshape(q.shape), "batch", "heads", "length", None)
 
 
-def _chunked(q: Array, pattern: AttentionPattern) -> Array:
-    """Queries [B, H, L, D] -> [B, H, n, c, D]: n chunks of c, about 128 and whole blocks; zeros fill up the last.
-    Both halves of BlockDiffusionTraining are chunked alike, the noisy one's chunks first.
+def _chunked(q: Array, groups: int, multiple: int) -> Array:
+    """Queries [B, H, groups * L, D] -> [B, H, n, c, D]: n chunks of c, about 128 and a multiple of `multiple`; zeros fill
+    up each group's last.
 
-    Where a mesh cuts rows along their length, each device takes a part of every chunk, and so as much work as others:
-    a causal row's end sees more than its beginning.
+    Where a mesh cuts rows along their length, each device takes a part of every chunk: the end of a causal row attends
+    to more than its beginning.
     """
-    halves, block_size = (
-        _halves(pattern),
-        pattern.block_size if isinstance(pattern, BlockDiffusionTraining | BlockCausal) else 1,
-    )
     batch, heads, length, width = q.shape
-    length //= halves
-    count, size = _chunk_sizes(length, block_size)
-    q = jnp.pad(q.reshape(batch, heads, halves, length, width), ((0, 0),) * 3 + ((0, count * size - length), (0, 0)))
-    return cut(q.reshape(batch, heads, halves * count, size, width), "batch", "heads", None, "length", None)
-
-
-def _joined(chunks: Array, pattern: AttentionPattern, length: int) -> Array:
-    """What `_chunked` did to [B, H, length, D], undone."""
-    batch, heads, _, _, width = chunks.shape
-    parts = chunks.reshape(batch, heads, _halves(pattern), -1, width)[:, :, :, : length // _halves(pattern)]
-    return cut(parts.reshape(batch, heads, length, width), "batch", "heads", "length", None)
-
-
-def _halves(pattern: AttentionPattern) -> int:
-    return 2 if isinstance(pattern, BlockDiffusionTraining) else 1
+    length //= groups
+    count, size = _chunk_sizes(length, multiple)
+    q = jnp.pad(q.reshape(batch, heads, groups, length, width), ((0, 0),) * 3 + ((0, count * size - length), (0, 0)))
+    return cut(q.reshape(batch, heads, groups * count, size, width), "batch", "heads", None, "length", None)
 
 
 def _chunk_sizes(length: int, block_size: int) -> tuple[int, int]:

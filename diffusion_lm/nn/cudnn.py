@@ -10,10 +10,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.nn.attention_mask import KeyRange
+from diffusion_lm.attention_patterns import KeyRange
 from diffusion_lm.nn.cache import LayerKV
 from diffusion_lm.sharding import each_device, platform, ways_in_force
-from diffusion_lm.types import Causal, Full
 
 Array = jax.Array
 _COLUMNS = 8  # the kernel takes heads whose width is a multiple of it
@@ -26,30 +25,28 @@ def check_devices() -> None:
     """ValueError off GPUs, and where a mesh cuts rows along their length."""
     if platform() != "gpu":
         raise ValueError(
-            f"model.attention_kernel=cudnn is for NVIDIA's GPUs and this runs on {platform()}: set model.attention_kernel=auto"
+            f"exec.attention_kernel=cudnn is for NVIDIA's GPUs and this runs on {platform()}: set exec.attention_kernel=auto"
         )
     if ways_in_force("length") > 1:
         raise ValueError(
-            f"model.attention_kernel=cudnn needs whole rows and mesh.sequence={ways_in_force('length')} cuts them: set "
-            "mesh.sequence=1 or model.attention_kernel=chunked"
+            f"exec.attention_kernel=cudnn needs whole rows and mesh.sequence={ways_in_force('length')} cuts them: set "
+            "mesh.sequence=1 or exec.attention_kernel=chunked"
         )
 
 
-def cudnn_attention(
-    q: Array, new: LayerKV, attention: Causal | Full, key_range: KeyRange, *, compute_dtype: str
-) -> Array:
+def cudnn_attention(q: Array, new: LayerKV, kind: str, key_range: KeyRange, *, compute_dtype: str) -> Array:
     """As `attention.dot_product_attention` for rows that see themselves alone: q [B, H, L, D] -> float32, alike.
 
     ValueError for heads wider than the kernel takes.
     """
     length, width = q.shape[2:]
-    documents = _documents(attention, key_range, length)
+    documents = _documents(kind, key_range, length)
     arrays = (q / math.sqrt(width), new.k, new.v) + (() if documents is None else (documents,))
 
     def here(q, k, v, *documents):
         q, k, v = jnp.swapaxes(q, 1, 2), jnp.transpose(k, (0, 3, 1, 2)), jnp.swapaxes(v, 1, 2)
         q, k, v = _widened(*(_even(a).astype(compute_dtype) for a in (q, k, v)), *map(_even, documents))
-        found = _fused(q, k, v, scale=1.0, is_causal=isinstance(attention, Causal))
+        found = _fused(q, k, v, scale=1.0, is_causal=kind == "causal")
         return jnp.swapaxes(found[:, :length, :, :width], 1, 2).astype(jnp.float32)
 
     shared = ("batch", "kv_heads", None, None)
@@ -57,14 +54,14 @@ def cudnn_attention(
     try:
         return each_device(here, axes[: len(arrays)])(*arrays)
     except NotImplementedError as error:
-        raise ValueError(f"model.attention_kernel=cudnn: {error} Set model.attention_kernel=chunked") from error
+        raise ValueError(f"exec.attention_kernel=cudnn: {error} Set exec.attention_kernel=chunked") from error
 
 
-def _documents(attention: Causal | Full, key_range: KeyRange, length: int) -> Array | None:
+def _documents(kind: str, key_range: KeyRange, length: int) -> Array | None:
     """int32 [1 or B, L], 1 or more, for `_even` to fill up with another one; None where nobody could tell."""
     if key_range.query_segment_ids is not None:
         return key_range.query_segment_ids + 1
-    return jnp.ones((1, length), jnp.int32) if length % 2 and isinstance(attention, Full) else None
+    return jnp.ones((1, length), jnp.int32) if length % 2 and kind == "full" else None
 
 
 def _even(a: Array) -> Array:

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import AttentionPattern, Ranges, valid_mask
 from diffusion_lm.nn.attention import dot_product_attention
-from diffusion_lm.nn.attention_mask import KeyRange, valid_mask
 from diffusion_lm.nn.cache import CachedLayer, LayerKV, scatter
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.matrix import matrix
@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, angles: Array, attention, ranges: tuple[KeyRange, ...], past: CachedLayer | None
+        self, x: Array, angles: Array, attention: AttentionPattern, ranges: Ranges, past: CachedLayer | None
     ) -> tuple[Array, LayerKV]:
         a = self.architecture
         wq = matrix(self, "query", (a.width, a.heads, a.head_dim), ("embed", "heads", "head_dim"), a.width)
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         if past is not None and past.slots is not None:
             new = scatter(past.kv, new, past.slots)
         mixed = dot_product_attention(
-            q, new, attention, ranges, past, compute_dtype=a.compute_dtype, by=a.attention_kernel
+            q, new, attention, ranges, past, compute_dtype=a.compute_dtype, kernel=a.attention_kernel
         )
         mixed = jnp.swapaxes(mixed, 1, 2)
         # Flat, so that no compiler thinks of turning the weights over instead of a few activations.
@@ -102,7 +102,7 @@ class Block(nn.Module):
         x = x + gate[0] * h
         h, uneven = RMSNorm(name="mlp_norm")(x) * (1 + scale[1]) + shift[1], None
         if a.num_experts:
-            h, uneven = Experts(a, name="experts")(h, valid_mask(attention, ranges))
+            h, uneven = Experts(a, name="experts")(h, valid_mask(ranges))
         else:
             h = SwiGLU(a, name="mlp")(h)
         x = cut(x + gate[1] * h, "batch", "length", "embed")

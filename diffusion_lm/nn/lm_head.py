@@ -34,7 +34,7 @@ class ChunkedLogits:
     compute_dtype: str = struct.field(pytree_node=False)
     shards: int = struct.field(pytree_node=False, default=1)  # ways that a mesh cuts rows
     along: int = struct.field(pytree_node=False, default=1)  # ways that it cuts each row
-    vectors: Array | None = None
+    embeddings: Array | None = None
     aux_loss: Array | None = None
 
     def logits(self) -> Array:
@@ -45,7 +45,7 @@ class ChunkedLogits:
         """See `types.LogitsHead`."""
         return self.replace(hidden=jnp.take_along_axis(self.hidden, index[..., None], axis=1))
 
-    def total(
+    def weighted_loss(
         self,
         nats: Callable,
         weights: Array,
@@ -64,21 +64,21 @@ class ChunkedLogits:
 
     def cross_entropy(self, targets: Array, weights: Array) -> Array:
         """See `types.LogitsHead`."""
-        return self.total(cross_entropy, weights, targets)
+        return self.weighted_loss(cross_entropy, weights, targets)
 
     def map_positions(self, ask: Callable, *arguments: Array) -> Array:
         """See `types.LogitsHead`."""
         return self._each(lambda scores, *rest: ask(scores[..., : self.vocab], *rest), *arguments)
 
-    def where(self, here: Array, other: "ChunkedLogits") -> "ChunkedLogits":
+    def select(self, here: Array, other: "ChunkedLogits") -> "ChunkedLogits":
         """See `types.LogitsHead`."""
         return self.replace(hidden=jnp.where(here[..., None], self.hidden, other.hidden))
 
     def expected_embedding(self) -> Array:
         """See `types.LogitsHead`. Raises ValueError for a network that isn't fed vectors."""
-        if self.vectors is None:
+        if self.embeddings is None:
             raise ValueError("this network is fed no vectors: set model.self_conditioning=true")
-        vectors = jax.lax.stop_gradient(self.vectors)
+        vectors = jax.lax.stop_gradient(self.embeddings)
         return self._each(
             lambda scores: dot("blv,ve->ble", jax.nn.softmax(scores, axis=-1), vectors, self.compute_dtype)
         )

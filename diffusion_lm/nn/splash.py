@@ -13,10 +13,9 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from diffusion_lm.nn.attention_mask import KeyRange, key_ranges
+from diffusion_lm.attention_patterns import AttentionPattern, Ranges
 from diffusion_lm.nn.cache import LayerKV
 from diffusion_lm.sharding import cut, each_device, platform, ways_in_force
-from diffusion_lm.types import AttentionPattern, BlockDiffusionTraining
 
 Array = jax.Array
 _LANES = 128  # the kernel takes multiples of so many queries and keys
@@ -25,7 +24,7 @@ _NOBODY = -1  # the document of what only fills up squares
 
 
 def splash_attention(
-    q: Array, new: LayerKV, attention: AttentionPattern, ranges: tuple[KeyRange, ...], *, compute_dtype: str
+    q: Array, new: LayerKV, pattern: AttentionPattern, ranges: Ranges, *, compute_dtype: str, window: int = 0
 ) -> Array:
     """As `attention.dot_product_attention` for rows that see themselves alone: q [B, H, L, D] -> float32, alike.
 
@@ -41,8 +40,8 @@ def splash_attention(
     q = jnp.pad(q, ((0, 0), (0, 0), (0, more), (0, 0))).reshape(batch, heads, count, ways * square, width)
     q = cut(q, "batch", "heads", None, "length", None)
     k, v = jnp.pad(k, ((0, 0),) * 3 + ((0, more),)), jnp.pad(v, ((0, 0),) * 2 + ((0, more), (0, 0)))
-    of_keys = _documents(attention, ranges, batch, length, more)
-    kernel, tree = jax.tree.flatten(_kernel(attention, length, ways, square, platform() != "tpu"))
+    of_keys = _documents(ranges, batch, length, more)
+    kernel, tree = jax.tree.flatten(_kernel(pattern, length, ways, square, platform() != "tpu", window))
 
     def here(q, k, v, of_queries, of_keys, *kernel):
         each = jax.vmap(jax.tree.unflatten(tree, kernel))
@@ -59,24 +58,21 @@ def splash_attention(
     return cut(found, "batch", "heads", "length", None)
 
 
-def _documents(attention: AttentionPattern, ranges: tuple[KeyRange, ...], batch: int, length: int, more: int) -> Array:
+def _documents(ranges: Ranges, batch: int, length: int, more: int) -> Array:
     """int32 [B, length + more]: the document of each position."""
-    found = ranges[0].query_segment_ids
-    if found is None:
-        found = jnp.zeros((batch, length), jnp.int32)
-    elif isinstance(attention, BlockDiffusionTraining):
-        found = jnp.concatenate([found, found], axis=1)
+    found = [group[0].query_segment_ids for group in ranges]
+    found = jnp.zeros((batch, length), jnp.int32) if found[0] is None else jnp.concatenate(found, axis=1)
     return jnp.pad(found, ((0, 0), (0, more)), constant_values=_NOBODY)
 
 
-@functools.lru_cache(maxsize=8, typed=True)  # typed: two readings without fields are equal otherwise
+@functools.lru_cache(maxsize=8)
 def _kernel(
-    attention: AttentionPattern, length: int, ways: int, square: int, interpret: bool
+    pattern: AttentionPattern, length: int, ways: int, square: int, interpret: bool, window: int = 0
 ) -> kernels.SplashAttentionKernel:
     """For queries chunked out to `ways` devices, `square` of each chunk; its arrays are numpy's."""
     whole = -(-length // (square * ways)) * square * ways
     order = np.arange(whole).reshape(-1, ways, square).swapaxes(0, 1).reshape(-1)
-    first, last = (runs[:, order] for runs in _runs(attention, length, whole))
+    first, last = (runs[:, order] for runs in _runs(pattern, length, whole, window))
     sides = "block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"
     sizes = dict.fromkeys(sides, square)
     layout = {"k_layout": kernels.QKVLayout.SEQ_MINOR}  # as `LayerKV` has them
@@ -91,21 +87,21 @@ def _kernel(
         return jax.tree.map(np.asarray, kernel)
 
 
-def _runs(attention: AttentionPattern, length: int, whole: int) -> tuple[np.ndarray, np.ndarray]:
-    """first and last, each [2, whole]: the two runs of keys that a query sees, of which one may be empty. What fills
-    up squares sees itself: the kernel divides by what a query sees."""
-    halves = 2 if isinstance(attention, BlockDiffusionTraining) else 1
-    half = length // halves
+def _runs(pattern: AttentionPattern, length: int, whole: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """first and last, each [n, whole]: the runs of keys that each query attends to, some of them empty. What fills up
+    squares attends to itself: the kernel divides by the sum of weights."""
     with jax.ensure_compile_time_eval():
-        ranges = [(np.asarray(s.first)[0], np.asarray(s.last)[0]) for s in key_ranges(attention, half)]
-    seen = [(first, np.minimum(last, half - 1)) for first, last in ranges]  # a last block may be cut short
-    first, last = np.zeros((2, whole), np.int32), np.full((2, whole), -1, np.int32)
-    first[0] = last[0] = np.arange(whole)
-    first[0, :half], last[0, :half] = seen[0]
-    if halves == 2:
-        (before, up_to), of_clean = seen[1], seen[2]
-        first[1, :half], last[1, :half] = half + before, half + up_to
-        first[0, half:length], last[0, half:length] = (half + a for a in of_clean)
+        part = length // len(pattern.kernels)
+        groups = pattern.key_ranges(part)
+        most = max(len(group) for group in groups)
+        first, last = np.zeros((most, whole), np.int32), np.full((most, whole), -1, np.int32)
+        first[0] = last[0] = np.arange(whole)
+        for g, group in enumerate(groups):
+            for i, r in enumerate(group):
+                r, (start, stop) = r.sliding(window) if window else r, r.keys or (0, length)
+                at = slice(g * part, (g + 1) * part)
+                first[i, at] = start + np.asarray(r.first)[0]
+                last[i, at] = np.minimum(start + np.asarray(r.last)[0], stop - 1)  # a last block may be cut short
     return first, last
 
 

@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.layouts import NoCanvas
-from diffusion_lm.types import Alignment, Batch, Causal, Denoise, LogitsHead, Loss, loss_of
+from diffusion_lm.types import Alignment, Batch, Denoise, LogitsHead, Loss, loss_of
 
 Array = jax.Array
 

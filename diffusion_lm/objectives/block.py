@@ -10,10 +10,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import BlockCausal, Causal
 from diffusion_lm.layouts import Blocks
 from diffusion_lm.objectives.elbo import check_num_timesteps, noise_loss
 from diffusion_lm.processes.base import Process
-from diffusion_lm.types import Batch, BlockCausal, Causal, Denoise, LogitsHead, Loss
+from diffusion_lm.types import Batch, Denoise, LogitsHead, Loss
 
 Array = jax.Array
 
@@ -33,8 +34,8 @@ def read_blocks(
 
     def read(xt, t):
         return denoise(
-            jnp.concatenate([xt, batch.tokens], axis=1),
-            jnp.concatenate([t, jnp.zeros_like(t)], axis=1),
+            layout.attention.join(xt, batch.tokens),
+            layout.attention.join(t, jnp.zeros_like(t)),
             attention=layout.attention,
             positions=batch.positions,
             segment_ids=batch.segment_ids,

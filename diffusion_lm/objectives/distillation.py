@@ -74,7 +74,7 @@ class Distillation:
         said = self._taught(teacher, noise, key, noised, t)
         student, clean = self._read(denoise, batch, noised, t)
         wanted = ~batch.context_mask & (batch.segment_ids > 0) & ~noise.done(noised, t)
-        total = student.total(_divergence, wanted.astype(jnp.float32), teacher=said)
+        total = student.weighted_loss(_divergence, wanted.astype(jnp.float32), teacher=said)
         loss = {"canvas": loss_of(student, total, jnp.sum(batch.loss_mask, dtype=jnp.float32))}
         return {"causal": next_token_loss(clean, batch), **loss} if self.trains_ar else loss
 
@@ -84,7 +84,7 @@ class Distillation:
         for i, pass_key in enumerate(jax.random.split(key, self.teacher_steps)):
             now, then = noise.at(t - i * size), noise.at(t - (i + 1) * size)
             head, _ = self._read(teacher, noise.batch, noised, now)
-            said = head if said is None else head.where(~noise.done(noised, now), said)
+            said = head if said is None else head.select(~noise.done(noised, now), said)
             if i + 1 < self.teacher_steps:
                 noised = noise.back(jax.random.split(pass_key, t.shape[0]), head, noised, now, then)
         return said
@@ -94,9 +94,9 @@ class Distillation:
         if self.layout == WholeRow():
             return denoise(t=t, attention=self.layout.attention, **noised, **where), None
         self.layout.check_row(batch.tokens.shape[1])
-        both = jnp.concatenate([noised["tokens"], batch.tokens], axis=1)
-        times = jnp.concatenate([t, jnp.zeros_like(t)], axis=1)
-        return denoise(both, times, attention=self.layout.attention, **where)
+        attention = self.layout.attention
+        both, times = attention.join(noised["tokens"], batch.tokens), attention.join(t, jnp.zeros_like(t))
+        return denoise(both, times, attention=attention, **where)
 
 
 class _OnTokens(NamedTuple):
@@ -139,16 +139,16 @@ class _OnVectors(NamedTuple):
         return jnp.maximum(t, self.process.least)
 
     def laid(self, key: Array, t: Array) -> dict:
-        return {"tokens": self.batch.tokens, "mixed": self.process.mixed(key, ~self.batch.context_mask, t)}
+        return {"tokens": self.batch.tokens, "embeddings": self.process.mixed(key, ~self.batch.context_mask, t)}
 
     def done(self, noised: dict, t: Array) -> Array:
         return jnp.zeros_like(self.batch.context_mask)
 
     def back(self, keys: Array, head: LogitsHead, noised: dict, t: Array, s: Array) -> dict:
-        keep, more, _ = noised["mixed"]
-        z = keep[..., None] * jnp.take(head.vectors, self.batch.tokens, axis=0) + more
+        keep, more, _ = noised["embeddings"]
+        z = keep[..., None] * jnp.take(head.embeddings, self.batch.tokens, axis=0) + more
         z = self.process.reverse(keys, head.expected_embedding(), z, t[:, 0], s[:, 0], churn=0.0)
-        return noised | {"mixed": self.process.held(z, ~self.batch.context_mask, s)}
+        return noised | {"embeddings": self.process.held(z, ~self.batch.context_mask, s)}
 
 
 def _divergence(logits: Array, said: Array) -> Array:

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import Full
 from diffusion_lm.layouts import WholeRow
 from diffusion_lm.processes.base import Process
-from diffusion_lm.types import Alignment, Batch, Denoise, Full, LogitsHead, Loss, loss_of
+from diffusion_lm.types import Alignment, Batch, Denoise, LogitsHead, Loss, loss_of
 
 Array = jax.Array
 

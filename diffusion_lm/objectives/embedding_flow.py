@@ -19,10 +19,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import Full
 from diffusion_lm.layouts import WholeRow
 from diffusion_lm.objectives.elbo import draw_times, one_text
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.types import Batch, Denoise, Full, LogitsHead, Loss, loss_of
+from diffusion_lm.types import Batch, Denoise, LogitsHead, Loss, loss_of
 
 Array = jax.Array
 
@@ -51,7 +52,7 @@ class EmbeddingFlowLoss:
         u, scored = _evenly(process, time_key, batch), _scored(batch).astype(jnp.float32)
         t = process.least ** (1.0 - u)
         head = _read(denoise, process, noise_key, batch, t)
-        missed = jnp.take(head.vectors, batch.tokens, axis=0) - head.expected_embedding()
+        missed = jnp.take(head.embeddings, batch.tokens, axis=0) - head.expected_embedding()
         cost = -math.log(process.least) * t * process.rate(t) * jnp.sum(missed * missed, axis=-1)
         last = _read(denoise, process, last_key, batch, jnp.full_like(t, process.least))
         return _loss(batch, head, jnp.sum(cost * scored) + last.cross_entropy(batch.tokens, scored))
@@ -75,7 +76,7 @@ def _shown(key: Array, tokens: Array) -> Array:
 def _read(denoise: Denoise, process: Gaussian, key: Array, batch: Batch, t: Array) -> LogitsHead:
     mixed = process.mixed(key, ~batch.context_mask, t)
     where = {"positions": batch.positions, "segment_ids": batch.segment_ids}
-    return denoise(batch.tokens, t, attention=Full(), mixed=mixed, **where)
+    return denoise(batch.tokens, t, attention=Full(), embeddings=mixed, **where)
 
 
 def _scored(batch: Batch) -> Array:

@@ -4,12 +4,13 @@ import dataclasses
 
 import jax
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.layouts import Blocks
 from diffusion_lm.objectives.autoregressive import next_token_loss
 from diffusion_lm.objectives.block import read_blocks
 from diffusion_lm.objectives.elbo import check_num_timesteps
 from diffusion_lm.processes.base import Process
-from diffusion_lm.types import Batch, Causal, Denoise, Loss
+from diffusion_lm.types import Batch, Denoise, Loss
 
 Array = jax.Array
 

@@ -11,9 +11,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import Full
 from diffusion_lm.objectives.elbo import ELBO, draw_times, one_text
 from diffusion_lm.processes.state_dependent import LearnedMasking, StateDependentMasking
-from diffusion_lm.types import Batch, Denoise, Full, Loss, loss_of
+from diffusion_lm.types import Batch, Denoise, Loss, loss_of
 
 Array = jax.Array
 

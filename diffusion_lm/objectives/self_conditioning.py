@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import AttentionPattern
 from diffusion_lm.processes.base import Process
-from diffusion_lm.types import Batch, BlockDiffusionTraining, Causal, Denoise, Loss
+from diffusion_lm.types import Batch, Denoise, Loss
 
 Array = jax.Array
 
@@ -40,16 +41,13 @@ class _ReadsTwice:
     denoise: Denoise
     again: Array
 
-    def __call__(self, tokens: Array, t: Array, *, attention, **where) -> Any:
-        if isinstance(attention, Causal):
+    def __call__(self, tokens: Array, t: Array, *, attention: AttentionPattern, **where) -> Any:
+        if not attention.may_be_noisy:
             return self.denoise(tokens, t, attention=attention, **where)
 
         def self_cond():
-            said = self.denoise(tokens, t, attention=attention, **where)
-            if not isinstance(attention, BlockDiffusionTraining):
-                return said.expected_embedding()
-            mean = said[0].expected_embedding()
-            return jnp.concatenate([mean, jnp.zeros_like(mean)], axis=1)  # the clean half is told nothing
+            heads = self.denoise(tokens, t, attention=attention, **where)
+            return attention.pad((heads[0] if isinstance(heads, tuple) else heads).expected_embedding())
 
         shape = jax.eval_shape(self_cond)
         none = jnp.zeros(shape.shape, shape.dtype)

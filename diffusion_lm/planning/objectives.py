@@ -9,10 +9,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import Full
 from diffusion_lm.layouts import WholeRow
 from diffusion_lm.objectives.elbo import draw_times, one_text
 from diffusion_lm.processes.base import Process, broadcast_times
-from diffusion_lm.types import Batch, Denoise, Full, Loss, cross_entropy, loss_of
+from diffusion_lm.types import Batch, Denoise, Loss, cross_entropy, loss_of
 
 Array = jax.Array
 
@@ -90,5 +91,5 @@ def _masked_loss(
     head = denoise(xt, t, attention=Full(), positions=batch.positions, segment_ids=batch.segment_ids)
     scored = (xt != batch.tokens) & (batch.segment_ids > 0)
     weights = jnp.where(scored, broadcast_times(weight, xt.shape[1]), 0.0)
-    total = head.total(token_loss, weights, batch.tokens)
+    total = head.weighted_loss(token_loss, weights, batch.tokens)
     return loss_of(head, total, jnp.sum(batch.loss_mask, dtype=jnp.float32))

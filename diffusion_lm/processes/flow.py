@@ -109,9 +109,9 @@ class UniformFlow(Euler, Uniform):
         Kullback-Leibler divergence between one Euler step knowing x_0 and the network's, times T."""
         if num_timesteps:
             moved, _ = dataclasses.replace(self, corrector=0.0).chances(t, t - 1 / num_timesteps)
-            return head.total(_step_nats, num_timesteps * weights, x0, xt, broadcast_times(moved, x0.shape[1]))
+            return head.weighted_loss(_step_nats, num_timesteps * weights, x0, xt, broadcast_times(moved, x0.shape[1]))
         rate = -self.schedule.dalpha(t) / self.schedule.one_minus_alpha(t)
-        return head.total(_rate_nats, broadcast_times(rate, x0.shape[1]) * weights, x0, xt)
+        return head.weighted_loss(_rate_nats, broadcast_times(rate, x0.shape[1]) * weights, x0, xt)
 
 
 def _rate_nats(logits, x0, xt):

@@ -111,7 +111,7 @@ class Interpolating:
         )
         at_mask = xt == self.mask
         rate = jnp.where(at_mask, mask_rate, piece_rate / (1.0 + kappa * (xt == x0)))
-        return head.total(_rate_nats, weights, x0, xt, kappa, base, rate, ~at_mask)
+        return head.weighted_loss(_rate_nats, weights, x0, xt, kappa, base, rate, ~at_mask)
 
     def _nelbo_of_step(self, head: LogitsHead, x0, xt, t, weights, num_timesteps: int) -> Array:
         now, then, stays, turned = self._between(t, t - 1 / num_timesteps)
@@ -128,7 +128,7 @@ class Interpolating:
         stayed = jnp.where(at_mask, 0.0, stays * then_base * (1.0 + then_kappa * right))
         here = jnp.maximum(here, _LEAST)
         arguments = (x0, xt, then_kappa, then_base, now_kappa, arrives / here, stayed / here, ~at_mask)
-        return head.total(_step_nats, num_timesteps * weights, *arguments)
+        return head.weighted_loss(_step_nats, num_timesteps * weights, *arguments)
 
 
 def _clean_at_zero(noise: Noise, t: Array) -> Noise:

@@ -36,7 +36,7 @@ class AbsorbingScore(Absorbing):
         _check_continuous(num_timesteps)
         weight = broadcast_times(self.rate_weight(t), x0.shape[1])
         weight = jnp.where(xt == self.mask, weight * weights, 0.0)
-        return head.total(_mask_nats, weight, x0, jnp.full(x0.shape, math.log(self.mask), weight.dtype))
+        return head.weighted_loss(_mask_nats, weight, x0, jnp.full(x0.shape, math.log(self.mask), weight.dtype))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class UniformScore(Uniform):
         )
         rate, lead = (broadcast_times(a, x0.shape[1]) for a in (rate, lead))
         known = jnp.logaddexp(lead + math.log(self.mask), 0.0)  # log(1 + V a)
-        return head.total(_piece_nats, rate * weights, x0, xt, lead, known)
+        return head.weighted_loss(_piece_nats, rate * weights, x0, xt, lead, known)
 
     def others(self, logits: Array, xt: Array, kappa: Array) -> Array:
         """Scores say it at once."""

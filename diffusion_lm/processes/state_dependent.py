@@ -54,8 +54,10 @@ class StateDependentMasking(Absorbing):
         scored, shared = jnp.where(xt == self.mask, weights, 0.0), (jnp.asarray(self.powers),)
         if num_timesteps:
             left = broadcast_times(self.left(t, t - 1 / num_timesteps), x0.shape[1])
-            return head.total(_step_nats, num_timesteps * scored, x0, left, shared=shared)
-        return head.total(_rate_nats, broadcast_times(self.rate_weight(t), x0.shape[1]) * scored, x0, shared=shared)
+            return head.weighted_loss(_step_nats, num_timesteps * scored, x0, left, shared=shared)
+        return head.weighted_loss(
+            _rate_nats, broadcast_times(self.rate_weight(t), x0.shape[1]) * scored, x0, shared=shared
+        )
 
     def left(self, t: Array, s: Array) -> Array:
         """lost(s) / lost(t): to the power w_v, the chance that a v that is masked at t still is at s < t."""

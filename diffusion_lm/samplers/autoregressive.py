@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.base import CachedDenoiser, Generation, Prompt, Stage, TextSampler, fold_in_rows
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.types import Causal
 
 Array = jax.Array
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_lm.types import AttentionPattern, LogitsHead
+from diffusion_lm.attention_patterns import AttentionPattern
+from diffusion_lm.types import LogitsHead
 
 Array = jax.Array
 

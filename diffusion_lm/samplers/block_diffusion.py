@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from diffusion_lm.attention_patterns import BlockCausal, Causal
 from diffusion_lm.samplers.base import (
     CachedDenoiser,
     Canvas,
@@ -19,7 +20,6 @@ from diffusion_lm.samplers.base import (
     decode_loop,
     fold_in_rows,
 )
-from diffusion_lm.types import BlockCausal, Causal
 
 Array = jax.Array
 
@@ -70,7 +70,7 @@ class BlockDiffusion(TextSampler):
     canvas: int
     mask: int
     eos: int
-    clean: Causal | BlockCausal = Causal()  # noqa: RUF009  (a named tuple: immutable)
+    clean: Causal | BlockCausal = Causal()  # noqa: RUF009  (frozen)
     align: int = 1
     record: bool = False
 

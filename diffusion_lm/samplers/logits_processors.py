@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_lm.types import Alignment, AttentionPattern, LogitsHead
+from diffusion_lm.attention_patterns import AttentionPattern
+from diffusion_lm.types import Alignment, LogitsHead
 
 Array = jax.Array
 _FORBIDDEN = 1e4  # nats: never drawn, unless everything is forbidden

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers import block_diffusion
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.base import CachedDenoiser, Canvas, Generation, Prompt, Stage, TextSampler, fold_in_rows
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.types import Causal
 
 Array = jax.Array
 _RESAMPLING = 2**31 - 2  # a count of canvases that no row draws with

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.base import CachedDenoiser, Generation, Prompt, Stage, TextSampler, decode_loop
 from diffusion_lm.samplers.drafters import Drafter
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.types import Causal, LogitsHead
+from diffusion_lm.types import LogitsHead
 
 Array = jax.Array
 _TURN = 16  # positions that the plain steps of a turn read, and its cycles

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
@@ -14,7 +15,6 @@ from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.drafters import Drafter, MaskedDraft, PromptLookup, TiDARDraft
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.speculative import Speculative
-from diffusion_lm.types import Causal
 from launch.benchmarks import jax_cases, timing, torch_cases
 from launch.benchmarks.timing import Row
 

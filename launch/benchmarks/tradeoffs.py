@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_lm.attention_patterns import Full
 from diffusion_lm.build import LoadedModel, load_for_inference, read_text
 from diffusion_lm.evaluation.generation_quality import judged, quality
 from diffusion_lm.inference import presets
 from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import EntropyBound, Threshold
-from diffusion_lm.types import Full
 from diffusion_lm.visualize.plots import curve
 from launch.benchmarks import timing
 from launch.benchmarks.timing import Row

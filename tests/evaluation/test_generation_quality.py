@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from support.oracle import TEXTS, Oracle, truth
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.evaluation import generation_quality
-from diffusion_lm.types import Alignment, Causal, DenseLogits
+from diffusion_lm.types import Alignment, DenseLogits
 
 
 def test_the_judge_reads_from_left_to_right():

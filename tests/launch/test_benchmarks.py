@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_lm.attention_patterns import Causal, Full
 from diffusion_lm.config import load, override
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss as NextToken
@@ -20,7 +21,6 @@ from diffusion_lm.processes.state_dependent import LearnedMasking
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.types import Causal, Full
 from launch.benchmarks import data_loading, jax_cases, timing, torch_cases
 from launch.benchmarks.timing import Row, Timing
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from support.small import ARCHITECTURES, MASK, bound, extend, read_canvas, rows
 
-from diffusion_lm.types import Alignment, Causal
+from diffusion_lm.attention_patterns import Causal
+from diffusion_lm.types import Alignment
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.models import flops
 from diffusion_lm.models.transformer import Architecture, Transformer, init_params
-from diffusion_lm.types import Batch, BlockCausal, BlockDiffusionTraining, Causal, Full
+from diffusion_lm.types import Batch
 
 MODULE = Transformer(
     architecture=Architecture(width=32, layers=3, heads=4, kv_heads=2, mlp_dim=48), vocab=100, scan=False
@@ -69,7 +70,7 @@ def test_pairs_that_see_each_other(attention, pairs):
 def test_a_cache_is_seen_by_all_and_logits_may_be_of_one():
     plain = flops.of_pass(MODULE, rows=1, length=4, attention=Causal())
     assert flops.of_pass(MODULE, rows=1, length=4, attention=Causal(), past=10) - plain == 4 * 4 * 10 * 3 * 32
-    one = flops.of_pass(MODULE, rows=1, length=4, attention=Causal(), heads=1)
+    one = flops.of_pass(MODULE, rows=1, length=4, attention=Causal(), num_logits=1)
     assert plain - one == 2 * 3 * 32 * MODULE.vocab
 
 

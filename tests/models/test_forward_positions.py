@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.small import ARCHITECTURES, MASK, bound, read, rows
 
-from diffusion_lm.types import Full
+from diffusion_lm.attention_patterns import Full
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

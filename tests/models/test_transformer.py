@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from support.small import ARCHITECTURES, MASK, VOCAB, bound, boxed, read, rows
 
+from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal
 from diffusion_lm.models.bound_model import BoundModel, unstacked
 from diffusion_lm.models.transformer import Architecture, Transformer
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import RULES
-from diffusion_lm.types import Batch, BlockCausal, BlockDiffusionTraining, Causal
+from diffusion_lm.types import Batch
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

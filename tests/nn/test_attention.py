@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.nn import attention, cudnn, splash
 from diffusion_lm.nn.attention import dot_product_attention
-from diffusion_lm.nn.attention_mask import key_ranges
 from diffusion_lm.nn.cache import CachedLayer, LayerKV
-from diffusion_lm.types import BlockCausal, BlockDiffusionTraining, Causal, Full
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -61,14 +60,14 @@ def arrays(length, slots=0):
     return [rng.normal(size=shape).astype("f4") for shape in shapes]
 
 
-def value_and_gradients(q, k, v, g, pattern, length, *, segment_ids=None, slots=0, by="chunked"):
+def value_and_gradients(q, k, v, g, pattern, length, *, segment_ids=None, slots=0, kernel="chunked"):
     """The first `slots` keys and values are a cache's."""
 
     def run(q, k, v):
         kv = LayerKV(k=k, v=v)
         past = CachedLayer(kv=kv.cut(0, slots), length=jnp.asarray(FILLED, jnp.int32), slots=None) if slots else None
-        new, ranges = kv.cut(slots, kv.slots), key_ranges(pattern, length, segment_ids)
-        return dot_product_attention(q, new, pattern, ranges, past, compute_dtype="float32", by=by)
+        new, ranges = kv.cut(slots, kv.slots), pattern.key_ranges(length, segment_ids)
+        return dot_product_attention(q, new, pattern, ranges, past, compute_dtype="float32", kernel=kernel)
 
     def both(q, k, v, g):
         out, back = jax.vjp(run, q, k, v)
@@ -120,7 +119,7 @@ LONGER = {
 def test_the_kernel_is_the_dense_one(kind, monkeypatch):
     """Interpreted, in two or three squares of queries and as many of keys; one row is one document, the other three."""
     monkeypatch.setattr(splash, "_SQUARE", 128)
-    close(*in_documents(*LONGER[kind], 200, 61, by="splash"))
+    close(*in_documents(*LONGER[kind], 200, 61, kernel="splash"))
 
 
 def test_the_kernel_computes_no_square_of_which_nobody_sees_anybody():
@@ -147,11 +146,13 @@ def test_what_goes_to_cudnn_is_the_dense_one(kind, monkeypatch):
 
     monkeypatch.setattr(cudnn, "_fused", plain)
     pattern, length = READINGS[kind]
-    close(*in_documents(pattern, length, 20, 13, by="cudnn"), by=3e-4)  # float32 sums that pass by 1500
+    close(*in_documents(pattern, length, 20, 13, kernel="cudnn"), by=3e-4)  # float32 sums that pass by 1500
     assert set(asked) == ({(0, 0, kind != "both ways")} if kind != "blocks" else set())
     if kind == "both ways":  # one document, but an odd row
         inputs, seen = arrays(length), np.ones((B, length, length), bool)
-        close(value_and_gradients(*inputs, pattern, length, by="cudnn"), dense(*inputs[:3], seen, inputs[3]), by=3e-4)
+        close(
+            value_and_gradients(*inputs, pattern, length, kernel="cudnn"), dense(*inputs[:3], seen, inputs[3]), by=3e-4
+        )
 
 
 @pytest.mark.usefixtures("on_gpus")
@@ -164,9 +165,9 @@ def test_gpus_get_the_kernel(pattern, monkeypatch):
     shapes = (B, H, rows, 64), (B, G, 64, rows), (B, G, rows, 64)
 
     def total(segment_ids, q, k, v):
-        ranges = key_ranges(pattern, length, segment_ids)
+        ranges = pattern.key_ranges(length, segment_ids)
         return jnp.sum(
-            dot_product_attention(q, LayerKV(k=k, v=v), pattern, ranges, compute_dtype="bfloat16", by="cudnn")
+            dot_product_attention(q, LayerKV(k=k, v=v), pattern, ranges, compute_dtype="bfloat16", kernel="cudnn")
         )
 
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -179,8 +180,8 @@ def test_gpus_get_the_kernel(pattern, monkeypatch):
 
 
 def test_cudnn_is_refused_in_a_line(monkeypatch):
-    attend_cudnn = functools.partial(value_and_gradients, *arrays(8), length=8, by="cudnn")
-    with pytest.raises(ValueError, match=r"GPUs and this runs on cpu: set model\.attention_kernel=auto"):
+    attend_cudnn = functools.partial(value_and_gradients, *arrays(8), length=8, kernel="cudnn")
+    with pytest.raises(ValueError, match=r"GPUs and this runs on cpu: set exec\.attention_kernel=auto"):
         attend_cudnn(pattern=BlockCausal(4))
     monkeypatch.setattr(cudnn, "platform", lambda: "gpu")
     with monkeypatch.context() as context:
@@ -191,11 +192,11 @@ def test_cudnn_is_refused_in_a_line(monkeypatch):
     wide, segment_ids = np.zeros((B, H, 8, 128), "f4"), np.zeros((B, 8), "i4")
     kv = LayerKV(k=wide.swapaxes(2, 3), v=wide)
     with pytest.raises(
-        ValueError, match=r"cudnn: The head dim must be .* but got 136\. Set model\.attention_kernel=chunked"
+        ValueError, match=r"cudnn: The head dim must be .* but got 136\. Set exec\.attention_kernel=chunked"
     ):
         jax.eval_shape(
             lambda: dot_product_attention(
-                wide, kv, Causal(), key_ranges(Causal(), 8, segment_ids), compute_dtype="bfloat16", by="cudnn"
+                wide, kv, Causal(), Causal().key_ranges(8, segment_ids), compute_dtype="bfloat16", kernel="cudnn"
             )
         )
 
@@ -230,7 +231,7 @@ def test_longer_rows_are_no_longer_programs(monkeypatch, pattern):
         q, k, v = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
 
         def total(q, k, v, length=length):
-            kv, ranges = LayerKV(k=k, v=v), key_ranges(pattern, length)
+            kv, ranges = LayerKV(k=k, v=v), pattern.key_ranges(length)
             return jnp.sum(dot_product_attention(q, kv, pattern, ranges, compute_dtype="float32"))
 
         text = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, k, v).as_text()

@@ -123,7 +123,7 @@ def test_a_teacher_is_read_in_parts_and_gets_no_gradient(monkeypatch):
 
     def apart(said):
         def loss(hidden, table, *others):
-            return said(hidden, table).total(_divergence, weights, teacher=said(*others))
+            return said(hidden, table).weighted_loss(_divergence, weights, teacher=said(*others))
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(hidden, table, *others)
 
@@ -140,7 +140,7 @@ def test_asked_in_parts_and_mixed(monkeypatch):
     hidden, table, targets, _ = arrays(13)
     here = targets % 2 == 0
     ask = lambda logits, more: jax.nn.softmax(logits)[..., :3] + more[..., None]  # noqa: E731
-    one, other = (said(hidden, table).where(here, said(-hidden, table)) for said in (projection, all_logits))
+    one, other = (said(hidden, table).select(here, said(-hidden, table)) for said in (projection, all_logits))
     np.testing.assert_allclose(one.logits(), other.logits(), atol=1e-5)
     np.testing.assert_allclose(one.map_positions(ask, targets), other.map_positions(ask, targets), atol=1e-5)
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 from support.small import MASK, VOCAB, bound, extend, read, rows
 
+from diffusion_lm.attention_patterns import Causal, Full
 from diffusion_lm.models import flops
 from diffusion_lm.models.transformer import Architecture, Transformer
 from diffusion_lm.nn.moe import Experts, balance
@@ -19,7 +20,7 @@ from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import AXES, RULES
 from diffusion_lm.training.state import initial
 from diffusion_lm.training.step import make_step
-from diffusion_lm.types import Batch, Causal, Full, Loss
+from diffusion_lm.types import Batch, Loss
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -102,13 +103,13 @@ def test_sampling_chooses_experts_in_float32():
 
 
 def test_all_experts_with_equal_gates_are_their_average():
-    every = dataclasses.replace(MIXED, num_experts_per_token=MIXED.experts)
-    params, x = params_of(every) | {"router": np.zeros((every.width, every.experts), "f4")}, inputs()
+    every = dataclasses.replace(MIXED, num_experts_per_token=MIXED.num_experts)
+    params, x = params_of(every) | {"router": np.zeros((every.width, every.num_experts), "f4")}, inputs()
     alone = [
-        mixture(dataclasses.replace(MIXED, experts=1, num_experts_per_token=1))(
+        mixture(dataclasses.replace(MIXED, num_experts=1, num_experts_per_token=1))(
             {name: a[:, i : i + 1] if name == "router" else a[i : i + 1] for name, a in params.items()}, x
         )[0]
-        for i in range(every.experts)
+        for i in range(every.num_experts)
     ]
     np.testing.assert_allclose(mixture(every)(params, x)[0], np.mean(alone, axis=0), atol=1e-5)
 
@@ -157,7 +158,7 @@ def test_a_joint_pass_has_one_penalty():
     stacked, apart = losses(net), losses(net.for_sampling())
     assert stacked["causal"].aux_loss is None
     price = stacked["canvas"].aux_loss / stacked["canvas"].weight
-    assert 1.9 < price / MIXED.balance < 2 * MIXED.experts
+    assert 1.9 < price / MIXED.router_aux_loss_weight < 2 * MIXED.num_experts
     np.testing.assert_allclose(apart["canvas"].aux_loss, stacked["canvas"].aux_loss, rtol=1e-5)
 
 
@@ -193,7 +194,7 @@ def test_operations_count_the_experts_that_are_chosen():
         return flops.of_pass(module, rows=2, length=8, attention=Full())
 
     dense = needed(num_experts=0, num_experts_per_token=0, mlp_dim=2 * MIXED.mlp_dim)
-    router = 2 * 2 * 8 * MIXED.layers * MIXED.width * MIXED.experts
+    router = 2 * 2 * 8 * MIXED.layers * MIXED.width * MIXED.num_experts
     assert needed() == dense + router
     assert needed(num_experts=10) == dense + 2 * router
 
@@ -206,7 +207,13 @@ def test_every_parameter_has_a_place_on_the_mesh():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"experts": 4}, {"experts": 2, "num_experts_per_token": 3}, {"num_experts_per_token": 1}, {"experts": -1}]
+    "bad",
+    [
+        {"num_experts": 4},
+        {"num_experts": 2, "num_experts_per_token": 3},
+        {"num_experts_per_token": 1},
+        {"num_experts": -1},
+    ],
 )
 def test_choices_that_can_not_be_are_refused(bad):
     with pytest.raises(ValueError, match=r"model\.num_experts_per_token"):

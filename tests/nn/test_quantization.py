@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from support.small import bound, read, rows
 
+from diffusion_lm.attention_patterns import Full
 from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.nn.dot import dot
-from diffusion_lm.types import Full
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 PLAIN = Architecture(width=16, layers=1, heads=2, mlp_dim=24, compute_dtype="float32")
@@ -128,7 +128,7 @@ def test_a_network_in_int8_says_nearly_what_it_says_otherwise_and_learns():
     assert after < before - 0.01 * square
 
 
-@pytest.mark.parametrize("more", [{"quantization": "int4"}, {"experts": 2, "num_experts_per_token": 1}])
+@pytest.mark.parametrize("more", [{"quantization": "int4"}, {"num_experts": 2, "num_experts_per_token": 1}])
 def test_a_quantization_that_is_not_made_is_refused(more):
     with pytest.raises(ValueError, match=r"^model\.quantization=int. is[^\n]*set [^\n]*none"):
         Architecture(**{"quantization": "int8"} | more)

@@ -30,13 +30,13 @@ from support.oracle import (
     wrong_conditionals,
 )
 
+from diffusion_lm.attention_patterns import Causal, Full
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial
-from diffusion_lm.types import Causal, Full
 
 SCHEDULES = [Linear(), Cosine(), Polynomial(power=2.0), Polynomial(power=0.5), Geometric()]
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_lm.attention_patterns import Full
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Architecture, Transformer, init_params
 from diffusion_lm.nn import lm_head as readout_module
@@ -15,7 +16,7 @@ from diffusion_lm.nn.lm_head import ChunkedLogits, unit
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.objectives.self_conditioning import SelfConditionedObjective
 from diffusion_lm.processes.uniform import Uniform
-from diffusion_lm.types import Alignment, Batch, DenseLogits, Full, NoisyEmbeddings
+from diffusion_lm.types import Alignment, Batch, DenseLogits, NoisyEmbeddings
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB, LENGTH, ROWS, WIDTH = 7, 8, 3, 8
@@ -98,12 +99,12 @@ def test_what_is_mixed_into_the_text_takes_the_tokens_place():
     plain = bound.denoise(rows.tokens, t, **where).logits()
     for tokens, mixed in ((rows.tokens, (keep, none)), (0 * rows.tokens, (0 * keep, vectors))):
         for told in (0.0, 0.5):  # what the vectors say by themselves is added
-            said = bound.denoise(tokens, t, mixed=NoisyEmbeddings(*mixed, told * keep), **where)
+            said = bound.denoise(tokens, t, embeddings=NoisyEmbeddings(*mixed, told * keep), **where)
             more = told * vectors @ unit(params["embedding"])[:VOCAB].T
             np.testing.assert_allclose(said.logits(), plain + more, atol=2e-3)
-            np.testing.assert_allclose(said.vectors, unit(params["embedding"]))
+            np.testing.assert_allclose(said.embeddings, unit(params["embedding"]))
     with pytest.raises(ValueError, match=r"set model\.time_conditioning=true"):
-        network().denoise(rows.tokens, t, mixed=NoisyEmbeddings(keep, none, keep), **where)
+        network().denoise(rows.tokens, t, embeddings=NoisyEmbeddings(keep, none, keep), **where)
 
 
 @pytest.mark.parametrize("rows", [2, 10, 512])
@@ -111,9 +112,15 @@ def test_the_mean_vector_is_the_plain_one_and_no_array_of_all_logits_exists(monk
     monkeypatch.setattr(readout_module, "_CHUNK_ROWS", rows)
     rng = np.random.default_rng(0)
     hidden, table, vectors = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 13, 8), (384, 8), (384, 8)))
-    fields = {"table": table, "vocab": 300, "alignment": Alignment.SAME, "compute_dtype": "float32", "vectors": vectors}
+    fields = {
+        "table": table,
+        "vocab": 300,
+        "alignment": Alignment.SAME,
+        "compute_dtype": "float32",
+        "embeddings": vectors,
+    }
     mean = lambda hidden: ChunkedLogits(hidden=hidden, **fields).expected_embedding()  # noqa: E731
-    plain = DenseLogits(values=jnp.einsum("ble,ve->blv", hidden, table)[..., :300], vectors=vectors[:300])
+    plain = DenseLogits(values=jnp.einsum("ble,ve->blv", hidden, table)[..., :300], embeddings=vectors[:300])
     np.testing.assert_allclose(mean(hidden), plain.expected_embedding(), atol=1e-5)
     assert (jax.grad(lambda h: mean(h).sum())(hidden) == 0).all()
     if rows < 512:

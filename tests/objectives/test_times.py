@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 from support.oracle import MASK, TEXTS, Oracle, batch_of
 
+from diffusion_lm.attention_patterns import Full
 from diffusion_lm.objectives.elbo import draw_times
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.schedules import Cosine, Polynomial
-from diffusion_lm.types import Full
 
 
 def keys(count=2_000):

@@ -81,8 +81,8 @@ def _asked(tokens, bound=False):
     """What the network is asked of texts whose first two tokens are given, what it says, and the loss."""
     seen = []
 
-    def denoise(tokens, t, *, mixed, **where):
-        seen.append((mixed, Seer()(tokens, t, mixed=mixed, **where)))
+    def denoise(tokens, t, *, embeddings, **where):
+        seen.append((embeddings, Seer()(tokens, t, embeddings=embeddings, **where)))
         return seen[-1][1]
 
     ask = EmbeddingFlowLoss().bound if bound else EmbeddingFlowLoss()
@@ -113,7 +113,7 @@ def test_what_a_vector_says_by_itself_is_its_likelihood():
     t, noised = jnp.full((1, 1), 0.6), jnp.ones((1, 4), bool)
     z = 2 * jax.random.normal(jax.random.key(0), (1, 4, 2))
     alpha, sigma = PROCESS.sizes(t)
-    said = PROCESS.held(z, noised, t).told[..., None] * z @ VECTORS.T
+    said = PROCESS.held(z, noised, t).logit_scale[..., None] * z @ VECTORS.T
     away = z[:, :, None] - alpha.item() * jnp.asarray(VECTORS)[None, None]
     whole = -jnp.sum(away**2, axis=-1) / (2 * sigma.item() ** 2)
     np.testing.assert_allclose(jax.nn.log_softmax(said), jax.nn.log_softmax(whole), atol=1e-4)

@@ -7,11 +7,12 @@ import pytest
 from support.text_samplers import NEVER, NO_TEXT, WRITERS, _generate, auto, autoregressive, canvases, generate, prompts
 from support.tiny import EOS, MASK, VOCAB, model
 
+from diffusion_lm.attention_patterns import BlockCausal, Causal
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.base import Canvas, Prompt, commit, decode_loop
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.types import Alignment, BlockCausal, Causal, DenseLogits
+from diffusion_lm.types import Alignment, DenseLogits
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

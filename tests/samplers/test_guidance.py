@@ -9,9 +9,9 @@ import pytest
 from support.text_samplers import WRITERS, prompts
 from support.tiny import MASK, model, written
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.guidance import ClassifierFreeGuidance
-from diffusion_lm.types import Causal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -11,6 +11,7 @@ from support.oracle import LENGTH, NEVER, OracleModel, p_value
 from support.oracle import MASK as WORLD_MASK
 from support.tiny import EOS, MASK, VOCAB, model
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft
@@ -18,7 +19,6 @@ from diffusion_lm.samplers.guidance import ClassifierFreeGuidance
 from diffusion_lm.samplers.logits_processors import NoRepeatNGram, ProcessedDenoiser
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.speculative import Speculative
-from diffusion_lm.types import Causal
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

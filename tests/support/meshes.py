@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_lm import sharding
+from diffusion_lm.attention_patterns import BlockDiffusionTraining, Causal
 from diffusion_lm.build import LoadedModel, TokenizedCorpus, build_job, build_loss, build_model
 from diffusion_lm.config import Config, Data
 from diffusion_lm.data import loader
@@ -29,7 +30,6 @@ from diffusion_lm.inference import presets
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Architecture, init_params
 from diffusion_lm.nn import attention, cudnn, lm_head, splash
-from diffusion_lm.nn.attention_mask import key_ranges
 from diffusion_lm.nn.cache import LayerKV
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.objectives.joint import Joint
@@ -38,7 +38,6 @@ from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.loop import Train
-from diffusion_lm.types import BlockDiffusionTraining, Causal
 
 MODEL = Architecture(width=32, layers=2, heads=8, compute_dtype="float32")
 MIXED = dataclasses.replace(MODEL, mlp_dim=16, num_experts=8, num_experts_per_token=2)
@@ -114,9 +113,9 @@ def check_kernel() -> None:
 
     def both(by, segment_ids, q, k, v, g):
         def read(q, k, v):
-            sights = key_ranges(attention, length, segment_ids)
+            sights = attention.key_ranges(length, segment_ids)
             return attention.dot_product_attention(
-                q, LayerKV(k=k, v=v), attention, sights, compute_dtype="float32", by=by
+                q, LayerKV(k=k, v=v), attention, sights, compute_dtype="float32", kernel=by
             )
 
         found, back = jax.vjp(read, q, k, v)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.samplers.base import Canvas
-from diffusion_lm.types import Alignment, Batch, BlockCausal, BlockDiffusionTraining, Causal, DenseLogits, Full
+from diffusion_lm.types import Alignment, Batch, DenseLogits
 
 VOCAB, LENGTH, MASK = 3, 4, 3
 NEVER = 99  # an end of text that no text of this world has

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_lm.attention_patterns import BlockCausal
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.auto import Auto, PassCosts
@@ -16,7 +17,6 @@ from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.drafters import PromptLookup
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.speculative import Speculative
-from diffusion_lm.types import BlockCausal
 from support.tiny import EOS, MASK, VOCAB, model
 
 NO_TEXT = (0, 1)

@@ -22,8 +22,8 @@ class Seer:
     process: Gaussian = PROCESS
     bumps: float = 0.0
 
-    def __call__(self, tokens, t, *, mixed, attention=None, positions=None, segment_ids=None):
-        keep, more, _ = mixed
+    def __call__(self, tokens, t, *, embeddings, attention=None, positions=None, segment_ids=None):
+        keep, more, _ = embeddings
         table = jnp.asarray(np.concatenate([VECTORS, np.ones((1, 2), np.float32)]))  # of the mask: nobody may look
         z = keep[..., None] * jnp.take(table, tokens, axis=0) + more
         alpha, sigma = self.process.sizes(t.reshape(-1, 1, 1, 1))
@@ -36,7 +36,7 @@ class Seer:
             texts = texts + jnp.take(fits[:, i], jnp.asarray(TEXTS[:, i]), axis=1)
         marginals = jnp.einsum("bn,niv->biv", jax.nn.softmax(texts), jnp.asarray(np.eye(3, dtype=np.float32)[TEXTS]))
         said = jnp.log(jnp.maximum(marginals, 1e-30)) + self.bumps * jnp.sin(5 * z @ jnp.asarray(VECTORS.T))
-        return said if attention is None else DenseLogits(values=said, vectors=table)
+        return said if attention is None else DenseLogits(values=said, embeddings=table)
 
     def expected_embedding(self, logits):
         return jnp.einsum("biv,ve->bie", jax.nn.softmax(logits), jnp.asarray(VECTORS))
