@@ -204,16 +204,16 @@ def objective_of(config: Config, *, bound: bool) -> Callable:
     """What is trained; or the bound that evaluation reports, which is the same unless the objective has another
     (`types.Objective`). Called as an objective is; equal configs' are equal. ValueError for a mixture that can't be."""
     objective = config.objective
-    asked = objective.bound if bound and hasattr(objective, "bound") else objective
     if isinstance(config.process, LearnedMasking) != isinstance(
         getattr(objective, "objective", objective), LearnedNoise
     ):
         raise ValueError("process=LearnedMasking() and objective=LearnedNoise() need each other: set both, or neither")
     if not config.model.self_conditioning:
-        return asked
+        return objective.elbo if bound else objective
     if not objective.layout.denoises:
         raise ValueError(f"{type(objective).__name__} denoises nothing: set model.self_conditioning=false")
-    return SelfConditionedObjective(asked)
+    wrapped = SelfConditionedObjective(objective)
+    return wrapped.elbo if bound else wrapped
 
 
 def load_teacher(config: Config, tokenizer: Tokenizer) -> BoundModel | None:

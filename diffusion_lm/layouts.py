@@ -9,7 +9,10 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
+from diffusion_lm.types import Batch
 
 
 class Layout:
@@ -53,8 +56,16 @@ class Layout:
         a sampler's would."""
         return prompt
 
-    def check_row(self, length: int) -> None:
-        """Raises ValueError if rows of `length` positions can't be trained on."""
+    def num_spans(self, length: int) -> int:
+        """Spans of a row of `length` positions that are noised each at its own time."""
+        return 1
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch [B, L] as the network is to be given it.
+
+        Raises ValueError if such rows can't be trained on.
+        """
+        return batch
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,15 @@ class WholeRow(Layout):
 
     def canvas_end(self, stop: int, row: int) -> int:
         return row
+
+    def prepare(self, batch: Batch) -> Batch:
+        """One text a row: one segment, positions counted through, and no context after the first document."""
+        index = jnp.arange(batch.tokens.shape[1], dtype=jnp.int32)[None]
+        return batch.replace(
+            segment_ids=jnp.minimum(batch.segment_ids, 1),
+            positions=jnp.broadcast_to(index, batch.tokens.shape),
+            context_mask=batch.context_mask & (batch.segment_ids == batch.segment_ids[:, :1]),
+        )
 
 
 @dataclass(frozen=True)
@@ -126,8 +146,13 @@ class Blocks(Layout):
     def answer_start(self, prompt: int) -> int:
         return self.round_up(prompt) if self.align == 1 else prompt
 
-    def check_row(self, length: int) -> None:
+    def num_spans(self, length: int) -> int:
+        return length // self.size
+
+    def prepare(self, batch: Batch) -> Batch:
+        length = batch.tokens.shape[1]
         if length % self.size:
             raise ValueError(
                 f"blocks of {self.size} do not divide rows of {length}: set data.seq_len to a multiple of {self.size}"
             )
+        return batch

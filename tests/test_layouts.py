@@ -1,9 +1,11 @@
 """Each layout's answers, one table a question."""
 
+import jax.numpy as jnp
 import pytest
 
 from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.layouts import Blocks, NoCanvas, WholeRow
+from diffusion_lm.types import Batch
 
 CAUSAL, BLOCK_CAUSAL = Blocks(4, Causal()), Blocks(4, BlockCausal(4))
 LAYOUTS = (NoCanvas(), WholeRow(), CAUSAL, BLOCK_CAUSAL)
@@ -39,6 +41,26 @@ def test_where_canvases_lie(question, arguments, answers):
     assert tuple(getattr(layout, question)(*arguments) for layout in LAYOUTS) == answers
 
 
+def batch(length) -> Batch:
+    """Two documents a row; the first two positions of each are context."""
+    tokens = jnp.ones((2, length), jnp.int32)
+    index = jnp.arange(length, dtype=jnp.int32)[None]
+    second = jnp.broadcast_to(index >= length // 2, tokens.shape)
+    context = jnp.broadcast_to(index % (length // 2) < 2, tokens.shape)
+    positions = jnp.broadcast_to(index % (length // 2), tokens.shape)
+    return Batch(tokens=tokens, segment_ids=1 + second, positions=positions, context_mask=context, loss_mask=~context)
+
+
+def test_rows():
+    rows = batch(64)
+    assert [layout.num_spans(64) for layout in LAYOUTS] == [1, 1, 16, 16]
+    assert all(layout.prepare(rows) is rows for layout in (NoCanvas(), CAUSAL, BLOCK_CAUSAL))
+    one = WholeRow().prepare(rows)
+    assert (one.segment_ids == 1).all() and (one.positions == jnp.arange(64)[None]).all()
+    assert (one.context_mask == (jnp.arange(64) < 2)[None]).all()  # not the second document's
+    assert (one.loss_mask == rows.loss_mask).all()
+
+
 def test_layouts_are_values():
     assert Blocks(4, Causal()) == CAUSAL != BLOCK_CAUSAL and NoCanvas() != WholeRow()
     assert len(set(LAYOUTS)) == 4
@@ -46,8 +68,8 @@ def test_layouts_are_values():
 
 def test_rows_that_blocks_do_not_divide_are_refused():
     for layout in LAYOUTS:
-        layout.check_row(64)
+        layout.prepare(batch(64))
     with pytest.raises(ValueError, match=r"set data\.seq_len to a multiple of 4"):
-        CAUSAL.check_row(63)
+        CAUSAL.prepare(batch(63))
     with pytest.raises(ValueError, match=r"objective\.block_size must be at least 1; got 0"):
         Blocks(0, Causal())

@@ -1,16 +1,15 @@
-"""Continuous flow matching, or Gaussian diffusion, of the network's own vectors of tokens.
+"""Flow matching, or Gaussian diffusion, of the network's own token embeddings.
 
-What is trained and what is reported differ. Trained is the cross-entropy of x_0 at every time alike (score
-interpolation, CDCD, arXiv 2211.15089): its optimum is p(x_0 | z_t), hence the velocity and the score. Reported, as
-`bound`, is the likelihood bound of the diffusion on the same path. The bound is no good to train: the vectors are
-learned, and where their noise is least it counts without limit.
+The training loss is not the reported bound. Training minimises the cross-entropy of x_0 at uniform times (score
+interpolation, CDCD, arXiv 2211.15089): its optimum is p(x_0 | z_t), and with it the velocity and the score. Minimising
+the bound fails, because the embeddings are learned and the bound's weight has no limit where noise is small.
 
-What context says is hard to find under one noise for all: where neighbours can be read the position itself can be, too,
-and where it can't, neither can they (CANDI, arXiv 2510.22510). Trained so alone, a small network stays with what each
-vector says by itself. So half of the rows are shown a share of their text, which a text to be filled in is as well.
+Half of the rows show a part of their text without noise. With one noise level for all positions, a small network learns
+nothing but each embedding's own token: where neighbours are legible, so is the position itself (CANDI, arXiv
+2510.22510).
 
-What keeps learned vectors apart: all are of one size, so that neither can noise drown in them nor can they vanish; and
-two that coincide can't be told apart at any time, which the cross-entropy charges for.
+All embeddings have one norm, so that they can neither grow out of the noise nor vanish. Two equal embeddings can't be
+told apart at any time, which the cross-entropy penalises.
 """
 
 import dataclasses
@@ -19,69 +18,63 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.attention_patterns import Full
 from diffusion_lm.layouts import WholeRow
-from diffusion_lm.objectives.elbo import draw_times, one_text
+from diffusion_lm.objectives.base import Objective, draw_times, noised_mask, per_target, predict
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.types import Batch, Denoise, LogitsHead, Loss, loss_of
+from diffusion_lm.types import Batch, Denoise, LogitsHead, Loss
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EmbeddingFlowLoss:
-    """The whole row is one canvas, as in `elbo.ELBO`, under Gaussian noise."""
+class EmbeddingFlowLoss(Objective):
+    """Cross-entropy of x_0 given Gaussian noise on embeddings (CDCD, arXiv 2211.15089); the whole row is one canvas."""
 
     layout = WholeRow()
     trains_ar = False
 
     def __call__(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch) -> dict[str, Loss]:
-        """-log p(x_0 | z_t), t even between the process's `least` and 1; of rows that `_shown` shows in part, what is
-        left."""
-        batch, (time_key, noise_key, show_key) = one_text(batch), jax.random.split(key, 3)
-        t = _evenly(process, time_key, batch) * (1.0 - process.least) + process.least
-        shown = batch.replace(context_mask=batch.context_mask | _shown(show_key, batch.tokens))
-        head = _read(denoise, process, noise_key, shown, t)
-        return _loss(batch, head, head.cross_entropy(batch.tokens, _scored(shown).astype(jnp.float32)))
+        """-log p(x_0 | z_t) of noised positions, t uniform between the process's `min_time` and 1."""
+        batch, (time_key, noise_key, clean_key) = self.layout.prepare(batch), jax.random.split(key, 3)
+        t = _uniform_times(process, time_key, batch) * (1.0 - process.min_time) + process.min_time
+        partly = batch.replace(context_mask=batch.context_mask | _clean_mask(clean_key, batch.tokens))
+        head = self._predict(denoise, process, noise_key, partly, t)
+        total = head.cross_entropy(batch.tokens, noised_mask(partly).astype(jnp.float32))
+        return {"canvas": per_target(head, total, batch)}
 
-    def bound(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch) -> dict[str, Loss]:
-        """-1/2 integral of SNR'(t) E |e - m|^2 dt + E[-log p(x_0 | z_least)] (VDM, arXiv 2107.00630, in continuous
-        time; at t = 1 nothing of the text is left, so that the prior costs nothing). For its value: no gradient flows
-        through m. Times are drawn with density ~ 1 / t: what is still missed at small ones is rare and counts much."""
-        batch, (time_key, noise_key, last_key) = one_text(batch), jax.random.split(key, 3)
-        u, scored = _evenly(process, time_key, batch), _scored(batch).astype(jnp.float32)
-        t = process.least ** (1.0 - u)
-        head = _read(denoise, process, noise_key, batch, t)
-        missed = jnp.take(head.embeddings, batch.tokens, axis=0) - head.expected_embedding()
-        cost = -math.log(process.least) * t * process.rate(t) * jnp.sum(missed * missed, axis=-1)
-        last = _read(denoise, process, last_key, batch, jnp.full_like(t, process.least))
-        return _loss(batch, head, jnp.sum(cost * scored) + last.cross_entropy(batch.tokens, scored))
+    def elbo(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch) -> dict[str, Loss]:
+        """The diffusion's bound, -1/2 integral of SNR'(t) E|e - m|^2 dt + E[-log p(x_0 | z_min)] (VDM, arXiv
+        2107.00630, continuous time). Nothing of the text is left at t = 1, so the prior costs nothing.
+
+        For its value only: no gradient reaches m. Times have density ~ 1/t, as errors at small t are rare and heavy.
+        """
+        batch, (time_key, noise_key, last_key) = self.layout.prepare(batch), jax.random.split(key, 3)
+        u, scored = _uniform_times(process, time_key, batch), noised_mask(batch).astype(jnp.float32)
+        t = process.min_time ** (1.0 - u)
+        head = self._predict(denoise, process, noise_key, batch, t)
+        error = jnp.take(head.embeddings, batch.tokens, axis=0) - head.expected_embedding()
+        cost = -math.log(process.min_time) * t * process.snr_rate(t) * jnp.sum(error * error, axis=-1)
+        last = self._predict(denoise, process, last_key, batch, jnp.full_like(t, process.min_time))
+        total = jnp.sum(cost * scored) + last.cross_entropy(batch.tokens, scored)
+        return {"canvas": per_target(head, total, batch)}
+
+    def _predict(self, denoise: Denoise, process: Gaussian, key: Array, batch: Batch, t: Array) -> LogitsHead:
+        embeddings = process.corrupt_embeddings(key, ~batch.context_mask, t)
+        return predict(denoise, self.layout, batch, t, batch.tokens, embeddings)[0]
 
 
-def _evenly(process: Gaussian, key: Array, batch: Batch) -> Array:
-    """float32 [B, 1] in (0, 1]."""
+def _uniform_times(process: Gaussian, key: Array, batch: Batch) -> Array:
+    """float32 [B, 1] in (0, 1]. Raises ValueError for a process that noises tokens."""
     if not isinstance(process, Gaussian):
-        raise ValueError(f"EmbeddingFlow noises vectors, {type(process).__name__} tokens: set process=Gaussian()")
+        raise ValueError(
+            f"EmbeddingFlowLoss noises embeddings, {type(process).__name__} tokens: set process=Gaussian()"
+        )
     return draw_times(key, (batch.tokens.shape[0], 1))
 
 
-def _shown(key: Array, tokens: Array) -> Array:
-    """bool [B, L]: of half of the rows a share of the text, which is drawn evenly; of the others nothing."""
+def _clean_mask(key: Array, tokens: Array) -> Array:
+    """bool [B, L]: in half of the rows a random share of the positions, in the others none."""
     some_key, share_key, which_key = jax.random.split(key, 3)
     shape = (tokens.shape[0], 1)
     share = jax.random.uniform(share_key, shape) * jax.random.bernoulli(some_key, 0.5, shape)
     return jax.random.uniform(which_key, tokens.shape) < share
-
-
-def _read(denoise: Denoise, process: Gaussian, key: Array, batch: Batch, t: Array) -> LogitsHead:
-    mixed = process.mixed(key, ~batch.context_mask, t)
-    where = {"positions": batch.positions, "segment_ids": batch.segment_ids}
-    return denoise(batch.tokens, t, attention=Full(), embeddings=mixed, **where)
-
-
-def _scored(batch: Batch) -> Array:
-    return ~batch.context_mask & (batch.segment_ids > 0)
-
-
-def _loss(batch: Batch, head: LogitsHead, total: Array) -> dict[str, Loss]:
-    return {"canvas": loss_of(head, total, jnp.sum(batch.loss_mask, dtype=jnp.float32))}

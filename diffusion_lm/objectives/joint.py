@@ -1,4 +1,4 @@
-"""Autoregression and block diffusion at once, in one set of weights."""
+"""Autoregression and block diffusion in one set of weights."""
 
 import dataclasses
 
@@ -7,8 +7,7 @@ import jax
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.layouts import Blocks
 from diffusion_lm.objectives.autoregressive import next_token_loss
-from diffusion_lm.objectives.block import read_blocks
-from diffusion_lm.objectives.elbo import check_num_timesteps
+from diffusion_lm.objectives.base import Objective, check_num_timesteps, denoising_loss
 from diffusion_lm.processes.base import Process
 from diffusion_lm.types import Batch, Denoise, Loss
 
@@ -16,9 +15,16 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Joint:
-    """Both ways of writing in one set of weights and one pass: the autoregressive loss on the causal clean half,
-    plus the blocks' bound on the noisy half. The cache that a sampler fills is exactly the autoregressive model's."""
+class Joint(Objective):
+    """The sum of two losses from one forward pass on [noisy ; clean] with a causal clean part.
+
+    The clean part has the autoregressive loss, the noisy part the negative ELBO of block diffusion (`block.BlockELBO`).
+    A sampler's cache of finished text is exactly the autoregressive model's.
+
+    Args:
+        block_size: positions that are denoised together.
+        num_timesteps: T; 0 for continuous time.
+    """
 
     block_size: int = 16
     num_timesteps: int = 0
@@ -26,19 +32,12 @@ class Joint:
 
     def __post_init__(self):
         check_num_timesteps(self.num_timesteps)
-        _ = self.layout  # refuses a block that can't be
+        _ = self.layout  # checks block_size
 
     @property
     def layout(self) -> Blocks:
         return Blocks(self.block_size, Causal())
 
     def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
-        loss, clean = read_blocks(
-            denoise,
-            process,
-            key,
-            batch,
-            layout=self.layout,
-            num_timesteps=self.num_timesteps,
-        )
+        loss, clean = denoising_loss(denoise, process, key, batch, layout=self.layout, num_timesteps=self.num_timesteps)
         return {"causal": next_token_loss(clean, batch), "canvas": loss}

@@ -1,4 +1,4 @@
-"""Self-conditioned training: half of the time the network reads twice, the second time told what it said the first."""
+"""Self-conditioned training (Chen et al., arXiv 2208.04202, section 3)."""
 
 import dataclasses
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.attention_patterns import AttentionPattern
+from diffusion_lm.objectives.base import Objective
 from diffusion_lm.processes.base import Process
 from diffusion_lm.types import Batch, Denoise, Loss
 
@@ -15,42 +16,46 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class SelfConditionedObjective:
-    """Calls `objective` (or any function called alike) with a network that reads twice (arXiv 2208.04202, section 3).
+    """An objective whose network receives its own prediction as an extra input in half of the batches.
 
-    With probability 1/2 a whole batch's noisy text is read without a soft prediction, and again with that reading's,
-    through which no gradient goes; else once, without. A coin for the batch and not for each row, so that the other
-    half costs no reading. Text that is read causally is clean, and is read once.
+    With probability 1/2 noisy rows go through the network twice: first without a prediction, then with that of the
+    first pass, through which no gradient flows. One coin is flipped per batch, so that the other batches cost one pass.
+    Clean rows always go through once.
 
-    A bound stays one: the prediction is a function of x_t and t, so that both readings are denoisers p(x_0 | x_t), and
-    what is reported is the mean of their two bounds. A sampler that feeds back what an *earlier* pass said, of another
-    x_t, saves the second reading of each pass and is no such denoiser: no bound here speaks of what it writes.
+    The loss remains a bound: a prediction is a function of x_t and t, so both passes are denoisers p(x_0 | x_t), and
+    the mean of their bounds is reported. A sampler that feeds back the prediction of an earlier step saves the first
+    pass, but its denoiser depends on another x_t: no bound here holds for it.
     """
 
-    objective: Any
+    objective: Objective
 
-    def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch, **taught) -> dict[str, Loss]:
-        """taught: what else the objective takes, as it is."""
+    def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch, **frozen) -> dict[str, Loss]:
+        """See `Objective.__call__`."""
         coin, key = jax.random.split(key)
-        return self.objective(_ReadsTwice(denoise, jax.random.bernoulli(coin)), process, key, batch, **taught)
+        return self.objective(_TwoPasses(denoise, jax.random.bernoulli(coin)), process, key, batch, **frozen)
+
+    def elbo(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
+        """See `Objective.elbo`."""
+        coin, key = jax.random.split(key)
+        return self.objective.elbo(_TwoPasses(denoise, jax.random.bernoulli(coin)), process, key, batch)
 
 
 @dataclasses.dataclass(frozen=True)
-class _ReadsTwice:
-    """`types.Denoise`, which reads twice if `again`, bool []."""
+class _TwoPasses:
+    """A `types.Denoise` that conditions noisy rows on a first pass where `again`, bool []."""
 
     denoise: Denoise
     again: Array
 
-    def __call__(self, tokens: Array, t: Array, *, attention: AttentionPattern, **where) -> Any:
+    def __call__(self, tokens: Array, t: Array, *, attention: AttentionPattern, **inputs) -> Any:
         if not attention.may_be_noisy:
-            return self.denoise(tokens, t, attention=attention, **where)
+            return self.denoise(tokens, t, attention=attention, **inputs)
 
-        def self_cond():
-            heads = self.denoise(tokens, t, attention=attention, **where)
+        def first_pass():
+            heads = self.denoise(tokens, t, attention=attention, **inputs)
             return attention.pad((heads[0] if isinstance(heads, tuple) else heads).expected_embedding())
 
-        shape = jax.eval_shape(self_cond)
-        none = jnp.zeros(shape.shape, shape.dtype)
-        return self.denoise(
-            tokens, t, attention=attention, self_cond=jax.lax.cond(self.again, self_cond, lambda: none), **where
-        )
+        shape = jax.eval_shape(first_pass)
+        nothing = jnp.zeros(shape.shape, shape.dtype)
+        self_cond = jax.lax.cond(self.again, first_pass, lambda: nothing)
+        return self.denoise(tokens, t, attention=attention, self_cond=self_cond, **inputs)

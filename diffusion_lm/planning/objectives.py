@@ -9,17 +9,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.attention_patterns import Full
 from diffusion_lm.layouts import WholeRow
-from diffusion_lm.objectives.elbo import draw_times, one_text
+from diffusion_lm.objectives.base import Objective, corrupt, draw_times, per_target, predict
 from diffusion_lm.processes.base import Process, broadcast_times
-from diffusion_lm.types import Batch, Denoise, Loss, cross_entropy, loss_of
+from diffusion_lm.types import Batch, Denoise, Loss, cross_entropy
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MGDM:
+class MGDM(Objective):
     """Multi-granularity masked diffusion (arXiv 2410.14157, section 3.2): weights by time and by token.
 
     A masked token with cross entropy l at time t costs (1 - t + 1/T) alpha (1 - exp(-l))^gamma l, so that tokens which
@@ -59,7 +58,7 @@ class MGDM:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FixedRate:
+class FixedRate(Objective):
     """BERT's masked-language-model loss (arXiv 1810.04805) with one masking rate: the control without diffusion.
 
     Args:
@@ -86,10 +85,9 @@ def _masked_loss(
 
     The whole row is one document and one canvas, as in `elbo.ELBO`. t is float32 [B, 1].
     """
-    batch = one_text(batch)
-    xt = jnp.where(batch.context_mask, batch.tokens, process.corrupt(key, batch.tokens, t))
-    head = denoise(xt, t, attention=Full(), positions=batch.positions, segment_ids=batch.segment_ids)
+    batch = WholeRow().prepare(batch)
+    xt = corrupt(process, key, batch, t)
+    head, _ = predict(denoise, WholeRow(), batch, t, xt)
     scored = (xt != batch.tokens) & (batch.segment_ids > 0)
     weights = jnp.where(scored, broadcast_times(weight, xt.shape[1]), 0.0)
-    total = head.weighted_loss(token_loss, weights, batch.tokens)
-    return loss_of(head, total, jnp.sum(batch.loss_mask, dtype=jnp.float32))
+    return per_target(head, head.weighted_loss(token_loss, weights, batch.tokens), batch)

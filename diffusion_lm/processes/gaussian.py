@@ -1,9 +1,9 @@
-"""Noise on vectors in place of tokens: each token's vector fades into Gaussian noise on a straight path.
+"""Gaussian noise on token embeddings: each embedding fades into noise on a straight path.
 
-z_t = alpha(t) e(x_0) + sigma(t) eps with alpha = 1 - t and sigma = noise x t: the path of flow matching (arXiv
-2210.02747) and, as any such path, a Gaussian diffusion (VDM, arXiv 2107.00630; of vectors of tokens: Plaid, arXiv
-2305.18619). From a network's p(x_0 | z_t) follow the mean vector m = E[e | z_t], the flow's velocity (z_t - m) / t,
-and the score (alpha m - z_t) / sigma^2.
+z_t = alpha(t) e(x_0) + sigma(t) eps with alpha = 1 - t and sigma = noise * t. This is the path of flow matching (arXiv
+2210.02747) and, as any such path, a Gaussian diffusion (VDM, arXiv 2107.00630; on token embeddings: Plaid, arXiv
+2305.18619). A network's p(x_0 | z_t) gives the mean embedding m = E[e | z_t], the flow's velocity (z_t - m) / t and the
+score (alpha m - z_t) / sigma^2.
 """
 
 import dataclasses
@@ -18,66 +18,78 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """noise  its standard deviation at t = 1, where a vector has 1 a coordinate on average. It only bends time: tokens
-              are decided around sigma / alpha = sqrt(E) / 3 (three nats are E / 2 x the signal-to-noise ratio), and
-              noise = sqrt(E) / 3 puts that at t = 1/2
-    least     the time at which the path ends, and tokens are drawn from what the network says
-    mask, width  the number of pieces, and E; `diffusion_lm.build` sets both
+    """Noise on embeddings in place of tokens.
+
+    Args:
+        noise: standard deviation at t = 1, where an embedding's coordinates have 1 on average. It only rescales time:
+            tokens are decided around sigma / alpha = sqrt(E) / 3 (three nats are E/2 times the signal-to-noise ratio),
+            and noise = sqrt(E) / 3 puts that at t = 1/2.
+        min_time: where the path ends and tokens are sampled from the network's prediction, in (0, 1).
+        mask: the mask's id, which is the number of tokens; `diffusion_lm.build` sets it.
+        width: E; `diffusion_lm.build` sets it.
     """
 
     noise: float = 4.0
-    least: float = 0.1
+    min_time: float = 0.1
     mask: int = -1
     width: int = -1
 
     def __post_init__(self):
-        if not 0 < self.noise < float("inf") or not 0 < self.least < 1:
-            raise ValueError(
-                f"process.noise={self.noise} must be a number above 0, process.least={self.least} between 0 and 1"
-            )
+        if not 0 < self.noise < float("inf"):
+            raise ValueError(f"process.noise must be a positive number; got {self.noise}")
+        if not 0 < self.min_time < 1:
+            raise ValueError(f"process.min_time must lie between 0 and 1; got {self.min_time}")
 
     def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
         """z_1, float32 of `shape` x E."""
         return self.noise * jax.random.normal(key, (*shape, self.width))
 
     def corrupt(self, key: Array, x0: Array, t: Array) -> Array:
-        raise ValueError("Gaussian noise lies on vectors, not on tokens: set objective=EmbeddingFlow()")
+        """Raises ValueError: this process noises no tokens."""
+        raise ValueError("Gaussian noises embeddings, not tokens: set objective=EmbeddingFlowLoss()")
 
-    def sizes(self, t: Array) -> tuple[Array, Array]:
-        """alpha and sigma at t, of t's shape."""
+    def alpha_sigma(self, t: Array) -> tuple[Array, Array]:
+        """alpha(t) and sigma(t), of t's shape."""
         return 1.0 - t, self.noise * t
 
-    def mixed(self, key: Array, noised: Array, t: Array) -> NoisyEmbeddings:
-        """A text of which bool [B, L] is noised at t [B, 1], the rest clean."""
-        alpha, sigma = self.sizes(t)
-        eps = jax.random.normal(key, (*noised.shape, self.width))
-        more = jnp.where(noised, sigma, 0.0)[..., None] * eps
-        return NoisyEmbeddings(jnp.where(noised, alpha, 1.0), more, self._told(noised, t))
+    def corrupt_embeddings(self, key: Array, noisy: Array, t: Array) -> NoisyEmbeddings:
+        """z_t ~ q(z_t | x_0) where `noisy`, bool [B, L]; elsewhere the clean embedding. t is float32 [B, 1]."""
+        alpha, sigma = self.alpha_sigma(t)
+        eps = jnp.where(noisy, sigma, 0.0)[..., None] * jax.random.normal(key, (*noisy.shape, self.width))
+        return NoisyEmbeddings(jnp.where(noisy, alpha, 1.0), eps, self._logit_scale(noisy, t))
 
-    def held(self, z: Array, noised: Array, t: Array) -> NoisyEmbeddings:
-        """A text of which bool [B, L] stands as z [B, L, E] at t [B, 1], the rest clean."""
+    def as_embeddings(self, z: Array, noisy: Array, t: Array) -> NoisyEmbeddings:
+        """z_t, float32 [B, L, E], where `noisy`, bool [B, L]; elsewhere the clean embedding. t is float32 [B, 1]."""
         return NoisyEmbeddings(
-            (~noised).astype(jnp.float32), jnp.where(noised[..., None], z, 0.0), self._told(noised, t)
+            (~noisy).astype(jnp.float32), jnp.where(noisy[..., None], z, 0.0), self._logit_scale(noisy, t)
         )
 
-    def _told(self, noised: Array, t: Array) -> Array:
-        """log p(z | x_0) = alpha / sigma^2 z . e(x_0) + what doesn't depend on x_0."""
-        alpha, sigma = self.sizes(t)
-        return jnp.where(noised, alpha / sigma**2, 0.0)
+    def _logit_scale(self, noisy: Array, t: Array) -> Array:
+        """alpha / sigma^2: log p(z | x_0) is that times z . e(x_0), plus what doesn't depend on x_0."""
+        alpha, sigma = self.alpha_sigma(t)
+        return jnp.where(noisy, alpha / sigma**2, 0.0)
 
-    def rate(self, t: Array) -> Array:
-        """-1/2 d/dt of the signal-to-noise ratio (alpha / sigma)^2: what |e - m|^2 costs at t, in nats (VDM's
-        continuous time)."""
+    def snr_rate(self, t: Array) -> Array:
+        """-1/2 d/dt (alpha / sigma)^2: the bound's weight of |e - m|^2, in nats (VDM, equation 15)."""
         return (1.0 - t) / (self.noise**2 * t**3)
 
     def reverse(self, keys: Array, mean: Array, z: Array, t: Array, s: Array, churn: float) -> Array:
-        """z_s of z_t and the mean vector m, one step t -> s < t, float32 [B, L, E]; keys [B], t and s [B].
+        """One step t -> s < t.
 
-        churn 1 draws from the diffusion's posterior given m (VDM, appendix A), 0 takes an Euler step of the flow's ODE,
-        which draws nothing; between them, that much of the posterior's noise (DDIM, arXiv 2010.02502, section 4.1).
+        Args:
+            keys: [B], a key per row.
+            mean: float32 [B, L, E], m = E[e | z_t].
+            z: float32 [B, L, E], z_t.
+            t, s: float32 [B].
+            churn: 1 samples the diffusion's posterior given m (VDM, appendix A); 0 takes an Euler step of the flow's
+                ODE, which is deterministic; between them, that share of the posterior's noise (DDIM, arXiv 2010.02502,
+                section 4.1).
+
+        Returns:
+            z_s, float32 [B, L, E].
         """
-        alpha, sigma, alpha_s, sigma_s = (a[:, None, None] for a in (*self.sizes(t), *self.sizes(s)))
-        new = churn**2 * jnp.clip(1.0 - (alpha * sigma_s / (alpha_s * sigma)) ** 2, 0.0, 1.0)  # share of sigma_s^2
-        kept, drawn = sigma_s * jnp.sqrt(1.0 - new), sigma_s * jnp.sqrt(new)
+        alpha, sigma, alpha_s, sigma_s = (a[:, None, None] for a in (*self.alpha_sigma(t), *self.alpha_sigma(s)))
+        fresh = churn**2 * jnp.clip(1.0 - (alpha * sigma_s / (alpha_s * sigma)) ** 2, 0.0, 1.0)  # share of sigma_s^2
+        kept, new = sigma_s * jnp.sqrt(1.0 - fresh), sigma_s * jnp.sqrt(fresh)
         eps = jax.vmap(lambda key: jax.random.normal(key, z.shape[1:]))(keys)
-        return alpha_s * mean + kept / sigma * (z - alpha * mean) + drawn * eps
+        return alpha_s * mean + kept / sigma * (z - alpha * mean) + new * eps

@@ -51,7 +51,7 @@ class EmbeddingFlowSampler:
 
     def step(self, denoise, state: EmbeddingCanvas) -> EmbeddingCanvas:
         t, s = (jnp.full(state.tokens.shape[0], self._time(state.passes + later)) for later in (0, 1))
-        logits = denoise(state.tokens, t, embeddings=self.process.held(state.z, state.undecided, t[:, None]))
+        logits = denoise(state.tokens, t, embeddings=self.process.as_embeddings(state.z, state.undecided, t[:, None]))
         mean = denoise.expected_embedding(self.draw.sharpened(logits))
         noise = fold_in_rows(fold_in_rows(state.keys, self.passes + 1), state.passes)
         tokens, confidence = self.draw(fold_in_rows(state.keys, state.passes), logits)
@@ -64,5 +64,5 @@ class EmbeddingFlowSampler:
 
     def _time(self, count: Array) -> Array:
         """Of pass `count`, from 0 on; behind the last one there is none."""
-        end = max(self.process.least, 1.0 / self.passes)
+        end = max(self.process.min_time, 1.0 / self.passes)
         return 1.0 - (1.0 - end) * jnp.minimum(count / max(self.passes - 1, 1), 1.0)

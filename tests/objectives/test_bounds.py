@@ -1,7 +1,7 @@
-"""Chain bound, by enumeration: all texts, all masks, quadrature over time, through the public objectives.
+"""Every bound, by enumeration: all texts, all masks, quadrature over time, through the public objectives.
 
-A loss is linear in its weights and a block's part depends on its own mask only. So a process that lays down a context_mask
-pattern of masks at a context_mask time, and multiplies the true process's weight by the pattern's probability, makes one
+A loss is linear in its weights and a block's part depends on its own mask only. So a process with a given
+pattern of masks at a given time, which multiplies the true process's weight by the pattern's probability, makes one
 batch of all cases sum up to the exact expectation.
 """
 
@@ -51,7 +51,7 @@ def process(request):
 
 @struct.dataclass
 class Enumerated:
-    """A process whose noise, times and weights are context_mask: pattern bool [B, K], times float32 [B, 1], share [B, 1]."""
+    """A process whose noise, times and weights are given: pattern bool [B, K], times float32 [B, 1], share [B, 1]."""
 
     process: Absorbing = struct.field(pytree_node=False)
     pattern: jax.Array
@@ -105,7 +105,7 @@ def expectation(objective, process, *, context_mask=0, rule=conditionals, p=None
 
 
 def next_token_nats(rule=conditionals) -> np.ndarray:
-    """[81]: what the autoregressive objective says each text costs, its first token context_mask."""
+    """[81]: what the autoregressive objective says each text costs, its first token given."""
 
     def nats(text):
         return AutoregressiveLoss()(Oracle(rule), None, None, batch_of(text[None], 1))["causal"].sum
@@ -240,5 +240,5 @@ def test_logits_that_speak_of_the_wrong_token_are_refused():
     batch, process = batch_of(TEXTS[:2], 1), Absorbing(mask=MASK)
     with pytest.raises(ValueError, match="next token"):
         AutoregressiveLoss()(always(Full()), process, jax.random.key(0), batch)
-    with pytest.raises(ValueError, match="same token"):
+    with pytest.raises(ValueError, match="same position"):
         ELBO()(always(Causal()), process, jax.random.key(0), batch)

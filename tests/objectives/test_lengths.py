@@ -44,7 +44,7 @@ def test_ancestral_sampling_ends_half_of_the_texts_at_once():
     canvas = Canvas(
         tokens=jnp.full((ROWS, 2), MASK),
         undecided=jnp.ones((ROWS, 2), bool),
-        context_mask=jnp.zeros((ROWS, 2), bool),
+        fixed=jnp.zeros((ROWS, 2), bool),
         confidence=jnp.zeros((ROWS, 2)),
         keys=jax.random.split(jax.random.key(0), ROWS),
         passes=jnp.zeros((), jnp.int32),

@@ -8,7 +8,7 @@ from scipy import stats
 from support.oracle import MASK, TEXTS, Oracle, batch_of
 
 from diffusion_lm.attention_patterns import Full
-from diffusion_lm.objectives.elbo import draw_times
+from diffusion_lm.objectives.base import draw_times
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.schedules import Cosine, Polynomial
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_lm.objectives.elbo import draw_times
+from diffusion_lm.objectives.base import draw_times
 from diffusion_lm.planning.objectives import MGDM, FixedRate
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.types import Batch, DenseLogits

@@ -12,7 +12,7 @@ from support.oracle import MASK, TEXTS, truth
 
 ANGLES = np.array([0.0, 2.0, 4.1])
 VECTORS = (np.sqrt(2) * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)).astype(np.float32)  # [3, 2], of size sqrt 2
-PROCESS = Gaussian(noise=1.0, least=0.2, mask=MASK, width=2)
+PROCESS = Gaussian(noise=1.0, min_time=0.2, mask=MASK, width=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Seer:
         keep, more, _ = embeddings
         table = jnp.asarray(np.concatenate([VECTORS, np.ones((1, 2), np.float32)]))  # of the mask: nobody may look
         z = keep[..., None] * jnp.take(table, tokens, axis=0) + more
-        alpha, sigma = self.process.sizes(t.reshape(-1, 1, 1, 1))
+        alpha, sigma = self.process.alpha_sigma(t.reshape(-1, 1, 1, 1))
         away = z[:, :, None] - alpha * jnp.asarray(VECTORS)[None, None]
         fits = -jnp.sum(away**2, axis=-1) / (2 * sigma[..., 0] ** 2)  # [B, 4, 3]
         known = jnp.where(jax.nn.one_hot(tokens, 3) > 0, 0.0, -1e9)

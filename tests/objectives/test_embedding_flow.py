@@ -18,7 +18,7 @@ from diffusion_lm.processes.gaussian import Gaussian
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 ROWS, DRAWS = 16_384, 12
-PARTS = EmbeddingFlowLoss().bound, EmbeddingFlowLoss()
+PARTS = EmbeddingFlowLoss().elbo, EmbeddingFlowLoss()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -48,7 +48,7 @@ def costs(process=PROCESS, **seer):
 
 def test_the_best_networks_bound_is_the_entropy():
     """Whatever the noise's size: that only bends time. Weights that are 5 % off show."""
-    bound, error, _ = costs(dataclasses.replace(PROCESS, noise=2.5, least=PROCESS.least / 2.5))
+    bound, error, _ = costs(dataclasses.replace(PROCESS, noise=2.5, min_time=PROCESS.min_time / 2.5))
     assert error < 0.06 and abs(bound - entropy()) < 3 * error
 
 
@@ -61,8 +61,8 @@ def test_any_other_networks_lies_above_and_it_pays_more_in_training():
 class WrongWeight(Gaussian):
     """The signal-to-noise ratio's derivative without its half."""
 
-    def rate(self, t):
-        return 2 * super().rate(t)
+    def snr_rate(self, t):
+        return 2 * super().snr_rate(t)
 
 
 def test_a_wrong_weight_is_noticed():
@@ -72,7 +72,7 @@ def test_a_wrong_weight_is_noticed():
 
 def test_where_the_path_ends_is_paid_by_reading_what_is_left():
     """An early end costs a little more, since its tokens are drawn side by side, and never less than the entropy."""
-    early, error, _ = costs(dataclasses.replace(PROCESS, least=0.45))
+    early, error, _ = costs(dataclasses.replace(PROCESS, min_time=0.45))
     assert entropy() - 4 * error < early < entropy() + 0.3
 
 
@@ -85,7 +85,7 @@ def _asked(tokens, bound=False):
         seen.append((embeddings, Seer()(tokens, t, embeddings=embeddings, **where)))
         return seen[-1][1]
 
-    ask = EmbeddingFlowLoss().bound if bound else EmbeddingFlowLoss()
+    ask = EmbeddingFlowLoss().elbo if bound else EmbeddingFlowLoss()
     return ask(denoise, PROCESS, jax.random.key(0), batch_of(tokens, context_mask=2))["canvas"], seen
 
 
@@ -112,8 +112,8 @@ def test_what_a_vector_says_by_itself_is_its_likelihood():
     """log N(z; alpha e, sigma^2) of each piece, but for what all pieces have in common."""
     t, noised = jnp.full((1, 1), 0.6), jnp.ones((1, 4), bool)
     z = 2 * jax.random.normal(jax.random.key(0), (1, 4, 2))
-    alpha, sigma = PROCESS.sizes(t)
-    said = PROCESS.held(z, noised, t).logit_scale[..., None] * z @ VECTORS.T
+    alpha, sigma = PROCESS.alpha_sigma(t)
+    said = PROCESS.as_embeddings(z, noised, t).logit_scale[..., None] * z @ VECTORS.T
     away = z[:, :, None] - alpha.item() * jnp.asarray(VECTORS)[None, None]
     whole = -jnp.sum(away**2, axis=-1) / (2 * sigma.item() ** 2)
     np.testing.assert_allclose(jax.nn.log_softmax(said), jax.nn.log_softmax(whole), atol=1e-4)
@@ -121,15 +121,15 @@ def test_what_a_vector_says_by_itself_is_its_likelihood():
 
 def test_noise_and_objective_must_go_together():
     batch = batch_of(TEXTS[:5])
-    with pytest.raises(ValueError, match="set objective=EmbeddingFlow"):
+    with pytest.raises(ValueError, match="set objective=EmbeddingFlowLoss"):
         ELBO()(Seer(), PROCESS, jax.random.key(0), batch)
     with pytest.raises(ValueError, match=r"set process=Gaussian\(\)"):
         EmbeddingFlowLoss()(Seer(), Absorbing(mask=3), jax.random.key(0), batch)
 
 
-@pytest.mark.parametrize("bad", [{"noise": 0.0}, {"noise": float("nan")}, {"least": 0.0}, {"least": 1.0}])
+@pytest.mark.parametrize("bad", [{"noise": 0.0}, {"noise": float("nan")}, {"min_time": 0.0}, {"min_time": 1.0}])
 def test_a_path_that_can_not_be_is_refused(bad):
-    with pytest.raises(ValueError, match=r"process\.noise"):
+    with pytest.raises(ValueError, match=r"process\.(noise|min_time)"):
         Gaussian(**bad)
 
 
@@ -138,7 +138,7 @@ def test_a_step_back_keeps_the_noise_s_law(churn):
     """Knowing x_0, z_t -> z_s is distributed as z_s: mean alpha_s e, standard deviation sigma_s."""
     rows, t, s = 200_000, jnp.full(1, 0.8), jnp.full(1, 0.3)
     e, eps = jnp.ones((1, rows, 2)), jax.random.normal(jax.random.key(0), (1, rows, 2))
-    (alpha, sigma), (alpha_s, sigma_s) = ((a[0] for a in PROCESS.sizes(at)) for at in (t, s))
+    (alpha, sigma), (alpha_s, sigma_s) = ((a[0] for a in PROCESS.alpha_sigma(at)) for at in (t, s))
     z = PROCESS.reverse(jax.random.split(jax.random.key(1), 1), e, alpha * e + sigma * eps, t, s, churn)
     assert abs(float(z.mean() - alpha_s)) < 5 * float(sigma_s) / np.sqrt(2 * rows)
     assert abs(float(z.std() / sigma_s) - 1) < 0.01
