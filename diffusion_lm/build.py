@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +12,9 @@ import jax
 import numpy as np
 
 from diffusion_lm import sharding
-from diffusion_lm.config import Config, Data, from_json, to_json
-from diffusion_lm.data import corpora, loader
-from diffusion_lm.data.source import TokenizedData
-from diffusion_lm.data.tokenizer import Tokenizer, train_tokenizer
+from diffusion_lm.config import Config, allowed_by, decode, encode, from_json, to_json
+from diffusion_lm.data.source import TokenizedCorpus, TokenizedData
+from diffusion_lm.data.tokenizer import Tokenizer
 from diffusion_lm.models import flops
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
@@ -31,23 +30,6 @@ from diffusion_lm.training.loop import TrainLoop
 from diffusion_lm.training.step import LossFn, make_step, make_steps
 from diffusion_lm.types import Batch
 from diffusion_lm.validation import check_config, check_rows, check_workdir
-
-
-class TokenizedCorpus(NamedTuple):
-    """A corpus as tokens, with what is held out (nothing where data.val_fraction is 0)."""
-
-    tokenizer: Tokenizer
-    train: loader.TokenArray
-    valid: loader.TokenArray | None
-    fingerprint: str
-
-    def train_batches(self, **where) -> Iterator[Batch]:
-        """See `loader.train_loader`."""
-        return loader.train_loader(self.train, **where)
-
-    def valid_batches(self, **where) -> Iterator[Batch]:
-        """See `loader.eval_batches`; none where nothing is held out."""
-        return iter(()) if self.valid is None else loader.eval_batches(self.valid, **where)
 
 
 class LoadedModel(NamedTuple):
@@ -116,54 +98,25 @@ def build(config: Config, workdir: Path | str) -> Experiment:
 
 
 def read_data(config: Config, stored: CheckpointMeta | None = None) -> TokenizedData:
-    """What a config trains on: a text corpus, or any other `DataSource`."""
-    if isinstance(config.data, Data):
-        return read_text(config, stored)
+    """Opens what a config trains on. Raises ValueError if it isn't what the checkpoint `stored` was trained on."""
     if stored is None:
         return config.data.open(config.objective.layout)
-    tokenizer = Tokenizer.from_bytes(stored.tokenizer)
-    return config.data.open(config.objective.layout, tokenizer=tokenizer, fingerprint=stored.corpus)
+    tokenizer = decode(stored.tokenizer, allowed_by(config), "tokenizer")
+    data = config.data.open(config.objective.layout, tokenizer=tokenizer, fingerprint=stored.corpus)
+    if data.fingerprint != stored.corpus:
+        raise ValueError("the data is not what the checkpoint was trained on: restore it, or use a new workdir")
+    return data
 
 
 def read_text(config: Config, stored: CheckpointMeta | None = None) -> TokenizedCorpus:
-    """The corpus in the tokenizer's pieces: the stored one, data.tokenizer, or one trained on the training part.
-
-    ValueError if the config's data is no text.
-    """
-    data = config.data
-    if not isinstance(data, Data):
+    """As `read_data`; raises ValueError if the config doesn't train on text."""
+    data = read_data(config, stored)
+    if not isinstance(data, TokenizedCorpus):
         raise ValueError(
-            f"data={type(data).__name__} is not a text corpus, which this needs; launch.planning.scoreboard evaluates "
-            "models of planning tasks"
+            f"data={type(config.data).__name__} is not a text corpus, which this needs; launch.planning.scoreboard "
+            "evaluates models of planning tasks"
         )
-    try:
-        whole = corpora.corpus(data.path, documents=data.document_unit, field=data.field)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"data.path={data.path}: {error}; the config's docstring says where to get it"
-        ) from None
-    fingerprint = whole.fingerprint()
-    if stored is not None and fingerprint != stored.corpus:
-        raise ValueError(f"data.path={data.path} is not the text that the checkpoint was trained on; use a new workdir")
-    train, valid = corpora.split(whole, data.val_fraction)
-    tokenizer = _tokenizer(data, train, stored)
-
-    def tokens(part: corpora.Corpus, name: str) -> loader.TokenArray:
-        path = None if data.token_cache_dir is None else Path(data.token_cache_dir) / f"{name}.npy"
-        return loader.tokenize(part, tokenizer, pad=config.objective.layout.pad, path=path)
-
-    held_out = tokens(valid, "valid") if data.val_fraction else None
-    return TokenizedCorpus(tokenizer, tokens(train, "train"), held_out, fingerprint)
-
-
-def _tokenizer(data: Data, train: corpora.Corpus, stored: CheckpointMeta | None) -> Tokenizer:
-    given = Tokenizer.load(data.tokenizer) if data.tokenizer is not None else None
-    if stored is not None:
-        tokenizer = Tokenizer.from_bytes(stored.tokenizer)
-        if given is not None and given.fingerprint != tokenizer.fingerprint:
-            raise ValueError(f"data.tokenizer={data.tokenizer} is not the checkpoint's tokenizer; use a new workdir")
-        return tokenizer
-    return given or train_tokenizer(train.documents(), vocab=data.vocab_size, kind=data.tokenizer_kind)
+    return data
 
 
 def build_model(config: Config, tokenizer: Tokenizer) -> tuple[Transformer, Process]:
@@ -225,7 +178,7 @@ def load_teacher(config: Config, tokenizer: Tokenizer) -> BoundModel | None:
         return None
     if not config.objective.teacher:
         raise ValueError("distillation needs a trained workdir: --set=objective.teacher=WORKDIR")
-    teacher = load_for_inference(config.objective.teacher)
+    teacher = load_for_inference(config.objective.teacher, allow_import=allowed_by(config))
     learned = getattr(teacher.config.objective, "objective", teacher.config.objective)  # it may be a student itself
     same = {
         "model": config.model == teacher.config.model,
@@ -275,7 +228,7 @@ def build_job(
         put=lambda batch: sharding.put_batch(mesh, batch, axis=1),
         evaluate=build_evaluate(config, text, mesh, bound or loss, eval_key),
         key=jax.jit(lambda key: key, out_shardings=whole)(train_key),
-        meta=CheckpointMeta(config=to_json(config), tokenizer=text.tokenizer.proto, corpus=text.fingerprint),
+        meta=CheckpointMeta(config=to_json(config), tokenizer=encode(text.tokenizer), corpus=text.fingerprint),
     )
 
 
@@ -340,9 +293,7 @@ def _valid_batches(config: Config, text: TokenizedData, mesh: jax.sharding.Mesh)
     return [jax.tree.map(lambda x: x[mine], b) for b in itertools.islice(batches, config.train.eval_batches)]
 
 
-def build_evaluate(
-    config: Config, text: TokenizedData, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array
-) -> Callable:
+def build_evaluate(config: Config, text: TokenizedData, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array) -> Callable:
     """parameters -> nats per target of each part on train.eval_batches of held-out text, always with the same noise."""
     batches = _valid_batches(config, text, mesh)
     losses = jax.jit(sharding.on(mesh, loss), out_shardings=sharding.replicated(mesh))
@@ -357,7 +308,9 @@ def build_evaluate(
     return evaluate
 
 
-def load_for_inference(workdir: Path | str, *, step: int | None = None, ema: bool = True) -> LoadedModel:
+def load_for_inference(
+    workdir: Path | str, *, step: int | None = None, ema: bool = True, allow_import: Sequence[str] = ()
+) -> LoadedModel:
     """The network of a workdir's newest whole checkpoint, or of `step`; the averaged parameters where there are any.
 
     It lies on this process's first device. Raises FileNotFoundError, CheckpointError or ValueError with one line.
@@ -366,7 +319,8 @@ def load_for_inference(workdir: Path | str, *, step: int | None = None, ema: boo
     found = checkpoints.meta(step)
     if found is None:
         raise FileNotFoundError(f"{checkpoints.folder} holds no checkpoint; train one with launch.train")
-    config, tokenizer = from_json(found[1].config), Tokenizer.from_bytes(found[1].tokenizer)
+    config = from_json(found[1].config, allow_import)
+    tokenizer = decode(found[1].tokenizer, allow_import, "tokenizer")
     module, process = build_model(config, tokenizer)
     boxed = jax.eval_shape(build_init(module, process), jax.random.key(0))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -1,9 +1,16 @@
-"""What to compute, as frozen dataclasses; files and typed overrides that make them; JSON and back."""
+"""Configs: frozen dataclasses that say what to compute, from a file and typed overrides, to JSON and back.
 
+JSON records each dataclass as module:Class. Loading imports only this package and the modules that the user allows;
+it never runs anything else from a file.
+"""
+
+import base64
 import dataclasses
 import difflib
 import importlib
 import importlib.util
+import json
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -11,59 +18,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion_lm.data.source import DataSource
+from diffusion_lm.data.source import Data, DataSource
 from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.base import Objective
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
-from diffusion_lm.training.optimizer import AdamW
+from diffusion_lm.training.optimizer import AdamW, Optimizer
 
+__all__ = ["Config", "Data", "allowed_by", "decode", "encode", "from_json", "load", "override", "to_json"]
+FORMAT = 2  # of configs as JSON, which checkpoints hold
 PACKAGE = __name__.split(".")[0]
 CLASS = "class"  # the key under which JSON names a dataclass, as module:Name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Text, and how it is cut.
-
-    path       python-docs, python-source, a file, a folder or a glob (`corpora.corpus`)
-    document_unit    what a document is
-    field      the key of a JSONL row that holds the text
-    seq_len          positions of a row
-    val_fraction     the share of documents kept from training
-    tokenizer  a SentencePiece model to use; none: one of `vocab_size` pieces is trained, of `tokenizer_kind`
-    token_cache_dir  a folder to keep the tokens in, for corpora that are large; none: they are kept in memory
-    """
-
-    path: str
-    document_unit: Literal["file", "line", "paragraph"] = "file"
-    field: str = "text"
-    seq_len: int = 256
-    val_fraction: float = 0.1
-    tokenizer: str | None = None
-    vocab_size: int = 8192
-    tokenizer_kind: Literal["unigram", "char"] = "unigram"
-    token_cache_dir: str | None = None
-
-    def __post_init__(self):
-        if self.seq_len < 2:
-            raise ValueError(f"data.seq_len must be at least 2; got {self.seq_len}")
-        if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"data.val_fraction is a share, in [0, 1); got {self.val_fraction}")
-        if self.vocab_size < 1:
-            raise ValueError(f"data.vocab_size must be positive; got {self.vocab_size}")
+BYTES = "base64"  # the only key of bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One experiment."""
+    """One experiment. Every part may be a frozen dataclass of your own.
+
+    data        what is trained on
+    model       the network's sizes
+    process     how tokens become noise
+    objective   the loss
+    optim       the optimizer and its learning rate
+    train       updates, batch size, logging
+    checkpoint  how often to save, and how many to keep
+    mesh        how devices share the work
+    seed        of parameters, order and noise, in [0, 2**32)
+    """
 
     data: DataSource
     model: Architecture
     process: Any
     objective: Objective
-    optim: AdamW = field(default_factory=AdamW)
+    optim: Optimizer = field(default_factory=AdamW)
     train: Train = field(default_factory=Train)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     mesh: MeshShape = field(default_factory=MeshShape)
@@ -79,34 +68,69 @@ class Config:
 # ---- from a file, from the command line ----
 
 
-def load(path: str) -> Config:
-    """The Config that a file's get_config() returns; 'FILE.py:ARGUMENT' hands it one argument.
+def load(path: str, allow_import: Sequence[str] = ()) -> Config:
+    """Loads a config.
+
+    Args:
+      path: a Python file whose get_config() returns it; 'FILE.py:ARGUMENT' passes one argument. Or a .json file.
+      allow_import: modules and packages beside this one whose classes a .json file may name.
 
     Raises FileNotFoundError or ValueError with one line.
     """
     name, _, argument = path.partition(":")
     if not Path(name).is_file():
-        raise FileNotFoundError(f"no config file {name}; see configs/ for those that come along")
-    config = _run_file(name, [argument] if argument else [])
+        raise FileNotFoundError(f"no config file {name}; see configs/ for examples")
+    if Path(name).suffix.lower() == ".json":
+        try:
+            return from_json(json.loads(Path(name).read_text(encoding="utf-8-sig")), allow_import)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    config = _run_file(Path(name), [argument] if argument else [])
     if not isinstance(config, Config):
         raise ValueError(f"get_config() of {name} returned {type(config).__name__}, not a diffusion_lm.config.Config")
     return _fit(config, Config, "config")
 
 
-def _run_file(name: str, arguments: list[str]) -> Any:
-    spec = importlib.util.spec_from_file_location(f"_config_{Path(name).stem}", name)
-    if spec is None:
-        raise ValueError(f"{name} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+def _run_file(path: Path, arguments: list[str]) -> Any:
     try:
-        spec.loader.exec_module(module)
+        module = _module_of(path)
         if not hasattr(module, "get_config"):
-            raise ValueError(f"{name} defines no get_config()")
+            raise ValueError(f"{path} defines no get_config()")
         return module.get_config(*arguments)
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"{name} can't be run: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} can't be run: {type(error).__name__}: {error}") from error
+
+
+def _module_of(path: Path) -> types.ModuleType:
+    """Imports a file under the name by which others import it, so that checkpoints can name classes defined in it."""
+    path = path.resolve()
+    for folder in (Path(entry).resolve() for entry in sys.path):
+        parts = path.relative_to(folder).with_suffix("").parts if path.is_relative_to(folder) else ("-",)
+        name = ".".join(parts)
+        if path.suffix == ".py" and all(part.isidentifier() for part in parts) and _imports(name, path):
+            return importlib.reload(sys.modules[name]) if name in sys.modules else importlib.import_module(name)
+    free = path.stem not in sys.modules and importlib.util.find_spec(path.stem) is None
+    spec = importlib.util.spec_from_file_location(path.stem if free else f"_config_{path.stem}", path)
+    if spec is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    return module
+
+
+def _imports(name: str, path: Path) -> bool:
+    """Whether importing `name` would run this file."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
@@ -123,8 +147,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             group = group.setdefault(part, {})
             if not dataclasses.is_dataclass(owner):
                 raise ValueError(f"{key}: {part} is a {type(owner).__name__}, it has no fields")
-        hint = _hints(type(owner))[_known(owner, last, key, config)]
-        if dataclasses.is_dataclass(getattr(owner, last)):
+        hint = typing.get_type_hints(type(owner))[_known(owner, last, key, config)]
+        if dataclasses.is_dataclass(getattr(owner, last)) and str not in typing.get_args(hint):
             fields = ", ".join(f"{key}.{f.name}" for f in dataclasses.fields(getattr(owner, last)))
             raise ValueError(f"{key} is a group of fields; set one of {fields}")
         group[last] = _parse(text.strip(), hint, key.strip())
@@ -147,7 +171,7 @@ def _known(owner: Any, name: str, key: str, config: Config) -> str:
         return name
     known = list(_keys(config))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    # The same last word in another group is more likely meant than a similar spelling.
+    # The same last word in another group is likelier than a similar spelling.
     same = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
     raise ValueError(f"unknown key {key}; did you mean {(same or near)[0]}?")
 
@@ -161,12 +185,8 @@ def _keys(owner: Any, prefix: str = "") -> typing.Iterator[str]:
             yield prefix + f.name
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
 def _parse(text: str, hint: Any, key: str) -> Any:
-    """Text from the command line as the type that the field declares."""
+    """Text from the command line, as the type of the field."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return _chosen(text, {str(choice): choice for choice in args}, key)
@@ -175,7 +195,7 @@ def _parse(text: str, hint: Any, key: str) -> Any:
     if hint is type(None) or (type(None) in args and text.lower() == "none"):
         return _chosen(text.lower(), {"none": None}, key)
     if origin in (typing.Union, types.UnionType):
-        return _parse(text, next(arg for arg in args if arg is not type(None)), key)
+        return _parse(text, next((arg for arg in args if arg in (str, int, float, bool)), args[0]), key)
     if origin is tuple:
         return tuple(_parse(part.strip(), args[0], key) for part in text.split(",") if part.strip())
     if hint in (int, float, str):
@@ -199,68 +219,131 @@ def _name(hint: Any) -> str:
 # ---- JSON ----
 
 
-def to_json(value: Any) -> Any:
-    """Dicts, lists and plain values; a dataclass says its class as module:Name."""
+def to_json(config: Config) -> dict:
+    """The config as JSON, with the number of its format."""
+    return {"format": FORMAT, **encode(config)}
+
+
+def from_json(value: dict, allow_import: Sequence[str] = ()) -> Config:
+    """The inverse of to_json; `allow_import` as in `load`.
+
+    Raises ValueError for another format, a class that isn't allowed, an unknown field or a wrong type.
+    """
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"it has format {found}, and this version needs {FORMAT}: train again, or use another version")
+    rest = {key: part for key, part in value.items() if key != "format"}
+    return _fit(decode(rest, allow_import, "config"), Config, "config")
+
+
+def allowed_by(config: Any) -> tuple[str, ...]:
+    """The packages that define a config's classes: the user has imported them already."""
+    if not dataclasses.is_dataclass(config):
+        return ()
+    parts = (allowed_by(getattr(config, f.name)) for f in dataclasses.fields(config))
+    return tuple(dict.fromkeys([_module_name(type(config)).split(".")[0], *(name for part in parts for name in part)]))
+
+
+def encode(value: Any) -> Any:
+    """A dataclass as JSON: its class as module:Name, and its fields. Raises ValueError for what JSON can't hold."""
     if dataclasses.is_dataclass(value):
         cls = type(value)
-        rest = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {CLASS: f"{cls.__module__}:{cls.__qualname__}", **rest}
-    return [to_json(v) for v in value] if isinstance(value, tuple) else value
+        if "<locals>" in cls.__qualname__:
+            raise ValueError(f"{cls.__qualname__} is defined inside a function: move it to the top of its file")
+        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {CLASS: f"{_module_name(cls)}:{cls.__qualname__}", **fields}
+    if isinstance(value, tuple):
+        return [encode(part) for part in value]
+    if isinstance(value, bytes):
+        return {BYTES: base64.b64encode(value).decode()}
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ValueError(f"a config holds plain values, tuples and dataclasses; got {type(value).__name__} {value!r:.60}")
 
 
-def from_json(value: dict) -> Config:
-    """The inverse of to_json. Raises ValueError on a class outside this package, an unknown field, a wrong type."""
-    return _fit(_unjson(value, "config"), Config, "config")
-
-
-def _unjson(value: Any, key: str) -> Any:
+def decode(value: Any, allow_import: Sequence[str] = (), key: str = "value") -> Any:
+    """The inverse of encode. `key` names the value in errors, which are ValueErrors."""
     if isinstance(value, list):
-        return tuple(_unjson(v, key) for v in value)
+        return tuple(decode(part, allow_import, key) for part in value)
     if not isinstance(value, dict):
         return value
-    cls = _class(value.get(CLASS), key)
-    fields = {name: _unjson(v, f"{key}.{name}") for name, v in value.items() if name != CLASS}
+    if value.keys() == {BYTES}:
+        return base64.b64decode(value[BYTES])
+    cls = _class(value.get(CLASS), allow_import, key)
+    fields = {name: decode(part, allow_import, f"{key}.{name}") for name, part in value.items() if name != CLASS}
     if unknown := sorted(set(fields) - {f.name for f in dataclasses.fields(cls)}):
         raise ValueError(f"{key} of class {cls.__name__} has no field {', '.join(unknown)}")
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     try:
-        return cls(**{name: _fit(v, hints[name], f"{key}.{name}") for name, v in fields.items()})
+        return cls(**{name: _fit(part, hints[name], f"{key}.{name}") for name, part in fields.items()})
     except TypeError as error:
         raise ValueError(f"{key} of class {cls.__name__}: {error}") from None
 
 
-def _class(name: Any, key: str) -> type:
-    """The dataclass 'module:Name' of this package, and of no other."""
+def _module_name(cls: type) -> str:
+    """The name that imports a class's module, also for the file that Python was started with."""
+    main = sys.modules.get("__main__")
+    if cls.__module__ != "__main__" or getattr(main, "__file__", None) is None:
+        return cls.__module__
+    return main.__spec__.name if main.__spec__ else Path(main.__file__).stem
+
+
+def _class(name: Any, allow_import: Sequence[str], key: str) -> type:
+    """The dataclass module:Name. Imports nothing unless the module is this package's, or allowed."""
     module, _, cls = name.partition(":") if isinstance(name, str) else ("", "", "")
-    found = None
-    if module.split(".")[0] == PACKAGE and importlib.util.find_spec(module) is not None:
-        found = getattr(importlib.import_module(module), cls, None)
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__ == module):
-        raise ValueError(f"{key}: {name!r} is not a dataclass of {PACKAGE}, as module:Name")
+    wrong = f"{key}: {name!r} is not a dataclass of {PACKAGE}"
+    if not any(module == prefix or module.startswith(f"{prefix}.") for prefix in (PACKAGE, *allow_import)):
+        top = module.split(".")[0]
+        hint = f"; if you trust it: --allow_import={top} (Python: allow_import=({top!r},))"
+        raise ValueError(wrong + (hint if top.isidentifier() else ""))
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{wrong}: {error}; is its folder on PYTHONPATH?") from error
+    for part in cls.split("."):
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found) and _module_name(found) == module):
+        raise ValueError(f"{key}: {name!r} is not a dataclass of {', '.join((PACKAGE, *allow_import))}, as module:Name")
     return found
 
 
 def _fit(value: Any, hint: Any, key: str) -> Any:
-    """The value, its types checked all the way down. Whole numbers become floats where those are declared."""
+    """The value, its types checked all the way down. Whole numbers become floats where floats are declared."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(value) and _may_stand(value, hint):
-        hints = _hints(type(value))
-        fields = {
-            f.name: _fit(getattr(value, f.name), hints[f.name], f"{key}.{f.name}") for f in dataclasses.fields(value)
-        }
-        return dataclasses.replace(value, **fields)
     if origin in (typing.Union, types.UnionType):
-        hint = next((arg for arg in args if type(value) is arg), args[0])
-        return _fit(value, hint, key)
+        return _fit(value, next((arg for arg in args if _accepts(arg, value)), args[0]), key)
+    if dataclasses.is_dataclass(value) and _accepts(hint, value):
+        _check_protocol(value, hint, key)
+        hints = typing.get_type_hints(type(value))
+        names = [f.name for f in dataclasses.fields(value) if f.init]
+        return dataclasses.replace(
+            value, **{name: _fit(getattr(value, name), hints[name], f"{key}.{name}") for name in names}
+        )
     if origin is tuple and isinstance(value, tuple):
-        return tuple(_fit(v, args[0], key) for v in value)
+        return tuple(_fit(part, args[0], key) for part in value)
     if hint is float and type(value) is int:
         return float(value)
-    if hint is Any or (origin is Literal and value in args) or (isinstance(hint, type) and type(value) is hint):
+    if hint is Any or (origin is Literal and value in args) or _accepts(hint, value):
         return value
     raise ValueError(f"{key.removeprefix('config.')} takes {_name(hint)}; got {value!r}")
 
 
-def _may_stand(value: Any, hint: Any) -> bool:
-    """Whether a dataclass may stand in a field; where a protocol is asked for, any may."""
-    return hint is Any or getattr(hint, "_is_protocol", False) or isinstance(value, hint)
+def _accepts(hint: Any, value: Any) -> bool:
+    """Whether a value may stand in a field of this type, on its face. A protocol accepts any dataclass."""
+    if dataclasses.is_dataclass(value):
+        return hint is Any or _is_protocol(hint) or (isinstance(hint, type) and isinstance(value, hint))
+    return isinstance(hint, type) and type(value) is hint
+
+
+def _is_protocol(hint: Any) -> bool:
+    return getattr(hint, "_is_protocol", False)
+
+
+def _check_protocol(value: Any, hint: Any, key: str) -> None:
+    """Raises ValueError naming what a user's class lacks."""
+    if not _is_protocol(hint) or type(value).__module__.split(".")[0] == PACKAGE:
+        return
+    wanted = {name for name in (*vars(hint), *getattr(hint, "__annotations__", ())) if not name.startswith("_")}
+    if missing := sorted(name for name in wanted if not hasattr(value, name)):
+        kind = f"{key.removeprefix('config.')} of class {type(value).__name__}"
+        raise ValueError(f"{kind} is no {hint.__name__}: it lacks {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""What is wrong with a run before it begins: its workdir, its config beside a checkpoint's, its rows on a mesh."""
+"""Checks before a run starts: the workdir, the config against the checkpoint's, the batch against the mesh."""
 
 import logging
 import os
@@ -8,19 +8,21 @@ from typing import Any
 import jax
 
 from diffusion_lm import sharding
-from diffusion_lm.config import Config, from_json, to_json
+from diffusion_lm.config import Config, allowed_by, from_json, to_json
 from diffusion_lm.training.checkpoint import CheckpointMeta
 
 log = logging.getLogger(__name__)
 
-# What may change between a checkpoint and the run that goes on from it; anything else would be another experiment.
-FREE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.steps_per_call",
-        "train.grad_accum_steps", "model.attention_kernel", "checkpoint.", "mesh.", "optim.", "data.path", "data.tokenizer",
-        "data.token_cache_dir", "data.workers")  # fmt: skip
+# Keys that may change between a checkpoint and the run that resumes it; any other would make it another experiment.
+MAY_CHANGE = (
+    "checkpoint.", "data.path", "data.token_cache_dir", "data.tokenizer", "data.workers", "mesh.",
+    "model.attention_kernel", "optim.", "train.eval_batches", "train.eval_every", "train.grad_accum_steps",
+    "train.log_every", "train.steps", "train.steps_per_call",
+)  # fmt: skip
 
 
 def check_workdir(workdir: Path | str) -> None:
-    """Raises OSError with one line where nothing could be written; writes nothing itself."""
+    """Raises OSError if the folder, or the one it would be made in, can't be written to. Writes nothing."""
     workdir = Path(workdir).absolute()
     place = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
     if not place.is_dir():
@@ -30,33 +32,36 @@ def check_workdir(workdir: Path | str) -> None:
 
 
 def check_config(config: Config, stored: CheckpointMeta, where: Path) -> None:
-    """Raises ValueError naming each field that makes the config another experiment than the checkpoint's."""
-    # Through the config, so that fields that came later have what they stood for.
-    before, now = _flat(to_json(from_json(stored.config))), _flat(to_json(config))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    wrong = [f"{key}={now.get(key)} (it has {before.get(key)})" for key in changed if not key.startswith(FREE)]
+    """Raises ValueError naming each key that differs from the checkpoint's at `where`, unless it may change."""
+    # Decoding the stored config gives newer fields their defaults.
+    before, now = _flat(to_json(from_json(stored.config, allowed_by(config)))), _flat(to_json(config))
+    changed = {key: (before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())}
+    changed = {key: values for key, values in changed.items() if values[0] != values[1]}
+    wrong = [f"{key}={new} (it has {old})" for key, (old, new) in changed.items() if not key.startswith(MAY_CHANGE)]
     if wrong:
         raise ValueError(f"the config doesn't match {where}: {', '.join(wrong)}; set them back or use a new workdir")
     if changed:
-        log.info("changed since %s: %s", where, ", ".join(f"{key}={now.get(key)}" for key in changed))
+        log.info("changed since %s: %s", where, ", ".join(f"{key}={new}" for key, (_, new) in changed.items()))
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested JSON as dotted keys and plain values."""
     if not isinstance(value, dict):
         return {key: value}
     return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}".lstrip(".")).items()}
 
 
 def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError unless every device that holds rows of its own gets as many, and parts of rows are equal."""
-    ways, parts, train = sharding.row_ways(mesh), sharding.length_ways(mesh), config.train
+    """Raises ValueError unless the mesh divides a batch's rows, and a row's positions, evenly."""
+    devices, parts, train = sharding.row_ways(mesh), sharding.length_ways(mesh), config.train
     if config.data.seq_len % parts:
         raise ValueError(
-            f"data.seq_len={config.data.seq_len} can't be cut into {parts} equal parts; choose a multiple of it, or a "
-            "mesh with less mesh.sequence"
+            f"data.seq_len={config.data.seq_len} can't be cut into mesh.sequence={parts} equal parts: set it to a "
+            "multiple, or mesh.sequence lower"
         )
-    if (train.batch_size // train.grad_accum_steps) % ways:
+    if (train.batch_size // train.grad_accum_steps) % devices:
         raise ValueError(
-            f"train.batch_size={train.batch_size} in train.grad_accum_steps={train.grad_accum_steps} parts can't be cut into rows for "
-            f"{ways} devices; choose a batch that {ways * train.grad_accum_steps} divides, or a mesh with more mesh.tensor"
+            f"train.batch_size={train.batch_size} in train.grad_accum_steps={train.grad_accum_steps} parts can't be "
+            f"divided among {devices} devices: set train.batch_size to a multiple of "
+            f"{devices * train.grad_accum_steps}, or mesh.tensor higher"
         )

@@ -37,7 +37,7 @@ from diffusion_lm.build import (
     update_flops,
 )
 from diffusion_lm.config import Config
-from diffusion_lm.data.tokenizer import Tokenizer
+from diffusion_lm.data.tokenizer import SentencePiece
 from diffusion_lm.evaluation import hlo
 from diffusion_lm.inference import presets
 from diffusion_lm.models import flops
@@ -197,8 +197,9 @@ def _generation_flops(module: Transformer, rows: int, width: int, prompt: int, l
 
 def pieces(config: Config) -> Pieces:
     """How many pieces the config's tokenizer has, or will have at most."""
-    path = getattr(config.data, "tokenizer", None)
-    return Pieces(config.data.vocab_size if path is None else Tokenizer.load(path).vocab)
+    given = getattr(config.data, "tokenizer", None)
+    given = SentencePiece.load(given) if isinstance(given, str) else given
+    return Pieces(config.data.vocab_size if given is None else given.vocab)
 
 
 # ---- what the compiler says ----

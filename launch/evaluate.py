@@ -13,7 +13,7 @@ import jax
 from absl import flags
 
 from diffusion_lm.build import LoadedModel, build_loss, load_for_inference, read_text
-from diffusion_lm.data import corpora, loader
+from diffusion_lm.data import loader
 from diffusion_lm.evaluation.likelihood import held_out
 from launch import flags as launch_flags
 
@@ -27,7 +27,7 @@ STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; none: the newest."
 def main() -> dict:
     if BATCH.value < 1:
         raise ValueError(f"--batch must be at least 1, not {BATCH.value}")
-    model = load_for_inference(WORKDIR.value, step=STEP.value)
+    model = load_for_inference(WORKDIR.value, step=STEP.value, allow_import=launch_flags.ALLOW_IMPORT.value)
     tokens = _tokens(model)
     loss = build_loss(model.config, model.bound.module, model.process, bound=True)
     losses = jax.jit(lambda key, batch, params: loss(params, key, batch))
@@ -56,9 +56,8 @@ def _tokens(model: LoadedModel) -> loader.TokenArray:
         if held is None:
             raise ValueError("the run held nothing out (data.val_fraction=0): say which text with --data")
         return held
-    data = dataclasses.replace(config.data, path=DATA.value)
-    whole = corpora.corpus(data.path, documents=data.document_unit, field=data.field)
-    return loader.tokenize(whole, model.tokenizer, pad=config.objective.layout.pad)
+    corpus = dataclasses.replace(config.data, path=DATA.value).corpus()
+    return loader.tokenize(corpus, model.tokenizer, pad=config.objective.layout.pad)
 
 
 if __name__ == "__main__":

@@ -18,16 +18,21 @@ from diffusion_lm.training.loop import NonFiniteError
 from launch import distributed
 
 COMPILE_CACHE = flags.DEFINE_string("compile_cache", None, "Folder that keeps what took over a second to compile.")
+ALLOW_IMPORT = flags.DEFINE_multi_string(
+    "allow_import", [], "Python module or package whose classes a checkpoint or a .json config may name; repeatable."
+)
 # Numbers from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def define_config() -> Callable[[], Config]:
     """Defines --config and --set; call the result, once flags are parsed, for the config that they make."""
-    config = flags.DEFINE_string("config", None, "Python file with get_config(); FILE.py:ARGUMENT hands it one.")
+    config = flags.DEFINE_string(
+        "config", None, "Python file with get_config(), or FILE.py:ARGUMENT, or a .json file."
+    )
     settings = flags.DEFINE_multi_string("set", [], "KEY=VALUE, as in optim.lr=1e-3; may be given again and again.")
     flags.mark_flag_as_required("config")
-    return lambda: override(load(config.value), settings.value)
+    return lambda: override(load(config.value, ALLOW_IMPORT.value), settings.value)
 
 
 def define_workdir() -> flags.FlagHolder[str]:

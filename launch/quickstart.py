@@ -71,9 +71,7 @@ def _quality(model, tokens: loader.TokenArray) -> dict:
 def _scale(config) -> dict[str, float]:
     """General compressors on the same held-out text."""
     data = config.data
-    _, valid = corpora.split(
-        corpora.corpus(data.path, documents=data.document_unit, field=data.field), data.val_fraction
-    )
+    _, valid = corpora.split(data.corpus(), data.val_fraction)
     return {name: round(bits, 4) for name, bits in bits_per_byte("".join(valid.documents())).items()}
 
 

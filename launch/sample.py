@@ -46,7 +46,7 @@ HOLE = re.compile(r"\[\[(\d+)(?:-(\d+))?\]\]")
 
 def main() -> dict:
     _check()
-    model = load_for_inference(WORKDIR.value, step=STEP.value)
+    model = load_for_inference(WORKDIR.value, step=STEP.value, allow_import=launch_flags.ALLOW_IMPORT.value)
     writer = sampler_flags.writer(model, record=bool(VIEW.value))
     write = _filled if INFILL.value else _written
     start = time.perf_counter()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_lm.config import Config, Data, from_json, load, override, to_json
+from diffusion_lm.data.tokenizer import train_tokenizer
 from diffusion_lm.models.transformer import Architecture
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.processes.absorbing import Absorbing
@@ -25,8 +26,8 @@ CONFIG = Config(
 
 
 def test_overrides_take_the_field_s_type():
-    text = "optim.lr=1e-4 train.steps=7 model.tie_embeddings=false data.path=a=b.txt data.tokenizer=x.model data.tokenizer_kind=char"
-    changed = override(CONFIG, text.split())
+    text = "optim.lr=1e-4 train.steps=7 model.tie_embeddings=false data.path=a=b.txt data.tokenizer=x.model"
+    changed = override(CONFIG, [*text.split(), "data.tokenizer_kind=char"])
     changed = override(changed, ["process.schedule.power=3", "objective.block_size=4", "optim.schedule.decay=9"])
     assert (changed.optim.lr, changed.train.steps, changed.model.tie_embeddings) == (1e-4, 7, False)
     assert (changed.data.path, changed.data.tokenizer, changed.data.tokenizer_kind) == ("a=b.txt", "x.model", "char")
@@ -38,7 +39,7 @@ def test_overrides_take_the_field_s_type():
 
 def test_overrides_hold_together_and_the_last_one_counts():
     both = override(CONFIG, ["train.batch_size=6", "train.grad_accum_steps=3", "train.batch_size=9"]).train
-    assert (both.batch, both.grad_accum_steps) == (9, 3)
+    assert (both.batch_size, both.grad_accum_steps) == (9, 3)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,38 @@ def test_a_wrong_override_is_one_line_that_names_it(assignment, message):
 def test_json_round_trip():
     text = json.dumps(to_json(CONFIG))
     assert from_json(json.loads(text)) == CONFIG
+
+
+def test_a_tokenizer_with_bytes_survives_json():
+    tokenizer = train_tokenizer(["some text"], vocab=300, kind="char")
+    config = dataclasses.replace(CONFIG, data=Data(path="text.txt", tokenizer=tokenizer))
+    again = from_json(json.loads(json.dumps(to_json(config))))
+    assert again == config and again.data.tokenizer.proto == tokenizer.proto
+
+
+@pytest.mark.parametrize("found", [None, 1, 3, "2"])
+def test_another_format_is_refused_in_one_line(found):
+    tree = to_json(CONFIG) | {"format": found}
+    assert to_json(CONFIG)["format"] == 2
+    with pytest.raises(ValueError, match=f"it has format {found}, and this version needs 2"):
+        from_json(tree)
+    with pytest.raises(ValueError, match="it has format None"):
+        from_json({key: value for key, value in tree.items() if key != "format"})
+
+
+def test_a_json_file_is_a_config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("\ufeff" + json.dumps(to_json(CONFIG)), encoding="utf-8")
+    assert load(str(path)) == CONFIG
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        load(str(path))
+
+
+@pytest.mark.parametrize("value", [{1: 2}, [1], {3}, Path("x")])
+def test_what_json_cannot_hold(value):
+    with pytest.raises(ValueError, match="a config holds plain values"):
+        to_json(dataclasses.replace(CONFIG, data=Data(path=value)))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -142,7 +175,7 @@ def test_files_that_are_not_there(tmp_path):
 
 
 def test_what_may_change_between_a_checkpoint_and_its_continuation():
-    meta = CheckpointMeta(config=json.loads(json.dumps(to_json(CONFIG))), tokenizer=b"", corpus="")
+    meta = CheckpointMeta(config=json.loads(json.dumps(to_json(CONFIG))), tokenizer={}, corpus="")
     check_config(CONFIG, meta, "here")
     check_config(
         override(CONFIG, ["train.steps=7", "optim.lr=1", "checkpoint.save_every=3", "mesh.fsdp=2"]), meta, "here"

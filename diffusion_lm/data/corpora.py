@@ -1,37 +1,47 @@
-"""Where text comes from: the standard library of this Python, files, folders, JSON lines; and what is held out.
+"""Corpora: text files, folders, JSON records and this Python's standard library; and the split into train and valid.
 
-A corpus can be read again and again. Documents are never changed: bytes are decoded as UTF-8 and nothing more.
+A corpus can be read any number of times. Bytes are decoded as UTF-8, without a byte order mark; nothing else changes.
 """
 
 import ast
+import bz2
 import functools
 import glob
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import sysconfig
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from absl import logging
 
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".jsonl")  # what is read from a folder
-# tests, other people's packages, vendored tools, and tables that are no prose and hardly code
+RECORDS = (".jsonl", ".ndjson")  # one JSON object a line
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", *RECORDS)  # the files of a folder that are read
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OTHERS = {".zip", ".tar", ".tgz", ".zst", ".7z", ".parquet", ".arrow", ".feather"}
+# Tests, other people's packages, vendored tools, and tables that are hardly prose or code.
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data"}
-CUTS = {"file": None, "line": re.compile(r"\r?\n"), "paragraph": re.compile(r"\r?\n(?:[ \t]*\r?\n)+")}
+_END = r"(?>\r\n|\r|\n)"  # not U+2028 or U+0085, which are characters; never half of \r\n
+CUTS = {"file": None, "line": re.compile(_END), "paragraph": re.compile(rf"{_END}(?:[ \t]*{_END})+")}
 
 
 class Corpus(Protocol):
-    """Documents in a fixed order, and 16 hexadecimal digits that change when any of them does."""
+    """Documents in a fixed order. Implement it as a frozen dataclass to use it as `data.path` of a config."""
 
-    def documents(self) -> Iterator[str]: ...
+    def documents(self) -> Iterator[str]:
+        """The documents, from the first, at every call."""
 
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A short string that changes when any document does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +59,11 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Documents read from files.
+    """Documents in files.
 
-    read: (file, root) -> the texts in a file, each of which is cut into documents as `unit`, a key of CUTS, says
-    reading: what `read` does, in a word; a part of the fingerprint, as are contents and names below `root`
+    read      (file, root) -> the texts of a file
+    reading   a name for what `read` does; the fingerprint covers it, the files' contents and their names below `root`
+    unit      a key of CUTS: how a text is cut into documents
     """
 
     files: tuple[Path, ...]
@@ -62,7 +73,7 @@ class Files:
     unit: str
 
     def documents(self) -> Iterator[str]:
-        """Skips empty documents and says how many. ValueError if nothing is left, or for a file that isn't text."""
+        """Skips empty documents and logs how many. Raises ValueError if none is left, or if a file isn't text."""
         found = empty = 0
         for file in self.files:
             for text in self.read(file, self.root):
@@ -73,7 +84,7 @@ class Files:
                     else:
                         empty += 1
         if empty:
-            logging.info("%s: skipped %d empty documents, read %d", self.root, empty, found)
+            _log_once(f"{self.root}: skipped {empty} empty documents, read {found}")
         if not found:
             raise ValueError(f"the corpus is empty: none of {len(self.files)} files in {self.root} holds any text")
 
@@ -82,16 +93,24 @@ class Files:
         return _digest(self.reading.encode(), self.unit.encode(), *names, *map(_digest_file, self.files))
 
 
+@functools.cache  # a run reads its corpus several times
+def _log_once(message: str) -> None:
+    logging.info("%s", message)
+
+
 def corpus(path: str, *, documents: str = "file", field: str = "text") -> Corpus:
-    """Opens a corpus. Nothing but names is read until its documents are asked for.
+    """Opens a corpus; documents are read when they are asked for.
 
-    path: 'python-docs', a document for each standard-library module: its docstrings, under their dotted names;
-        'python-source', the source of the same modules; or a file, a folder (all TEXT_SUFFIXES below it, sorted; others
-        are counted in a warning) or a glob (whatever matches). A .jsonl file holds a text in the `field` of each line.
-    documents: whether a text (a file, a module, a JSON line) is one document ('file'), or each of its lines ('line')
-        or paragraphs ('paragraph') is; the ends of lines and the blank lines between paragraphs are then left out.
+    Args:
+      path: 'python-docs' (the docstrings of each standard-library module, under their dotted names), 'python-source'
+        (the source of these modules), a file, a folder (files that end in TEXT_SUFFIXES, sorted) or a glob.
+        .jsonl and .ndjson files hold a JSON object a line, .json files a list of objects. Any file may be
+        compressed (.gz, .bz2, .xz).
+      documents: 'file': a text (a file, a module or a record) is one document. 'line', 'paragraph': each of its lines
+        or paragraphs is one, without the line ends around it.
+      field: the key of a record that holds the text.
 
-    FileNotFoundError or ValueError where there is nothing to read.
+    Raises FileNotFoundError or ValueError if there is nothing to read.
     """
     if documents not in CUTS:
         raise ValueError(f"documents {documents!r}: choose one of {', '.join(map(repr, CUTS))}")
@@ -100,15 +119,26 @@ def corpus(path: str, *, documents: str = "file", field: str = "text") -> Corpus
         root, files = _standard_library()
         return Files(files=files, root=root, read=library[path], reading=path, unit=documents)
     root, files = _find(path)
-    if field != "text" and not any(file.suffix == ".jsonl" for file in files):
+    suffixes = [_suffix(file) for file in files]
+    if field != "text" and not {*RECORDS, ".json"}.intersection(suffixes):
         raise ValueError(f"field {field!r} is for .jsonl files, and {path} has none: leave field as it was")
+    for file, suffix in zip(files, suffixes, strict=True):
+        if suffix in OTHERS:
+            raise ValueError(f"{file}: {suffix} files can't be read: unpack or convert it to text or .jsonl")
     read = functools.partial(_text_or_records, field=field)
     return Files(files=files, root=root, read=read, reading=f"field {field}", unit=documents)
 
 
+def _suffix(file: Path) -> str:
+    """The lower-case suffix that says what a file holds, without that of its compression."""
+    name = file.name.lower()
+    packed = Path(name).suffix in OPENERS
+    return Path(Path(name).stem if packed else name).suffix
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hashed:
-    """The documents whose hash is in low..high-1."""
+    """The documents whose hash lies in [low, high)."""
 
     whole: Corpus
     low: int
@@ -123,7 +153,7 @@ class Hashed:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Characters start..stop-1 of a corpus's only document."""
+    """Characters [start, stop) of a corpus's only document."""
 
     whole: Corpus
     start: int
@@ -136,32 +166,34 @@ class Span:
         return _digest(self.whole.fingerprint().encode(), b"span", f"{self.start} {self.stop}".encode())
 
 
-def split(whole: Corpus, holdout: float) -> tuple[Corpus, Corpus]:
-    """(training, held out): about `holdout` of the documents, chosen by the hash of their text.
+def split(whole: Corpus, val_fraction: float) -> tuple[Corpus, Corpus]:
+    """Splits a corpus into (train, valid); reads it once.
 
-    A document's side depends on its text alone, so order, additions and repetitions move none. If that leaves a side
-    empty, the one document with the least hash is held out, or the one with the greatest is trained on. Of a corpus
-    with a single document of n characters, those from int(n * (1 - holdout)) on are held out. A holdout of 0 holds out
-    nothing. ValueError if holdout isn't in [0, 1), or if nothing can be told apart. Reads the corpus once.
+    About `val_fraction` of the documents are held out, chosen by the hash of their text: order, additions and
+    repetitions move no document to the other side. If a side would be empty, it gets the document with the least
+    (valid) or greatest (train) hash. A corpus of one document of n characters is cut at int(n * (1 - val_fraction)).
+    0 holds out nothing. Raises ValueError outside [0, 1), or if all documents are the same text.
     """
-    if not 0 <= holdout < 1:
-        raise ValueError(f"holdout {holdout} is not a fraction in [0, 1)")
-    if holdout == 0:
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction {val_fraction} is not a fraction in [0, 1)")
+    if val_fraction == 0:
         return whole, Texts(texts=())
     hashes = np.fromiter(map(_hash, whole.documents()), np.int64)
     if len(hashes) == 1:
-        return _split_one(whole, holdout)
+        return _split_one(whole, val_fraction)
     if len(hashes) == 0 or hashes.min() == hashes.max():
-        raise ValueError(f"all {len(hashes)} documents are the same text: none can be held out, set holdout to 0")
-    edge = int(np.clip(int(holdout * 2**63), hashes.min() + 1, hashes.max()))
+        raise ValueError(f"all {len(hashes)} documents are the same text: none can be held out, set val_fraction to 0")
+    edge = int(np.clip(int(val_fraction * 2**63), hashes.min() + 1, hashes.max()))
     return Hashed(whole=whole, low=edge, high=2**63), Hashed(whole=whole, low=0, high=edge)
 
 
-def _split_one(whole: Corpus, holdout: float) -> tuple[Corpus, Corpus]:
+def _split_one(whole: Corpus, val_fraction: float) -> tuple[Corpus, Corpus]:
     size = len(next(iter(whole.documents())))
-    edge = int(size * (1 - holdout))
+    edge = int(size * (1 - val_fraction))
     if not 0 < edge < size:
-        raise ValueError(f"the only document has {size} characters, too few to hold out {holdout}: set holdout to 0")
+        raise ValueError(
+            f"the only document has {size} characters, too few to hold out {val_fraction}: set val_fraction to 0"
+        )
     return Span(whole=whole, start=0, stop=edge), Span(whole=whole, start=edge, stop=size)
 
 
@@ -181,11 +213,14 @@ def _digest_file(path: Path) -> bytes:
 
 def _cut(text: str, unit: str) -> list[str]:
     ends = CUTS[unit]
-    return [part.strip("\r\n") for part in ends.split(text)] if ends else [text]
+    if ends is None:
+        return [text]
+    parts = [part.strip("\r\n") for part in ends.split(text)]
+    return parts[:-1] if len(parts) > 1 and not parts[-1] else parts  # nothing begins at the end of the last line
 
 
 def _find(path: str) -> tuple[Path, tuple[Path, ...]]:
-    """The files that `path` names, in order, and the folder they lie in."""
+    """The folder of the files that `path` names, and the files in order."""
     place = Path(path).expanduser()
     if place.is_file():
         return place.parent, (place,)
@@ -200,16 +235,16 @@ def _find(path: str) -> tuple[Path, tuple[Path, ...]]:
 
 
 def _text_files(folder: Path) -> tuple[Path, ...]:
-    """Files with a known suffix; the others, and those that are hidden or in hidden folders, are counted."""
+    """Files with a known suffix. A warning counts the others, hidden ones included."""
     files, others = [], Counter()
     for file in sorted(folder.rglob("*")):
         if not file.is_file():
             continue
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file.suffix in TEXT_SUFFIXES and not hidden:
+        if _suffix(file) in TEXT_SUFFIXES and not hidden:
             files.append(file)
         else:
-            others["hidden" if hidden else file.suffix or "no suffix"] += 1
+            others["hidden" if hidden else file.suffix.lower() or "no suffix"] += 1
     if others:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
         logging.warning("%s: left out %d files that aren't known as text: %s", folder, others.total(), counts)
@@ -229,46 +264,83 @@ def _standard_library() -> tuple[Path, tuple[Path, ...]]:
     return root, tuple(sorted(files))
 
 
-def _text(file: Path, data: bytes, where: str = "") -> str:
-    """UTF-8 to text. ValueError naming the file for what is no text."""
-    if b"\0" in data:
-        raise ValueError(f"{file}{where}: a binary file (it holds NUL bytes): leave it out of the corpus")
+def _read(file: Path) -> bytes:
+    """A file's bytes, decompressed. Raises ValueError naming the file if they are damaged."""
     try:
-        return data.decode()
+        with OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
+            return stream.read()
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{file}: damaged ({error}): leave it out of the corpus") from error
+
+
+def _text(file: Path, data: bytes, where: str = "") -> str:
+    """UTF-8 to text, without a byte order mark. Raises ValueError naming the file if it isn't UTF-8."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{file}{where}: UTF-16: convert it to UTF-8")
+    if b"\0" in data:
+        hint = "name it .gz" if data.startswith(b"\x1f\x8b") else "leave it out of the corpus"
+        raise ValueError(f"{file}{where}: a binary file (it holds NUL bytes): {hint}")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}{where}: not UTF-8 (byte {error.start}): convert it or leave it out") from error
 
 
 def _whole(file: Path, root: Path) -> Iterator[str]:
     del root
-    yield _text(file, file.read_bytes())
+    yield _text(file, _read(file))
 
 
 def _text_or_records(file: Path, root: Path, *, field: str) -> Iterator[str]:
-    return _records(file, field) if file.suffix == ".jsonl" else _whole(file, root)
+    suffix = _suffix(file)
+    if suffix == ".json":
+        return _listed(file, field)
+    return _records(file, field) if suffix in RECORDS else _whole(file, root)
+
+
+def _listed(file: Path, field: str) -> Iterator[str]:
+    """`field` of each object of a JSON list."""
+    hint = "give a list of objects, name it .jsonl if each line is one, or .txt to train on it as it stands"
+    try:
+        records = json.loads(_text(file, _read(file)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: broken JSON: {error}: {hint}") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{file}: it holds no list of objects: {hint}")
+    for number, record in enumerate(records, 1):
+        yield _field(record, field, f"{file}, record {number}")
 
 
 def _records(file: Path, field: str) -> Iterator[str]:
     """`field` of each line of JSON; an empty text for a blank line."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            yield _record(file, number, line, field) if line.strip() else ""
+    for number, line in enumerate(_lines(file), 1):
+        where = f", line {number}"
+        try:
+            yield _field(json.loads(_text(file, line, where)), field, f"{file}{where}") if line.strip() else ""
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}{where}: broken JSON: {error}") from error
 
 
-def _record(file: Path, number: int, line: bytes, field: str) -> str:
-    where = f", line {number}"
+def _lines(file: Path) -> Iterator[bytes]:
+    """Lines that end in \\n, \\r\\n or \\r; JSON allows neither inside a string."""
+    opened: Callable[..., IO[bytes]] = OPENERS.get(file.suffix.lower(), open)
     try:
-        record = json.loads(_text(file, line, where))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}{where}: broken JSON: {error}") from error
+        with opened(file, "rb") as lines:
+            for line in lines:
+                yield from line.rstrip(b"\r\n").split(b"\r")
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{file}: damaged ({error}): leave it out of the corpus") from error
+
+
+def _field(record: object, field: str, where: str) -> str:
     if not isinstance(record, dict) or field not in record:
         has = ", ".join(map(repr, record)) if isinstance(record, dict) else "no fields"
-        raise ValueError(f"{file}{where}: no field {field!r}, it has {has}: set field to the one with the text")
+        raise ValueError(f"{where}: no field {field!r}, it has {has}: set field to the one with the text")
     text = record[field]
     if not isinstance(text, str):
-        raise ValueError(f"{file}{where}: field {field!r} is {type(text).__name__}, not text")
+        raise ValueError(f"{where}: field {field!r} is {type(text).__name__}, not text")
     if re.search("[\ud800-\udfff]", text):
-        raise ValueError(f"{file}{where}: field {field!r} holds half a surrogate pair, no character: remove it")
+        raise ValueError(f"{where}: field {field!r} holds half a surrogate pair, no character: remove it")
     return text
 
 
@@ -284,7 +356,7 @@ def _module_docstrings(file: Path, name: str) -> tuple[str, ...]:
 
 
 def _described(node: ast.AST, name: str) -> Iterator[str]:
-    """Name and cleaned docstring of a module, class or function, then of those defined directly in it."""
+    """The name and cleaned docstring of a module, class or function, then those of the definitions in it."""
     if docstring := ast.get_docstring(node):
         yield f"{name}\n{docstring}\n"
     for child in node.body:

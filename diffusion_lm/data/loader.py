@@ -1,13 +1,13 @@
 """From documents to batches: one flat array of tokens, rows cut from it, and Grain to shuffle and resume them.
 
-The array reads  bos d1 eos [mask]*pad bos d2 eos [mask]*pad ...  . Rows of L positions overlap by one: a row's first
-token is given, and is a target of the row before it, so that every text token and every end of text is a target of
-exactly one row. The masks after an end of text mark where its canvas goes on: a Batch
-repeats the end of text there.
+The array is  bos d1 eos [mask]*pad bos d2 eos [mask]*pad ...  . Rows of L positions overlap by one: a row's first
+token is context, and a target of the row before it. So every text token and every end of text is a target of exactly
+one row. The masks after an end of text are the rest of its canvas: a Batch repeats the end of text there.
 """
 
 import contextlib
 import json
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,11 +20,11 @@ import numpy as np
 from absl import logging
 
 from diffusion_lm.data.corpora import Corpus
-from diffusion_lm.data.tokenizer import Tokenizer
+from diffusion_lm.data.tokenizer import Tokenizer, lossless
 from diffusion_lm.types import Batch
 
-FORMAT = 1  # of the files that tokenize writes
-NOWHERE = -1  # what a row holds after the end of the array, until it becomes a Batch
+FORMAT = 2  # of the files that `tokenize` writes
+NOWHERE = -1  # marks positions of a row after the end of the array, until it becomes a Batch
 PROGRESS_SECONDS = 10
 
 
@@ -33,11 +33,12 @@ class TokenArray:
     """A tokenised corpus.
 
     flat       [N] uint16 or int32, in memory or mapped from a file
-    bos, eos, mask   ids; bos and eos may be the same one
-    documents  how many there are
+    bos, eos, mask   ids; bos and eos may be the same id
+    documents  their number
     targets    text tokens and ends of text
-    characters, bytes   of the text itself (bytes in UTF-8), for bits per character or byte
-    unknown    text tokens that stand for text the tokenizer can't write
+    characters, bytes   of the text that the tokens spell (bytes in UTF-8), for bits per character or byte
+    unknown    tokens that stand for text without a token of its own
+    changed    documents that the tokenizer doesn't give back unchanged
     """
 
     flat: np.ndarray = field(repr=False)
@@ -49,97 +50,133 @@ class TokenArray:
     characters: int
     bytes: int
     unknown: int
+    changed: int = 0
 
 
-def tokenize(corpus: Corpus, tokenizer: Tokenizer, *, pad: int, path: str | Path | None = None) -> TokenArray:
-    """Tokenises a corpus, one document in memory at a time; `pad` masks follow each end of text (a canvas less one).
+def tokenize(
+    corpus: Corpus, tokenizer: Tokenizer, *, pad: int, path: str | Path | None = None, name: str = "the text"
+) -> TokenArray:
+    """Tokenises a corpus, one document in memory at a time.
 
-    With a path NAME.npy the tokens are written there, atomically, and the counts to NAME.json beside it. If both are
-    there and tell of the same corpus, tokenizer and pad, they are opened instead. Without one all is kept in memory.
-    Documents without a single token are left out. ValueError if none is left, or for a negative pad.
+    Args:
+      corpus: documents. Those without a single token are left out.
+      tokenizer: maps text to ids.
+      pad: the number of masks after each end of text: a canvas less one.
+      path: NAME.npy, a file to keep the tokens in, with the counts in NAME.json beside it; both are written
+        atomically. If they are there, of the same corpus, tokenizer and pad, they are opened. None: memory.
+      name: what log messages call the corpus.
+
+    Raises ValueError if no document is left, or for a negative pad.
     """
     if pad < 0:
         raise ValueError(f"pad {pad} is negative: it is the number of masks after an end of text")
-    stream = _Stream(corpus, tokenizer, pad)
+    stream = _Stream(corpus, tokenizer, pad, name)
     if path is None:
         flat = np.concatenate([np.zeros(0, stream.dtype), *stream])
         return stream.array(flat)
     path = Path(path)
     if path.suffix != ".npy":
         raise ValueError(f"tokens are written to a .npy file, not to {path}")
-    told = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": tokenizer.fingerprint, "pad": pad}
-    if (counts := _told(path, told)) is not None:
+    key = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": tokenizer.fingerprint, "pad": pad}
+    if (counts := _kept_counts(path, key)) is not None:
         stream.counts.update(counts)
         return stream.array(np.load(path, mmap_mode="r"))
-    return _write(path, stream, told)
+    return _write(path, stream, key)
 
 
 class _Stream:
-    """The pieces of the flat array, a document each, counted as they pass."""
+    """The documents' parts of the flat array, counted as they pass."""
 
-    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, pad: int):
-        self.corpus, self.tokenizer, self.pad = corpus, tokenizer, pad
-        self.dtype = np.dtype(np.uint16 if tokenizer.mask < 2**16 else np.int32)
-        self.counts = Counter()
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, pad: int, name: str):
+        self.corpus, self.tokenizer, self.pad, self.name = corpus, tokenizer, pad, name
+        self.dtype = np.dtype(np.uint16 if max(tokenizer.mask, tokenizer.vocab - 1) < 2**16 else np.int32)
+        self.counts, self.example = Counter(), None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         head, tail = [self.tokenizer.bos], [self.tokenizer.eos] + [self.tokenizer.mask] * self.pad
+        exact, said = lossless(self.tokenizer), time.monotonic()
         for text in self.corpus.documents():
             ids = self.tokenizer.encode(text)
             if not len(ids):
                 self.counts["empty"] += 1
                 continue
-            self.counts.update(documents=1, targets=len(ids) + 1, characters=len(text), bytes=len(text.encode()))
             self.counts["unknown"] += int(np.sum(ids == self.tokenizer.unknown))
-            seen = self.counts["documents"], self.counts["targets"]
-            logging.log_every_n_seconds(logging.INFO, "tokenizing: %d documents, %d tokens", PROGRESS_SECONDS, *seen)
+            spelled = text if exact else self._spelled(text, ids)
+            counted = {"targets": len(ids) + 1, "characters": len(spelled), "bytes": len(spelled.encode())}
+            self.counts.update(counted, documents=1)
+            if time.monotonic() - said >= PROGRESS_SECONDS:
+                said, seen = time.monotonic(), (self.counts["documents"], self.counts["targets"])
+                logging.info("tokenizing %s: %d documents, %d tokens so far", self.name, *seen)
             yield np.concatenate([head, ids, tail]).astype(self.dtype)
         self._report()
 
+    def _spelled(self, text: str, ids: np.ndarray) -> str:
+        """The text that the ids spell; a text without a token spells nothing."""
+        spelled = self.tokenizer.decode(ids[ids != self.tokenizer.unknown])
+        if spelled != text:
+            self.counts["changed"] += 1
+            self.example = self.example or _first_difference(text, spelled)
+        return spelled
+
     def _report(self):
-        if not self.counts["documents"]:
+        counts = self.counts
+        if not counts["documents"]:
             raise ValueError("no document to tokenize: the corpus, or this part of it, is empty")
-        if self.counts["empty"]:
-            logging.warning("left out %d documents that have no token", self.counts["empty"])
-        if self.counts["unknown"]:
-            said = "the tokenizer can't write %d tokens' text, which is lost: train one with byte_fallback"
-            logging.warning(said, self.counts["unknown"])
+        logging.info(
+            "tokenized %s: %d documents, %d tokens, %d bytes",
+            *(self.name, counts["documents"], counts["targets"], counts["bytes"]),
+        )
+        if counts["empty"]:
+            logging.warning("%s: left out %d documents that have no token", self.name, counts["empty"])
+        if counts["unknown"]:
+            hint = "train a tokenizer with byte_fallback to keep it"
+            logging.warning("%s: text without a token is lost at %d places: %s", self.name, counts["unknown"], hint)
+        if counts["changed"]:
+            hint = "bits per byte count the text that is left"
+            message = "%s: the tokenizer changes %d of %d documents (such as %r to %r): %s"
+            logging.warning(message, self.name, counts["changed"], counts["documents"], *self.example, hint)
 
     def array(self, flat: np.ndarray) -> TokenArray:
-        names = ("documents", "targets", "characters", "bytes", "unknown")
+        names = ("documents", "targets", "characters", "bytes", "unknown", "changed")
         ids = {name: getattr(self.tokenizer, name) for name in ("bos", "eos", "mask")}
         return TokenArray(flat=flat, **ids, **{name: self.counts[name] for name in names})
 
 
-def _told(path: Path, told: dict) -> dict[str, int] | None:
-    """The counts beside `path`, if they go with what is `told` and with the size of the array."""
+def _first_difference(a: str, b: str) -> tuple[str, str]:
+    """The stretches around the first character in which two texts differ."""
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return tuple(text[max(at - 10, 0) : at + 10] for text in (a, b))
+
+
+def _kept_counts(path: Path, key: dict) -> dict[str, int] | None:
+    """The counts beside `path`, if they were written for `key` and the array has its length."""
     sidecar = path.with_suffix(".json")
     if not (path.exists() and sidecar.exists()):
         return None
     try:
         known = json.loads(sidecar.read_text())
         length, counts = known.pop("length"), known.pop("counts")
-        if known == told and length == np.load(path, mmap_mode="r").size:
+        if known == key and length == np.load(path, mmap_mode="r").size:
             return counts
         logging.info("%s is of another corpus, tokenizer or pad: writing it anew", path)
     except (ValueError, KeyError) as error:
-        logging.warning("%s or what tells of it is damaged: writing it anew (%s)", path, error)
+        logging.warning("%s or its .json is damaged: writing it anew (%s)", path, error)
     return None
 
 
-def _write(path: Path, stream: _Stream, told: dict) -> TokenArray:
+def _write(path: Path, stream: _Stream, key: dict) -> TokenArray:
     sidecar = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sidecar.unlink(missing_ok=True)  # so that it never tells of other tokens than those beside it
+    sidecar.unlink(missing_ok=True)  # so that it never describes other tokens than those beside it
     with _replacing(path) as file:
         length = _write_npy(file, stream)
     with _replacing(sidecar) as file:
-        file.write(json.dumps(told | {"length": length, "counts": stream.counts}, indent=1).encode())
+        file.write(json.dumps(key | {"length": length, "counts": stream.counts}, indent=1).encode())
     return stream.array(np.load(path, mmap_mode="r"))
 
 
 def _write_npy(file: IO[bytes], stream: _Stream) -> int:
-    """Writes a .npy whose length is known only at its end. NumPy pads the header so that it can be written again."""
+    """Writes a .npy whose length is known only at its end. NumPy pads the header, so that it can be rewritten."""
 
     def header(length: int) -> int:
         file.seek(0)
@@ -158,7 +195,7 @@ def _write_npy(file: IO[bytes], stream: _Stream) -> int:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when all is written, and leaves nothing behind if that fails."""
+    """A file that replaces `path` once it is whole; a failure leaves nothing."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # hosts may write the same path at once
     try:
         with partial.open("wb") as file:
@@ -187,7 +224,7 @@ class PackedRows:
         return self._at(i * (self.length - 1))
 
     def near(self, i: int, rng: np.random.Generator) -> np.ndarray:
-        """int32 [L]: a row that starts anywhere from row i's start to row i + 1's, but never runs over the end."""
+        """int32 [L]: a row that starts at random between row i and row i + 1, and never runs over the end."""
         start = i * (self.length - 1) + int(rng.integers(self.length - 1))
         return self._at(min(start, len(self.tokens.flat) - self.length))
 
@@ -198,13 +235,13 @@ class PackedRows:
         return row
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """NumPy Batch of rows [B, L]. A row that starts inside a document calls it segment 1; padding at a row's start,
-        whose text is out of sight, belongs to none."""
+        """NumPy Batch of rows [B, L]. A document that began in an earlier row is segment 1. Padding at a row's start
+        has no segment: its document isn't in the row."""
         exists, mask = rows != NOWHERE, self.tokens.mask
         tokens = np.where(exists, rows, mask).astype(np.int32)
         text = tokens != mask
         start = tokens == self.tokens.bos
-        # where bos and eos are the same piece, it is a begin of text only after another end or its noise
+        # if bos and eos are the same id, it begins a text only after an end of text or its padding
         start[:, 1:] &= (tokens[:, :-1] == self.tokens.eos) | (tokens[:, :-1] == mask)
         given = start.copy()
         given[:, 0] |= text[:, 0]
@@ -224,13 +261,21 @@ class PackedRows:
 def train_loader(
     tokens: TokenArray, *, length: int, batch: int, seed: int, mine: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
-    """Endless NumPy Batches [batch, length], or of those of their rows that are `mine` (0 to batch - 1).
+    """Endless NumPy Batches for training.
 
-    Each epoch takes one random window near every row of the grid, in a new order. Which rows make a batch doesn't
-    depend on how hosts share them out. The iterator's get_state() is JSON, the same for any share, and set_state()
-    goes on from there to the same batches.
+    Each epoch takes one random window near every row of the grid, in a new order.
 
-    ValueError if the tokens don't fill a row, or all rows a batch, or a row that is mine isn't one of a batch.
+    Args:
+      tokens: a tokenised corpus.
+      length: positions of a row.
+      batch: rows of a batch.
+      seed: of order and windows.
+      mine: the rows of each batch that this host needs, of 0..batch-1; None: all. It doesn't change the batches.
+
+    Returns an iterator of Batches [len(mine), length]. Its get_state() is JSON, the same on all hosts; set_state()
+    continues from there with the same batches.
+
+    Raises ValueError if the tokens don't fill a row, if the rows don't fill a batch, or for rows outside the batch.
     """
     rows = PackedRows(tokens=tokens, length=length)
     if len(tokens.flat) < length:
@@ -241,7 +286,7 @@ def train_loader(
     if not 1 <= batch <= len(rows):
         raise ValueError(
             f"a batch of {batch} rows can't be made from {len(rows)} rows of {length}: "
-            "set the batch, or data.seq_len, lower"
+            "set train.batch_size or data.seq_len lower"
         )
     mine = range(batch) if mine is None else mine
     if not all(0 <= row < batch for row in mine):
@@ -252,21 +297,19 @@ def train_loader(
         return rows.batch(np.stack([endless[number * batch + row] for row in mine]))
 
     batches = grain.MapDataset.range(len(endless) // batch).map(share)
-    # a thread reads ahead, so that no step waits for a disk
+    # a thread prefetches, so that no step waits for a disk
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 def eval_batches(tokens: TokenArray, *, length: int, batch: int) -> Iterator[Batch]:
-    """NumPy Batches [batch, length] in order, each target in exactly one of them; empty rows (segment 0) fill the last.
+    """NumPy Batches [batch, length] in order: each target occurs once. Empty rows (segment 0) fill the last batch.
 
-    ValueError for a batch below 1 or a length below 2.
+    Raises ValueError for a batch below 1 or a length below 2.
     """
     if batch < 1:
-        raise ValueError(f"a batch of {batch} rows is none: set it to 1 or more")
+        raise ValueError(f"the batch size must be at least 1; got {batch}")
     rows = PackedRows(tokens=tokens, length=length)
-    return (_eval_batch(rows, first, batch) for first in range(0, len(rows), batch))
-
-
-def _eval_batch(rows: PackedRows, first: int, batch: int) -> Batch:
-    found = [rows[i] for i in range(first, first + batch)]  # a row after the last is empty
-    return rows.batch(np.stack(found))
+    starts = range(0, len(rows), batch)
+    return (
+        rows.batch(np.stack([rows[i] for i in range(at, at + batch)])) for at in starts
+    )  # rows past the end are empty

@@ -1,4 +1,8 @@
-"""Text to pieces and back: SentencePiece models trained so that every text comes back unchanged."""
+"""Text to token ids and back: the protocol, SentencePiece models, and text that follows a prompt.
+
+`train_tokenizer` trains SentencePiece models that give every text back unchanged. Models of others often normalise:
+`lossless` says whether one does, and `data.loader` then counts what changes.
+"""
 
 import functools
 import hashlib
@@ -7,39 +11,115 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
+from absl import logging
 
 SAMPLE_BYTES = 4_000_000  # of text, at most, that a tokenizer is trained on; twice as much doubles the time for < 1 %
-BYTES_A_PIECE = 400  # and more than that where many pieces are asked for: 4 MB of text don't hold 50,000
-SEEDS = 8  # candidates per piece that training starts from; SentencePiece's million takes twice as long for no gain
+BYTES_PER_TOKEN = 400  # a larger vocabulary needs more text: 4 MB don't hold 50,000 tokens
+SEEDS_PER_TOKEN = 8  # candidates that training starts from; SentencePiece's million takes twice as long for no gain
 LINE_CHARS = 2_000  # longer lines are cut for training, since SentencePiece would skip them
 SPACE = "▁"  # how SentencePiece writes a space
 MASK = "░"  # how a mask is shown
-THREADS = 4  # fixed, since partial sums are added per thread and their order changes the pieces
+THREADS = 4  # fixed, since partial sums are added per thread and their order changes the vocabulary
+# Leading, double and trailing spaces, line ends, composed and compatibility characters, capitals, rare letters.
+PROBE = " a  b\n\nC\t\r\n ﬁ e\u0301 Å \u3000 ▁ Ж \U0001f600 \ufeff x "
+
+
+class Tokenizer(Protocol):
+    """A frozen dataclass that maps text to ids and back. Its fields (plain values or bytes) go into the checkpoint.
+
+    vocab        V: ids 0..V-1 have logits
+    mask         the mask's id
+    bos, eos     begin and end of text; they may be the same id
+    unknown      the id that stands for text without a token; -1 if there is none
+    suppressed   ids that no sampler may emit
+    fingerprint  changes whenever the mapping does
+    """
+
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def mask(self) -> int: ...
+    @property
+    def bos(self) -> int: ...
+    @property
+    def eos(self) -> int: ...
+    @property
+    def unknown(self) -> int: ...
+    @property
+    def suppressed(self) -> tuple[int, ...]: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 [n], without begin or end of text."""
+
+    def decode(self, ids) -> str:
+        """The text of [n] ids; begin and end of text give none."""
+
+    def pieces(self, ids) -> list[str]:
+        """What each id looks like on a screen, masks included."""
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The ids of a text that a user typed: int32 [n].
+
+    Raises ValueError if the tokenizer has no token for a part of it. Warns if the tokenizer changes it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text[:40]!r} is not valid UTF-8 (character {error.start}): retype it") from None
+    ids = tokenizer.encode(text)
+    if tokenizer.unknown >= 0 and np.any(ids == tokenizer.unknown):
+        lost = "".join(dict.fromkeys(c for c in text if np.any(tokenizer.encode(c) == tokenizer.unknown)))
+        raise ValueError(f"the tokenizer has no token for {lost or text!r} in {text[:40]!r}: leave it out")
+    if not lossless(tokenizer) and (read := tokenizer.decode(ids)) != text:
+        logging.warning("the tokenizer changes %r: the model sees %r", text[:80], read[:80])
+    return ids
+
+
+def decode_continuation(tokenizer: Tokenizer, prompt_ids, ids) -> str:
+    """The text of `ids` [n] as they follow `prompt_ids` [m].
+
+    Decoding `ids` alone would drop the space before the first word in most SentencePiece models.
+    """
+    prompt = np.asarray(prompt_ids, np.int32).reshape(-1)
+    before = tokenizer.decode(prompt)
+    whole = tokenizer.decode(np.concatenate([prompt, np.asarray(ids, np.int32).reshape(-1)]))
+    # A prompt that ends inside a character's bytes decodes to U+FFFD there: the continuation completes it.
+    same = (i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b)
+    return whole[next(same, len(before)) :]
+
+
+@functools.lru_cache(maxsize=32)
+def lossless(tokenizer: Tokenizer) -> bool:
+    """Whether decode gives back what encode was given, tried on one difficult text."""
+    try:
+        return tokenizer.decode(tokenizer.encode(PROBE)) == PROBE
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenizer:
-    """A SentencePiece model. Ids 0..vocab-1 are its pieces and id `vocab` is the mask.
+class SentencePiece:
+    """A SentencePiece model (arXiv 1808.06226). Ids 0..vocab-1 are its tokens; id `vocab` is the mask.
 
-    proto: the serialised model. ValueError if it isn't one, or has no end-of-text piece.
+    proto: the serialised model. Raises ValueError if it isn't one, or has no end-of-text token.
     """
 
     proto: bytes = field(repr=False)
 
     def __post_init__(self):
         if self._processor.eos_id() < 0:
-            raise ValueError("the tokenizer has no end-of-text piece: train it with an eos_id of 0 or more")
+            raise ValueError("the tokenizer has no end-of-text token: train it with an eos_id of 0 or more")
 
     @classmethod
-    def from_bytes(cls, proto: bytes) -> "Tokenizer":
-        return cls(proto=proto)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
-        """Reads a SentencePiece .model file. FileNotFoundError or ValueError, naming it."""
+    def load(cls, path: str | Path) -> "SentencePiece":
+        """Reads a .model file. Raises FileNotFoundError or ValueError, naming the file."""
         try:
             return cls(proto=Path(path).read_bytes())
         except ValueError as error:
@@ -54,12 +134,12 @@ class Tokenizer:
 
     @property
     def vocab(self) -> int:
-        """V, the number of pieces."""
+        """V, the number of tokens."""
         return self._processor.get_piece_size()
 
     @property
     def mask(self) -> int:
-        """The id after the last piece."""
+        """The id after the last token."""
         return self.vocab
 
     @property
@@ -69,19 +149,19 @@ class Tokenizer:
 
     @property
     def bos(self) -> int:
-        """Begin of text; the end-of-text piece where a model has none."""
+        """Begin of text; the end-of-text token if the model has none."""
         bos = self._processor.bos_id()
         return bos if bos >= 0 else self.eos
 
     @functools.cached_property
     def suppressed(self) -> tuple[int, ...]:
-        """Pieces that no sampler may write: unknown, begin of text and other control pieces, but not end of text."""
+        """Ids that no sampler may emit: unknown, begin of text and other control tokens, but not end of text."""
         sp = self._processor
         return tuple(i for i in range(self.vocab) if (sp.is_control(i) or sp.is_unknown(i)) and i != self.eos)
 
     @property
     def unknown(self) -> int:
-        """The piece that stands for what the model can't write; -1 if it has none. Text so encoded is lost."""
+        """The id that stands for text without a token, which is lost; -1 if there is none."""
         return self._processor.unk_id()
 
     @functools.cached_property
@@ -91,7 +171,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _space_bytes(self) -> list[int]:
-        """The byte pieces of a literal ▁, which SentencePiece would take for a space; empty if there are none."""
+        """The byte tokens of a literal ▁, which SentencePiece would take for a space; empty if there are none."""
         ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         return ids if all(self._processor.is_byte(i) for i in ids) else []
 
@@ -103,16 +183,16 @@ class Tokenizer:
         return np.asarray(first + [i for ids in rest for i in self._space_bytes + ids], np.int32)
 
     def decode(self, ids) -> str:
-        """The text of [n] pieces. Control pieces write nothing; bytes that aren't UTF-8 become U+FFFD.
+        """The text of [n] ids. Control tokens have none; bytes that aren't UTF-8 become U+FFFD.
 
-        ValueError for a mask or any other id that is no piece.
+        Raises ValueError for the mask and for ids outside the vocabulary.
         """
         ids = np.asarray(ids).reshape(-1).tolist()
         self._check(ids, self.vocab)
         return self._processor.decode(ids)
 
     def pieces(self, ids) -> list[str]:
-        r"""What each id reads as on a screen: ' ' for ▁, '\xNN' for a byte, '░' for a mask."""
+        r"""What each id looks like on a screen: ' ' for ▁, '\xNN' for a byte, '░' for the mask."""
         ids = np.asarray(ids).reshape(-1).tolist()
         self._check(ids, self.vocab + 1)
         return [self._shown[i] for i in ids]
@@ -128,24 +208,26 @@ class Tokenizer:
     def _check(self, ids: list[int], end: int):
         wrong = next((i for i in ids if not 0 <= i < end), None)
         if wrong is not None:
-            what = "the mask" if wrong == self.mask else f"none of the {self.vocab} pieces"
+            what = "the mask" if wrong == self.mask else f"none of the {self.vocab} tokens"
             raise ValueError(f"id {wrong} is {what} and has no text: remove it first")
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab: int, kind: str = "unigram") -> Tokenizer:
-    """A tokenizer whose decode undoes its encode for every text; the same texts give the same tokenizer.
+def train_tokenizer(texts: Iterable[str], *, vocab: int, kind: str = "unigram") -> SentencePiece:
+    """Trains a tokenizer that gives every text back unchanged; the same texts give the same tokenizer.
 
-    kind 'unigram': a unigram language model (Kudo, arXiv 1804.10959) of exactly `vocab` pieces, 259 of them the
-    control pieces and bytes. kind 'char': a piece for each character seen, at most `vocab` pieces in all. Characters
-    without a piece are written as UTF-8 bytes, and a newline is always a piece of its own.
+    Args:
+      texts: documents. If they hold more than SAMPLE_BYTES (or BYTES_PER_TOKEN a token), evenly spaced lines are used.
+      vocab: the number of tokens, 259 of which are control tokens and bytes.
+      kind: 'unigram', a unigram language model (Kudo, arXiv 1804.10959) of exactly `vocab` tokens; or 'char', one
+        token for each character that occurs, at most `vocab` in all.
 
-    Of more text than SAMPLE_BYTES, or BYTES_A_PIECE a piece, lines at even distances are used. ValueError if the text
-    is empty or can't fill `vocab` pieces (the message says how many it can), or if `vocab` is too small.
+    A character without a token becomes its UTF-8 bytes. A newline is always a token of its own. Raises ValueError if
+    there is no text, if it can't fill `vocab` tokens (the message says how many it can) or if `vocab` is too small.
     """
     if kind not in ("unigram", "char"):
         raise ValueError(f"tokenizer kind {kind!r}: choose 'unigram' or 'char'")
     seen = set()
-    lines = _sample(_lines(texts, seen), max(SAMPLE_BYTES, BYTES_A_PIECE * vocab))
+    lines = _sample(_lines(texts, seen), max(SAMPLE_BYTES, BYTES_PER_TOKEN * vocab))
     if not any(lines):
         raise ValueError("no text to train a tokenizer on")
     options = {"unigram": {}, "char": {"character_coverage": 1.0, "hard_vocab_limit": False}}[kind]
@@ -163,27 +245,27 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int, kind: str = "unigram") 
             byte_fallback=True,
             user_defined_symbols=sorted(seen),
             max_sentence_length=4 * LINE_CHARS,
-            seed_sentencepiece_size=SEEDS * vocab,
+            seed_sentencepiece_size=SEEDS_PER_TOKEN * vocab,
             num_threads=THREADS,
             minloglevel=2,
             **options,
         )
     except RuntimeError as error:
         raise ValueError(_cause(str(error), vocab)) from error
-    return Tokenizer(proto=model.getvalue())
+    return SentencePiece(proto=model.getvalue())
 
 
 def _lines(texts: Iterable[str], seen: set[str]) -> Iterator[str]:
-    """Lines of at most LINE_CHARS. SentencePiece would strip the ends of lines, so they are noted in `seen` instead."""
+    """Lines of at most LINE_CHARS. SentencePiece would strip line ends, so `seen` collects those that occur."""
     for text in texts:
         seen.update({"\n", "\r"}.intersection(text))
         for line in re.split(r"[\r\n]+", text):
             for start in range(0, len(line), LINE_CHARS):
-                yield line[start : start + LINE_CHARS].replace("\0", "")  # a NUL is a byte piece
+                yield line[start : start + LINE_CHARS].replace("\0", "")  # a NUL is a byte token
 
 
 def _sample(lines: Iterator[str], limit: int) -> list[str]:
-    """Chain k-th line, k the least power of two for which they have at most `limit` bytes."""
+    """Every k-th line, k the least power of two for which they have at most `limit` bytes."""
     kept, size, stride = [], 0, 1
     for index, line in enumerate(lines):
         if index % stride:
@@ -197,9 +279,9 @@ def _sample(lines: Iterator[str], limit: int) -> list[str]:
 
 
 def _cause(message: str, vocab: int) -> str:
-    """One line for what SentencePiece says in several."""
+    """One line for SentencePiece's several."""
     if limit := re.search(r"value <= (\d+)", message):
-        return f"the text is too small for {vocab} pieces: set vocab to at most {limit[1]}"
+        return f"the text is too small for {vocab} tokens: set vocab_size to at most {limit[1]}"
     if required := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return f"{vocab} pieces are too few for this text's characters: set vocab to at least {required[1]}"
-    return f"SentencePiece can't train {vocab} pieces on this text (bytes and control pieces alone are 259): {message}"
+        return f"{vocab} tokens are too few for this text's characters: set vocab_size to at least {required[1]}"
+    return f"{vocab} tokens are too few: bytes and control tokens alone are 259, so set vocab_size higher"

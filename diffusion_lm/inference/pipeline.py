@@ -12,6 +12,7 @@ import numpy as np
 
 from diffusion_lm.attention_patterns import BlockCausal
 from diffusion_lm.build import LoadedModel
+from diffusion_lm.data.tokenizer import decode_continuation, encode_prompt
 from diffusion_lm.inference.runner import drive
 from diffusion_lm.samplers.base import Generation, Prompt, TextSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
@@ -126,14 +127,14 @@ def _laid(model: LoadedModel, text: Sequence[str | int]) -> tuple[np.ndarray, np
     if not any(isinstance(part, int) for part in rest) or any(isinstance(p, int) and p < 1 for p in rest):
         raise ValueError("a text to fill in needs a hole of 1 token or more")
     tokenizer = model.tokenizer
-    parts = [np.full(p, tokenizer.mask) if isinstance(p, int) else tokenizer.encode(p) for p in rest]
+    parts = [np.full(p, tokenizer.mask) if isinstance(p, int) else encode_prompt(tokenizer, p) for p in rest]
     return encoded(model, [first])[0], np.concatenate(parts).astype(np.int32)
 
 
 def encoded(model: LoadedModel, prompts: Sequence[str]) -> list[np.ndarray]:
     """Begin of text and each prompt's tokens. Raises ValueError where that fills the model's context."""
     tokenizer, context = model.tokenizer, model.config.data.seq_len
-    ids = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]).astype(np.int32) for text in prompts]
+    ids = [np.concatenate([[tokenizer.bos], encode_prompt(tokenizer, text)]).astype(np.int32) for text in prompts]
     widest = max(len(row) for row in ids)
     if widest >= context:
         raise ValueError(f"the prompt has {widest} tokens, the model's context {context}: shorten the prompt")
@@ -225,7 +226,8 @@ def _answer(
     model: LoadedModel, generation: Generation, ids: list[np.ndarray], asked: int | np.ndarray
 ) -> GenerationOutput:
     tokens, count = np.asarray(generation.tokens), np.asarray(generation.length)
-    texts = [model.tokenizer.decode(row[:n]) for row, n in zip(tokens, count, strict=True)]
+    rows = zip(ids, tokens, count, strict=True)
+    texts = [decode_continuation(model.tokenizer, prompt, row[:n]) for prompt, row, n in rows]
     return GenerationOutput(texts, generation, ids, asked)
 
 

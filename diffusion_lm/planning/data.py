@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 
-from diffusion_lm.data.tokenizer import Tokenizer
+from diffusion_lm.data.tokenizer import SentencePiece, Tokenizer
 from diffusion_lm.layouts import Layout
 from diffusion_lm.planning.tasks import base
 from diffusion_lm.planning.tasks.base import Example, Task
@@ -86,7 +86,7 @@ class Examples:
         return found
 
 
-def char_tokenizer(alphabet: str) -> Tokenizer:
+def char_tokenizer(alphabet: str) -> SentencePiece:
     """A token for each character, and SentencePiece's three: unknown, begin of text, end of text."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -99,7 +99,7 @@ def char_tokenizer(alphabet: str) -> Tokenizer:
         add_dummy_prefix=False,
         minloglevel=2,
     )
-    return Tokenizer(proto=model.getvalue())
+    return SentencePiece(proto=model.getvalue())
 
 
 def pack(

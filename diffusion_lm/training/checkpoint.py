@@ -4,7 +4,6 @@ Saving is asynchronous and a step's folder appears only when it is whole. Each s
 bits, which doesn't depend on the mesh: what comes back either is what was saved or is reported.
 """
 
-import base64
 import logging
 import operator
 from dataclasses import dataclass
@@ -45,10 +44,10 @@ class Checkpointing:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointMeta:
-    """What a checkpoint says of itself: the config as JSON, the tokenizer's bytes, the corpus's fingerprint."""
+    """What a checkpoint says of itself: the config and the tokenizer as JSON, the corpus's fingerprint."""
 
     config: dict
-    tokenizer: bytes
+    tokenizer: dict
     corpus: str
 
 
@@ -132,7 +131,7 @@ class Checkpoints:
         items["meta"] = ocp.args.JsonSave(
             {
                 "config": meta.config,
-                "tokenizer": base64.b64encode(meta.tokenizer).decode(),
+                "tokenizer": meta.tokenizer,
                 "corpus": meta.corpus,
                 "checksums": sums,
             }
@@ -256,7 +255,7 @@ def _json(reader: ocp.CheckpointManager, step: int, item: str) -> Any:
 
 def _meta(reader: ocp.CheckpointManager, step: int) -> CheckpointMeta:
     meta = _json(reader, step, "meta")
-    return CheckpointMeta(config=meta["config"], tokenizer=base64.b64decode(meta["tokenizer"]), corpus=meta["corpus"])
+    return CheckpointMeta(config=meta["config"], tokenizer=meta["tokenizer"], corpus=meta["corpus"])
 
 
 def _read_trees(reader: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> tuple[dict, dict[str, int]]:

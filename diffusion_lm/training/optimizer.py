@@ -5,7 +5,7 @@ Decoupled weight decay: arXiv 1711.05101. Warmup-stable-decay: arXiv 2404.06395.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,16 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_lm.types import Array
+
+
+class Optimizer(Protocol):
+    """`Config.optim`: a frozen dataclass that makes an optax transformation."""
+
+    def rate(self, steps: int) -> Callable[[Array], Array]:
+        """step int32 [] -> the learning rate that is logged, float32 [], in a run of `steps` updates."""
+
+    def build(self, steps: int, boxed: Any) -> optax.GradientTransformation:
+        """The transformation for parameters such as `boxed` (abstract, with their logical axes)."""
 
 
 @dataclass(frozen=True, kw_only=True)

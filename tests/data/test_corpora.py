@@ -1,6 +1,9 @@
 """Corpora give documents as they are, in order; errors name the place; a split moves no document."""
 
+import bz2
+import gzip
 import json
+import lzma
 import random
 
 import pytest
@@ -103,6 +106,91 @@ def test_errors_of_content(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read(tmp_path)
+
+
+RECORDS = b'{"text": "one"}\n{"text": "two\\u2028three"}\n'
+
+
+@pytest.mark.parametrize("name", ["DATA.JSONL", "data.ndjson", "data.jsonl.gz", "a.JSONL.GZ", "a.jsonl.xz"])
+def test_records_by_any_name(tmp_path, name):
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(name[-3:].lower(), bytes)
+    (tmp_path / name).write_bytes(pack(RECORDS))
+    for place in (tmp_path / name, tmp_path):
+        assert read(place) == ["one", "two\u2028three"]
+        assert read(place, documents="line") == ["one", "two\u2028three"]
+
+
+def test_a_list_of_records(tmp_path):
+    (tmp_path / "a.JSON").write_text('[{"text": "one"}, {"text": "two", "n": 1}]')
+    assert read(tmp_path / "a.JSON") == ["one", "two"]
+    with pytest.raises(ValueError, match="no text in"):
+        read(tmp_path)  # in folders .json files are seldom text
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "A.TXT.GZ", "a.md.bz2", "a.py.xz"])
+def test_compressed_text(tmp_path, name):
+    pack = {".gz": gzip.compress, "bz2": bz2.compress, ".xz": lzma.compress}[name[-3:].lower()]
+    (tmp_path / name).write_bytes(pack(b"one\ntwo\n"))
+    assert read(tmp_path / name) == read(tmp_path) == ["one\ntwo\n"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends(tmp_path, end):
+    (tmp_path / "a.txt").write_bytes(end.join(["one", "two\u2028\x85", "", "three", ""]).encode())
+    assert read(tmp_path / "a.txt", documents="line") == ["one", "two\u2028\x85", "three"]
+    assert read(tmp_path / "a.txt", documents="paragraph") == [f"one{end}two\u2028\x85", "three"]
+    (tmp_path / "a.jsonl").write_bytes(end.join(['{"text": "one"}', '{"text": "two"}', ""]).encode())
+    assert read(tmp_path / "a.jsonl") == ["one", "two"]
+
+
+def test_a_final_line_end_is_no_empty_document(tmp_path, caplog):
+    logging.set_verbosity(logging.INFO)
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    with caplog.at_level("INFO", logger="absl"):
+        assert read(tmp_path / "a.txt", documents="line") == ["one", "two"]
+    assert "skipped" not in caplog.text
+
+
+def test_empty_documents_are_reported_once(tmp_path, caplog):
+    logging.set_verbosity(logging.INFO)
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    found = corpus(str(tmp_path / "a.txt"), documents="line")
+    with caplog.at_level("INFO", logger="absl"):
+        assert [list(found.documents()) for _ in range(3)] == [["one", "two"]] * 3
+    assert caplog.text.count("skipped 1 empty documents, read 2") == 1
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.txt").write_bytes(mark + "one\ufeff".encode())
+    (tmp_path / "b.jsonl").write_bytes(mark + RECORDS + mark + b'{"text": "joined by cat"}\n')
+    (tmp_path / "c.json").write_bytes(mark + b'[{"text": "listed"}]')
+    assert read(tmp_path / "a.txt") == ["one\ufeff"]  # inside a text it is a character
+    assert read(tmp_path / "b.jsonl") == ["one", "two\u2028three", "joined by cat"]
+    assert read(tmp_path / "c.json") == ["listed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b'{"text": "one"}', r"a\.json: it holds no list of objects: .*\.jsonl"),
+        ("a.json", RECORDS, r"a\.json: broken JSON: .*\.jsonl"),
+        ("a.json", b'[{"body": 1}]', r"a\.json, record 1: no field 'text', it has 'body'"),
+        ("a.txt.gz", gzip.compress(b"text" * 100)[:-12], r"a\.txt\.gz: damaged"),
+        ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: damaged"),
+        ("a.txt.xz", b"no xz", r"a\.txt\.xz: damaged"),
+        ("a.zip", b"PK", r"a\.zip: \.zip files can't be read: unpack"),
+        ("a.tar.gz", b"", r"a\.tar\.gz: \.tar files can't be read"),
+        ("a.PARQUET", b"PAR1", r"\.parquet files can't be read: .*convert"),
+        ("text", gzip.compress(b"text" * 9), r"binary file .*: name it \.gz"),
+        ("a.txt", "text".encode("utf-16"), r"a\.txt: UTF-16: convert"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read(tmp_path / name)
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")

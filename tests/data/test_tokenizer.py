@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_lm.data import tokenizer as module
-from diffusion_lm.data.tokenizer import Tokenizer, train_tokenizer
+from diffusion_lm.data.tokenizer import SentencePiece, decode_continuation, encode_prompt, lossless, train_tokenizer
 
 DRAW = random.Random(0)
 WORDS = ["".join(DRAW.choices(["ka", "lo", "mi", "ren", "st", "tu"], k=DRAW.randint(1, 4))) for _ in range(400)]
@@ -87,7 +87,7 @@ def test_pieces_show_spaces_bytes_and_masks(tokenizer):
 
 
 def test_the_same_text_gives_the_same_tokenizer(tokenizer):
-    again = Tokenizer.from_bytes(tokenizer.proto)
+    again = SentencePiece(proto=tokenizer.proto)
     assert again == tokenizer
     assert again.fingerprint == tokenizer.fingerprint
     assert np.array_equal(again.encode("a day"), tokenizer.encode("a day"))
@@ -99,7 +99,7 @@ def test_the_same_text_gives_the_same_tokenizer(tokenizer):
 def test_a_saved_model_is_read_back(tokenizer, tmp_path):
     path = tmp_path / "x.model"
     path.write_bytes(tokenizer.proto)
-    assert Tokenizer.load(path) == tokenizer
+    assert SentencePiece.load(path) == tokenizer
 
 
 def test_characters_are_pieces(shared):
@@ -132,7 +132,7 @@ def test_char_vocabulary_is_bounded():
 def test_training_uses_lines_at_even_distances(monkeypatch):
     lines = [chr(0x4E00 + i) * 10 for i in range(64)]  # 30 bytes each
     monkeypatch.setattr(module, "SAMPLE_BYTES", 300)
-    monkeypatch.setattr(module, "BYTES_A_PIECE", 0)
+    monkeypatch.setattr(module, "BYTES_PER_TOKEN", 0)
     tokenizer = train_tokenizer(lines, vocab=400, kind="char")
     own = [i for i, line in enumerate(lines) if len(tokenizer.encode(line)) == len(line)]
     assert own == list(range(0, 64, 8))
@@ -145,15 +145,15 @@ def test_long_lines_are_not_skipped():
 
 
 def test_errors_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"too small for 2048 pieces: set vocab to at most (\d+)") as error:
+    with pytest.raises(ValueError, match=r"too small for 2048 tokens: set vocab_size to at most (\d+)") as error:
         train_tokenizer(PROSE, vocab=2048)
     most = int(str(error.value).split()[-1])
     assert train_tokenizer(PROSE, vocab=most).vocab == most
-    with pytest.raises(ValueError, match="too few for this text's characters: set vocab to at least") as error:
+    with pytest.raises(ValueError, match="too few for this text's characters: set vocab_size to at least") as error:
         train_tokenizer(PROSE, vocab=270)
     least = int(str(error.value).split()[-1])
     assert train_tokenizer(PROSE, vocab=least).vocab == least
-    with pytest.raises(ValueError, match="bytes and control pieces alone are 259"):
+    with pytest.raises(ValueError, match="bytes and control tokens alone are 259"):
         train_tokenizer(PROSE, vocab=100, kind="char")
     with pytest.raises(ValueError, match="choose 'unigram' or 'char'"):
         train_tokenizer(PROSE, vocab=300, kind="bpe")
@@ -161,10 +161,10 @@ def test_errors_say_what_to_do(tmp_path):
         with pytest.raises(ValueError, match="no text to train"):
             train_tokenizer(empty, vocab=300)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        Tokenizer.load(tmp_path / "nowhere.model")
+        SentencePiece.load(tmp_path / "nowhere.model")
     (tmp_path / "bad.model").write_bytes(b"\xff not a model")
     with pytest.raises(ValueError, match=r"bad\.model: not a SentencePiece model"):
-        Tokenizer.load(tmp_path / "bad.model")
+        SentencePiece.load(tmp_path / "bad.model")
 
 
 def _model(**options) -> bytes:
@@ -176,18 +176,71 @@ def _model(**options) -> bytes:
 
 
 def test_models_of_others():
-    tokenizer = Tokenizer.from_bytes(_model(pad_id=3, control_symbols=["<turn>"]))
+    tokenizer = SentencePiece(proto=_model(pad_id=3, control_symbols=["<turn>"]))
     assert set(tokenizer.pieces(tokenizer.suppressed)) == {"<unk>", "<s>", "<pad>", "<turn>"}
     assert tokenizer.decode([tokenizer.bos, 3, *tokenizer.encode("the day"), tokenizer.eos]) == "the day"
-    without = Tokenizer.from_bytes(_model(bos_id=-1))
+    without = SentencePiece(proto=_model(bos_id=-1))
     assert without.bos == without.eos
     assert without.pieces(without.suppressed) == ["<unk>"]
-    with pytest.raises(ValueError, match="no end-of-text piece"):
-        Tokenizer.from_bytes(_model(eos_id=-1))
+    with pytest.raises(ValueError, match="no end-of-text token"):
+        SentencePiece(proto=_model(eos_id=-1))
 
 
 def test_the_reference_model(shared):
-    tokenizer = Tokenizer.load(shared / "data/tokenizers/sp_test_model_1000.model")
+    tokenizer = SentencePiece.load(shared / "data/tokenizers/sp_test_model_1000.model")
     assert (tokenizer.vocab, tokenizer.mask, tokenizer.bos, tokenizer.eos) == (1000, 1000, 1, 2)
     assert tokenizer.suppressed == (0, 1)
     assert tokenizer.decode(tokenizer.encode("Hello world")) == "Hello world"
+
+
+# ---- prompts and what follows them ----
+
+
+@pytest.fixture(scope="module")
+def normalising():
+    return SentencePiece(proto=_model(normalization_rule_name="nmt_nfkc"))
+
+
+def test_a_continuation_keeps_its_first_space(normalising):
+    prompt, ids = [normalising.bos, *normalising.encode("It was")], normalising.encode("the day")
+    assert normalising.decode(ids) == "the day"
+    assert decode_continuation(normalising, prompt, ids) == " the day"
+    assert decode_continuation(normalising, [normalising.bos], ids) == "the day"
+    assert decode_continuation(normalising, prompt, []) == ""
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(st.text(), st.text())
+def test_a_continuation_of_a_lossless_tokenizer_is_its_text(tokenizer, prompt, text):
+    ids = [tokenizer.bos, *tokenizer.encode(prompt)]
+    assert decode_continuation(tokenizer, ids, [*tokenizer.encode(text), tokenizer.eos]) == text
+
+
+def test_a_prompt_may_end_inside_a_character(tokenizer):
+    first, *rest = tokenizer.encode("☃")
+    assert decode_continuation(tokenizer, [first], rest) == "☃"
+
+
+def test_lossless(tokenizer, normalising):
+    assert lossless(tokenizer) and not lossless(normalising)
+
+
+def test_prompts_are_encoded_or_refused(tokenizer, normalising, caplog):
+    assert np.array_equal(encode_prompt(tokenizer, "It  was Ж\n"), tokenizer.encode("It  was Ж\n"))
+    assert np.array_equal(encode_prompt(normalising, "It was"), normalising.encode("It was"))
+    assert not caplog.records
+    with caplog.at_level("WARNING", logger="absl"):
+        encode_prompt(normalising, "It  was\n")
+    assert repr("It  was\n") in caplog.text and "the model sees 'It was'" in caplog.text
+    with pytest.raises(ValueError, match="no token for 'Ж☃' in 'a Ж b ☃'"):
+        encode_prompt(normalising, "a Ж b ☃")
+    with pytest.raises(ValueError, match="not valid UTF-8"):
+        encode_prompt(tokenizer, "caf\udce9")
+
+
+@pytest.mark.parametrize("vocab", [1, 3, 100])
+@pytest.mark.parametrize("kind", ["unigram", "char"])
+def test_a_vocabulary_that_is_too_small_is_one_line(vocab, kind):
+    with pytest.raises(ValueError, match="too few") as error:
+        train_tokenizer(PROSE, vocab=vocab, kind=kind)
+    assert ".cc" not in str(error.value) and "\n" not in str(error.value)

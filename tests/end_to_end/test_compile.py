@@ -83,7 +83,7 @@ def test_a_generation_on_eight_cpu_devices():
         (["--topology=v9:2x2"], (), "give cpu:COUNT, or chips along each side of a v4, v5e, v5p, v6e"),
         (["--topology=cpu:8", "--num_slices=2"], (), "in one slice"),
         (["--topology=cpu:8", "--bisect"], (), "nobody knows the memory of cpu:8"),
-        (["--topology=cpu:8"], ("train.batch_size=12",), "can't be cut into rows for 8 devices"),
+        (["--topology=cpu:8"], ("train.batch_size=12",), "can't be divided among 8 devices"),
     ],
 )
 def test_what_is_refused(arguments, settings, cause):

@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 import sys
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,11 +22,11 @@ import numpy as np
 
 from diffusion_lm import sharding
 from diffusion_lm.attention_patterns import BlockDiffusionTraining, Causal
-from diffusion_lm.build import LoadedModel, TokenizedCorpus, build_job, build_loss, build_model
+from diffusion_lm.build import LoadedModel, build_job, build_loss, build_model
 from diffusion_lm.config import Config, Data
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Texts
-from diffusion_lm.data.tokenizer import train_tokenizer
+from diffusion_lm.data.tokenizer import SentencePiece, train_tokenizer
 from diffusion_lm.inference import presets
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Architecture, init_params
@@ -46,6 +47,20 @@ TOKENIZER = train_tokenizer(DOCUMENTS, vocab=400, kind="char")
 TOKENS = loader.tokenize(Texts(texts=DOCUMENTS), TOKENIZER, pad=7)
 
 
+class InMemory(NamedTuple):
+    """A `data.source.Dataset` of tokens that are there already."""
+
+    tokenizer: SentencePiece
+    tokens: loader.TokenArray
+    fingerprint: str = ""
+
+    def train_batches(self, **how):
+        return loader.train_loader(self.tokens, **how)
+
+    def valid_batches(self, **how):
+        return loader.eval_batches(self.tokens, **how)
+
+
 def config_of(model: Architecture, shape: MeshShape) -> Config:
     return Config(
         data=Data(path="none", seq_len=32), model=model, process=Absorbing(), objective=Joint(block_size=8), mesh=shape,
@@ -57,7 +72,7 @@ def trained(model: Architecture, shape: MeshShape, mesh):
     """Three updates: the losses, the parameters, and how many of them the mesh cuts."""
     config = config_of(model, shape)
     module, process = build_model(config, TOKENIZER)
-    text, loss = TokenizedCorpus(TOKENIZER, TOKENS, TOKENS, ""), build_loss(config, module, process)
+    text, loss = InMemory(TOKENIZER, TOKENS), build_loss(config, module, process)
     job = build_job(config, text, mesh, loss, functools.partial(init_params, module))
     state, losses = job.initial(), []
     for _ in range(3):

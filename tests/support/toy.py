@@ -17,7 +17,7 @@ from diffusion_lm.types import Batch, Loss
 
 VOCAB, LENGTH = 11, 8
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in a third of the time
-META = CheckpointMeta(config={"name": "toy"}, tokenizer=b"\x00\xffpieces", corpus="abc")
+META = CheckpointMeta(config={"name": "toy"}, tokenizer={"base64": "AP8="}, corpus="abc")
 OPTIM = AdamW(lr=1e-2, schedule=WarmupCosine(warmup=3))
 
 

@@ -113,7 +113,7 @@ def read_rows(task: Task, path: str | Path, prompt: str, answer: str) -> list[Ex
       ValueError: naming the file and the first wrong row, counted from 1.
     """
     path, found = Path(path), []
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file) if path.suffix == ".csv" else map(_record, file)
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict) or not {prompt, answer} <= row.keys():
