@@ -293,7 +293,9 @@ def _valid_batches(config: Config, text: TokenizedData, mesh: jax.sharding.Mesh)
     return [jax.tree.map(lambda x: x[mine], b) for b in itertools.islice(batches, config.train.eval_batches)]
 
 
-def build_evaluate(config: Config, text: TokenizedData, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array) -> Callable:
+def build_evaluate(
+    config: Config, text: TokenizedData, mesh: jax.sharding.Mesh, loss: LossFn, key: jax.Array
+) -> Callable:
     """parameters -> nats per target of each part on train.eval_batches of held-out text, always with the same noise."""
     batches = _valid_batches(config, text, mesh)
     losses = jax.jit(sharding.on(mesh, loss), out_shardings=sharding.replicated(mesh))

@@ -372,8 +372,8 @@ def test_text_that_a_tokenizer_changes_is_counted_as_it_is_scored(normalising, c
     assert found.changed == 2
     assert found.characters == found.bytes == 2 * len("Return the list") + len(same)
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "the tokenizer changes 2 of 3 documents" in said and repr("Return  the\n\nlis"[:17]) in said
-    assert "'Return the list'" in said
+    assert "the tokenizer changes 2 of 3 documents" in said and "'Return the list'" in said
+    assert repr(changed) in said
 
 
 def test_a_lossless_tokenizer_changes_nothing(tokens):

@@ -48,7 +48,7 @@ TOKENS = loader.tokenize(Texts(texts=DOCUMENTS), TOKENIZER, pad=7)
 
 
 class InMemory(NamedTuple):
-    """A `data.source.Dataset` of tokens that are there already."""
+    """A `data.source.TokenizedData` of tokens that are there already."""
 
     tokenizer: SentencePiece
     tokens: loader.TokenArray
