@@ -1,14 +1,13 @@
-"""Chain family on the same text with the same network, updates and optimizer: one table, one figure.
+"""Compares kinds of models trained on the same text with the same network, optimizer and number of updates.
 
     python -m launch.compare --data=input.txt --budget=10 --workdir=runs/compare --out=runs/compare
 
-Families are kinds of configs/tinyshakespeare.py, with settings of their own behind colons where there are any:
-mixture:process.uniform=0.2. All make the same number of updates, as many as fit `--budget` minutes a family on average
-by their speed in a first few; `ar` comes first, as it judges what the others write. A student (kinds `distilled...`)
-makes its updates behind those of its teacher, the family of the same network, noise and objective, and isn't asked for
-its speed beforehand. Started again, it goes on from where it was, within a family too. A family that fails keeps its
-row and says why. Written: table.md and figure.png (or --figure=svg), and as the last line on standard output a JSON
-object.
+A kind is one of configs/tinyshakespeare.py, with settings of its own after colons: mixture:process.uniform=0.2. All
+kinds make the same number of updates: as many as fit --budget minutes a kind on average, by the speed of their first
+updates. `ar` is trained first, since it judges the samples of the others. A student (distilled...) is trained after its
+teacher, the kind with the same network, noise and objective; its speed isn't measured beforehand. A second call resumes
+where the first stopped. A kind that fails keeps its row, with the reason. The results are table.md, figure.png (or
+--figure=svg) and a JSON object, the last line on standard output.
 """
 
 import functools
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 
 from diffusion_lm.build import LoadedModel, build, build_loss, load_for_inference, read_text
 from diffusion_lm.config import Config, load, override
@@ -32,40 +30,44 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training import loop
 from diffusion_lm.visualize.page import write_whole
 from diffusion_lm.visualize.plots import curve
-from launch import flags as launch_flags
+from launch import command
 from launch.benchmarks.timing import updates
+from launch.flags import Flags
 
 CONFIG = Path(__file__).parents[1] / "configs/tinyshakespeare.py"
-DATA = flags.DEFINE_string("data", None, "A file, folder or glob of text.", required=True)
+FLAGS = Flags(command.FLAGS)
+DATA = FLAGS.string("data", None, "Text: a file, folder or glob.", required=True)
 ALL = "ar,masked,uniform,mixture,score,flow,embedding,joint,joint_uniform"
-FAMILIES = flags.DEFINE_list("families", ALL, "Kinds to train, ar among them; or KIND:KEY=VALUE.")
-BUDGET = flags.DEFINE_float("budget", 10.0, "Minutes a family, on average.")
-WORKDIR = launch_flags.define_workdir()
-OUT = flags.DEFINE_string("out", None, "Folder for table and figure; none: the workdir.")
-FIGURE = flags.DEFINE_enum("figure", "png", ["png", "svg"], "The figure's format.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the parameters, the order of the text, all noise and all draws.")
-TEXTS = flags.DEFINE_integer("texts", 128, "Texts written at each number of passes.")
-PASSES = flags.DEFINE_list("passes", "1,2,4,8,16,64", "Passes a canvas at which the families write.")
-SETTINGS = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every family, as in model.width=256.")
-GIVEN, WRITTEN = 16, 64  # a row, which blocks of 16 divide: begin of text and 15 held-out characters, then samples
+KINDS = FLAGS.list("kinds", ALL, "Kinds to train, `ar` among them; or KIND:KEY=VALUE.")
+BUDGET = FLAGS.float("budget", 10.0, "Minutes of training a kind on average, above 0.", 0)
+WORKDIR = FLAGS.workdir()
+OUT = FLAGS.string("out", None, "Folder for the table and the figure. Default: the workdir.")
+FIGURE = FLAGS.enum("figure", "png", ["png", "svg"], "The figure's file format.")
+SEED = FLAGS.integer("seed", 0, "Seed of parameters, data order, noise and sampling.", 0, 2**32 - 1)
+NUM_SAMPLES = FLAGS.integer("num_samples", 128, "Texts sampled at each number of denoising steps.", 2)
+DENOISING_STEPS = FLAGS.list("denoising_steps", "1,2,4,8,16,64", "Numbers of denoising steps a canvas to sample with.")
+SETTINGS = FLAGS.multi_string("set", [], "KEY=VALUE for every kind, as in model.width=256; may be repeated.")
+# Tokens a row, which blocks of 16 divide: begin of text and 15 held-out characters, then what is sampled.
+PROMPT_LENGTH, NEW_TOKENS = 16, 64
 
 
 def main() -> dict:
     started, home = time.perf_counter(), Path(WORKDIR.value)
-    families, records = _families(), {}
+    command.needs("matplotlib", "viz", "the figure")
+    kinds, records = _kinds(), {}
     home.mkdir(parents=True, exist_ok=True)
-    plan = _plan(home, families)
-    for family in families:
-        record = records[family] = Record(home / family / "record.json")
-        config = _config(family, plan["steps"])
-        if teacher := _teacher(family, families):
+    plan = _plan(home, kinds)
+    for kind in kinds:
+        record = records[kind] = Record(home / kind / "record.json")
+        config = _config(kind, plan["steps"])
+        if teacher := _teacher(kind, kinds):
             config = override(config, [f"objective.teacher={home / teacher}"])
             if "failed" in records[teacher]:
                 record.keep(failed=f"its teacher, {teacher}, failed")
-        if not _train(family, config, home / family, record):
-            return {"interrupted": family, **plan}
+        if not _train(kind, config, home / kind, record):
+            return {"interrupted": kind, **plan}
         if "failed" not in record:
-            model, judge = load_for_inference(home / family), load_for_inference(home / "ar")
+            model, judge = load_for_inference(home / kind), load_for_inference(home / "ar")
             _score(model, record)
             _sample(model, judge, record)
     out, lines = Path(OUT.value or home), rows(records)
@@ -77,32 +79,34 @@ def main() -> dict:
     return {**plan, "rows": lines, "table": str(table), "figure": str(figure), "seconds": seconds}
 
 
-def _families() -> list[str]:
-    """ar first, students behind their teachers."""
-    families = list(dict.fromkeys(FAMILIES.value))
-    for check in (passes_asked, *(functools.partial(_teacher, family, families) for family in families)):
-        check()  # what is wrong with any of it is said before the first update
-    families.sort(key=lambda family: (family != "ar", _is_student(_config(family))))
-    if families[:1] != ["ar"]:
-        raise ValueError("--families needs ar among them: it judges what the others write")
-    if not BUDGET.value > 0 or TEXTS.value < 2:
-        raise ValueError(f"--budget={BUDGET.value} must be above 0 and --texts={TEXTS.value} at least 2")
-    return families
+def _kinds() -> list[str]:
+    """ar first, students after their teachers."""
+    kinds = list(dict.fromkeys(KINDS.value))
+    for check in (step_counts, *(functools.partial(_teacher, kind, kinds) for kind in kinds)):
+        check()  # every error is reported before the first update
+    kinds.sort(key=lambda kind: (kind != "ar", _is_student(_config(kind))))
+    if kinds[:1] != ["ar"]:
+        raise ValueError("--kinds needs ar among them, since it judges the samples of the others")
+    if not BUDGET.value > 0:
+        raise ValueError(f"--budget must be above 0; got {BUDGET.value}")
+    return kinds
 
 
-def passes_asked() -> list[int]:
-    """The numbers of --passes; ValueError where they are none."""
-    if not all(n.isdecimal() and int(n) for n in PASSES.value):
-        raise ValueError(f"--passes takes numbers from 1 on, as in 1,4,16; got {','.join(PASSES.value)}")
-    return [int(n) for n in PASSES.value]
+def step_counts() -> list[int]:
+    """The numbers of --denoising_steps. Raises ValueError if one isn't a positive integer."""
+    if not all(n.isdecimal() and int(n) for n in DENOISING_STEPS.value):
+        raise ValueError(
+            f"--denoising_steps takes positive integers, as in 1,4,16; got {','.join(DENOISING_STEPS.value)}"
+        )
+    return [int(n) for n in DENOISING_STEPS.value]
 
 
-def _config(family: str, steps: int = 20) -> Config:
-    """The family's kind on rows of one length, as it is set."""
-    kind, *own = family.split(":")
+def _config(kind: str, steps: int = 20) -> Config:
+    """The kind's config, on rows of one length."""
+    kind, *own = kind.split(":")
     fixed = [
         f"data.path={DATA.value}",
-        f"data.seq_len={GIVEN + WRITTEN}",
+        f"data.seq_len={PROMPT_LENGTH + NEW_TOKENS}",
         f"train.steps={steps}",
         "train.eval_every=0",
         "train.eval_batches=1",
@@ -114,21 +118,21 @@ def _is_student(config: Config) -> bool:
     return isinstance(config.objective, Distillation)
 
 
-def _teacher(family: str, families: list[str]) -> str | None:
-    """The family that this one learns from, if it is a student; ValueError where there is none."""
-    asked = _config(family)
+def _teacher(kind: str, kinds: list[str]) -> str | None:
+    """The kind that a student is distilled from; None for other kinds. Raises ValueError if it isn't among them."""
+    asked = _config(kind)
     if not _is_student(asked):
         return None
     wanted = (asked.model, asked.process, asked.objective.objective)
-    for other in families:
+    for other in kinds:
         found = _config(other)
         if (found.model, found.process, found.objective) == wanted:
             return other
-    raise ValueError(f"--families: {family} needs a teacher among them, of the same network, noise and objective")
+    raise ValueError(f"--kinds: {kind} needs a teacher among them with the same network, noise and objective")
 
 
 class Record(dict):
-    """What is known of a family, kept as it comes."""
+    """Results of a kind so far, kept in a JSON file."""
 
     def __init__(self, path: Path):
         super().__init__(json.loads(path.read_text()) if path.exists() else {})
@@ -140,36 +144,36 @@ class Record(dict):
         write_whole(self._path, json.dumps(self, indent=1).encode())
 
 
-def _plan(home: Path, families: list[str]) -> dict:
-    """How many updates each family makes: chosen once, by a look at each one's speed, and kept."""
+def _plan(home: Path, kinds: list[str]) -> dict:
+    """The number of updates of each kind: chosen once, by measuring each kind's speed, and kept."""
     asked = {"data": DATA.value, "budget_minutes": BUDGET.value, "seed": SEED.value, "settings": list(SETTINGS.value)}
     plan = Record(home / "plan.json")
     if any(plan.get(name, value) != value for name, value in asked.items()):
         was = {name: plan[name] for name in asked}
         raise ValueError(f"--workdir={home} holds another comparison, {json.dumps(was)}: use a new one")
     if "steps" not in plan:
-        configs = {family: _config(family) for family in families}
-        slow = {family: _seconds_an_update(c) for family, c in configs.items() if not _is_student(c)}
+        configs = {kind: _config(kind) for kind in kinds}
+        slow = {kind: _seconds_per_update(c) for kind, c in configs.items() if not _is_student(c)}
         fit = 60 * BUDGET.value * len(slow) / sum(slow.values())
-        plan.keep(**asked, steps=max(10, int(fit) // 10 * 10), seconds_an_update=slow)
+        plan.keep(**asked, steps=max(10, int(fit) // 10 * 10), seconds_per_update=slow)
     return dict(plan)
 
 
-def _seconds_an_update(config: Config) -> float:
+def _seconds_per_update(config: Config) -> float:
     with tempfile.TemporaryDirectory() as nowhere:
         return updates(build(config, nowhere).job)[1]
 
 
-def _train(family: str, config: Config, home: Path, record: Record) -> bool:
-    """False if it was told to stop."""
+def _train(kind: str, config: Config, home: Path, record: Record) -> bool:
+    """Trains a kind; False if it was interrupted."""
     if "steps" in record or "failed" in record:
         return True
     run = build(config, home)
     try:
         done = loop.run(run.job, config.train, home, run.checkpoints)
     except loop.NonFiniteError as error:
-        if family == "ar":
-            raise  # nobody is left to judge
+        if kind == "ar":
+            raise  # without it there is no judge
         record.keep(failed=str(error))
         return True
     if not done.interrupted:
@@ -178,7 +182,7 @@ def _train(family: str, config: Config, home: Path, record: Record) -> bool:
 
 
 def _score(model: LoadedModel, record: Record) -> None:
-    """Bits a byte of held-out text, for each part of the objective."""
+    """Bits per byte of held-out text, for each part of the objective."""
     if "bits_per_byte" in record:
         return
     text, config = read_text(model.config, model.meta).valid, model.config
@@ -193,70 +197,70 @@ def _score(model: LoadedModel, record: Record) -> None:
 
 
 def _sample(model: LoadedModel, judge: LoadedModel, record: Record) -> None:
-    """What each part of the objective writes at each number of passes, judged; and the held-out text itself."""
+    """Samples of each part of the objective at each number of denoising steps, judged; and the held-out text itself."""
     texts, done = _held_out_rows(judge), record.get("samples", {})
-    prompts = [model.tokenizer.decode(row[1:GIVEN]) for row in texts]
-    forbidden = SamplingParams(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))  # all write equally much
+    prompts = [model.tokenizer.decode(row[1:PROMPT_LENGTH]) for row in texts]
+    endless = SamplingParams(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))  # all of one length
     for part in record["bits_per_byte"]:
-        for passes in (WRITTEN,) if part == "causal" else passes_asked():
-            if f"{part}/{passes}" in done:
+        for steps in (NEW_TOKENS,) if part == "causal" else step_counts():
+            if f"{part}/{steps}" in done:
                 continue
             if part == "causal":
-                writer = presets.autoregressive(model, draw=forbidden)
+                writer = presets.autoregressive(model, draw=endless)
             else:
-                writer = presets.reverse(model, draw=forbidden, canvas=0, passes=passes)
-            answer = presets.write(model, writer, prompts, length=WRITTEN, seed=SEED.value)
-            written = np.concatenate([texts[:, :GIVEN], answer.generation.tokens], axis=1)
-            done[f"{part}/{passes}"] = {**_quality(judge, written), "nfe": int(answer.generation.nfe)}
+                writer = presets.reverse(model, draw=endless, canvas=0, passes=steps)
+            answer = presets.write(model, writer, prompts, length=NEW_TOKENS, seed=SEED.value)
+            written = np.concatenate([texts[:, :PROMPT_LENGTH], answer.generation.tokens], axis=1)
+            done[f"{part}/{steps}"] = {**_quality(judge, written), "nfe": int(answer.generation.nfe)}
             record.keep(samples=done)
     if "text" not in record:
         record.keep(text=_quality(judge, texts))
 
 
 def _held_out_rows(judge: LoadedModel) -> np.ndarray:
-    """Begin of text, and what follows evenly spaced places of the held-out text: int32 [texts, GIVEN + WRITTEN]."""
-    text, length = read_text(judge.config, judge.meta).valid, GIVEN + WRITTEN
+    """Begin of text, then held-out text from evenly spaced places: int32 [NUM_SAMPLES, PROMPT_LENGTH + NEW_TOKENS]."""
+    text, length = read_text(judge.config, judge.meta).valid, PROMPT_LENGTH + NEW_TOKENS
     if len(text.flat) < 3 * length:
         raise ValueError(f"--data={DATA.value} holds out {len(text.flat)} tokens; prompts and texts need {3 * length}")
-    starts = np.linspace(1, len(text.flat) - 2 * length, TEXTS.value).astype(int)
+    starts = np.linspace(1, len(text.flat) - 2 * length, NUM_SAMPLES.value).astype(int)
     return np.stack([np.concatenate([[text.bos], text.flat[i : i + length - 1]]) for i in starts]).astype(np.int32)
 
 
-_ASK = jax.jit(lambda bound, rows: judged(bound.denoise, rows))
+_JUDGE = jax.jit(lambda bound, rows: judged(bound.denoise, rows))
 
 
 def _quality(judge: LoadedModel, rows: np.ndarray) -> dict[str, float]:
-    return quality(_ASK(judge.bound, rows), rows, GIVEN)._asdict()
+    return quality(_JUDGE(judge.bound, rows), rows, PROMPT_LENGTH)._asdict()
 
 
 def rows(records: dict[str, dict]) -> list[dict]:
-    """A line for each part of each family's objective; one for a family that failed; the text itself comes last."""
+    """A line for each part of each kind's objective, one for a kind that failed; the held-out text comes last."""
     lines = []
-    for family, record in records.items():
+    for kind, record in records.items():
         if "failed" in record:
-            lines.append({"family": family, "failed": record["failed"]})
+            lines.append({"kind": kind, "failed": record["failed"]})
             continue
         for part, bits in record["bits_per_byte"].items():
-            told = {"bits_per_byte": bits, "standard_error": record["standard_error"][part]}
-            name = family if len(record["bits_per_byte"]) == 1 else f"{family}, {part}"
+            scores = {"bits_per_byte": bits, "standard_error": record["standard_error"][part]}
+            name = kind if len(record["bits_per_byte"]) == 1 else f"{kind}, {part}"
             samples = {int(k.split("/")[1]): v for k, v in record["samples"].items() if k.split("/")[0] == part}
-            lines.append({"family": name, **told, "tokens_per_s": record["tokens_per_s"], "samples": samples})
-    return [*lines, {"family": "the text itself", "samples": {WRITTEN: records["ar"]["text"]}}]
+            lines.append({"kind": name, **scores, "tokens_per_s": record["tokens_per_s"], "samples": samples})
+    return [*lines, {"kind": "held-out text", "samples": {NEW_TOKENS: records["ar"]["text"]}}]
 
 
 def markdown(lines: list[dict]) -> str:
-    """The table. A cell of samples: nats a token by the judge / entropy / repeated 4-grams."""
-    columns = sorted({*passes_asked(), WRITTEN})  # the last is all that a family has that writes token by token
-    head = ["family", "bits per byte", "training tokens/s", *(f"{n} pass{'es' * (n > 1)}" for n in columns)]
+    """The table. A cell of samples holds nats per token by the judge / entropy / repeated 4-grams."""
+    columns = sorted({*step_counts(), NEW_TOKENS})  # the last column is the only one of autoregressive samples
+    head = ["kind", "bits per byte", "training tokens/s", *(f"{n} step{'s' * (n > 1)}" for n in columns)]
     table = [head, ["---"] * len(head)]
     for line in lines:
         if "failed" in line:
-            table.append([line["family"], f"failed: {line['failed']}", *[""] * (len(head) - 2)])
+            table.append([line["kind"], f"failed: {line['failed']}", *[""] * (len(head) - 2)])
             continue
         bits, speed = line.get("bits_per_byte"), line.get("tokens_per_s")
         table.append(
             [
-                line["family"],
+                line["kind"],
                 "" if bits is None else f"{bits:.3f} ± {line['standard_error']:.3f}",
                 "" if speed is None else f"{speed:,.0f}",
                 *(_cell(line["samples"].get(n)) for n in columns),
@@ -272,20 +276,23 @@ def _cell(found: dict | None) -> str:
 
 
 def draw(lines: list[dict], path: Path) -> None:
-    """Nats by the judge over passes; what has one number only is a level line."""
+    """Nats per token by the judge over denoising steps; a kind with one number is a level line."""
     series = {}
     for line in lines:
         nats = {n: found["nats_per_token"] for n, found in line.get("samples", {}).items()}
-        series[line["family"]] = [nats.get(n, next(iter(nats.values()))) for n in passes_asked()] if nats else []
-    labels = {"x_label": f"log2 of the passes a canvas ({', '.join(PASSES.value)})", "y_label": "nats a token (ar)"}
+        series[line["kind"]] = [nats.get(n, next(iter(nats.values()))) for n in step_counts()] if nats else []
+    labels = {
+        "x_label": f"log2 of the denoising steps a canvas ({', '.join(DENOISING_STEPS.value)})",
+        "y_label": "nats per token (by ar)",
+    }
     curve(
-        np.log2(passes_asked()),
+        np.log2(step_counts()),
         {name: ys for name, ys in series.items() if ys},
         path,
-        title="What is written",
+        title="Quality of samples",
         **labels,
     )
 
 
 if __name__ == "__main__":
-    launch_flags.run(main)
+    command.run(main, FLAGS)

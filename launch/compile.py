@@ -1,13 +1,12 @@
-"""Says whether a config fits devices that needn't be there: compiled for them, run on none.
+"""Compiles a config for devices that needn't be present, and reports whether it fits their memory.
 
     python -m launch.compile --config=configs/base_1b.py --topology=v5e:16x16
-    python -m launch.compile --config=configs/base_8b.py --topology=v5e:2x4 --what=sample --batch=8 \\
+    python -m launch.compile --config=configs/base_8b.py --topology=v5e:2x4 --what=sample --batch_size=8 \\
         --set=mesh.fsdp=1 --set=mesh.tensor=-1
 
-TPUs need the extra [aot]. Compiling takes seconds to minutes; --bisect, which looks for the largest batch that fits,
-does so a few times over. What it can't know is time: no run, no seconds. The last line on standard output is a JSON
-object: bytes are a chip's, collectives a step's (of a sampler: each of its loops runs once), constraints the places in
-the program that say how an array is to lie.
+TPUs need the extra [aot]. Compiling takes seconds to minutes; --bisect compiles a few times more. Nothing is run, so no
+time is measured. The last line on standard output is a JSON object: bytes are per chip; collectives are per step (of a
+sampler: each loop counted once); constraints counts the sharding constraints in the program.
 """
 
 import dataclasses
@@ -17,13 +16,11 @@ import math
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from absl import flags as absl_flags
 
 from diffusion_lm import sharding
 from diffusion_lm.attention_patterns import Causal, Full
@@ -46,26 +43,26 @@ from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.validation import check_rows
-from launch import flags, topologies
+from launch import command, topologies
+from launch.flags import Flags
 
 log = logging.getLogger("diffusion_lm.compile")
 
-CONFIG = flags.define_config()
-TOPOLOGY = absl_flags.DEFINE_string("topology", None, "v5e:4x4, v5p:4x4x8, ... or cpu:8.", required=True)
-SLICES = absl_flags.DEFINE_integer("num_slices", 1, "TPU slices of that topology.", 1)
-WHAT = absl_flags.DEFINE_enum("what", "train", ["train", "sample"], "The update, or a whole generation.")
-BATCH = absl_flags.DEFINE_integer(
-    "batch", None, "Rows: of an update (none: train.batch_size), or prompts (none: 1).", 1
-)
-PASSES = absl_flags.DEFINE_integer("passes", 16, "sample: passes a canvas.", 1)
-BISECT = absl_flags.DEFINE_bool("bisect", False, "Look for the largest batch that fits: a few more compilations.")
-MEMORY = absl_flags.DEFINE_float("chip_gib", None, "Memory of a chip, where it isn't the topology's.", 0)
-OUT = absl_flags.DEFINE_string("out", None, "A file for the same JSON object.")
-TRIES = 8  # compilations at most, when looking for the largest batch
+FLAGS = Flags(command.FLAGS)
+CONFIG = FLAGS.config()
+TOPOLOGY = FLAGS.string("topology", None, "Devices: v5e:4x4, v5p:4x4x8, ... or cpu:8.", required=True)
+NUM_SLICES = FLAGS.integer("num_slices", 1, "TPU slices of that topology.", 1)
+WHAT = FLAGS.enum("what", "train", ["train", "sample"], "train: one update; sample: one whole generation.")
+BATCH_SIZE = FLAGS.integer("batch_size", None, "Rows. Default: train.batch_size for an update, 1 for a generation.", 1)
+DENOISING_STEPS = FLAGS.integer("denoising_steps", 16, "Denoising steps a canvas of --what=sample.", 1)
+BISECT = FLAGS.bool("bisect", False, "Searches the largest batch that fits, with a few more compilations.")
+CHIP_GIB = FLAGS.float("chip_gib", None, "Memory of a chip in GiB. Default: what the topology has.", 0)
+OUT = FLAGS.out()
+TRIES = 8  # most compilations of --bisect
 
 
 class Program(NamedTuple):
-    """What is to be compiled: its arguments by kind, abstract and laid out; and its useful operations."""
+    """What is compiled: its abstract, sharded arguments by name, and its useful floating-point operations."""
 
     jitted: Callable
     arguments: dict[str, Any]
@@ -73,7 +70,7 @@ class Program(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """All that a program takes of a tokenizer: how many pieces, and the two that matter."""
+    """All that a program needs of a tokenizer."""
 
     vocab: int
     eos: int = 1
@@ -84,36 +81,34 @@ class Pieces(NamedTuple):
 
 
 def main() -> dict:
-    if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--out={OUT.value}: there is no such folder")
-    config, topology = CONFIG(), topologies.of(TOPOLOGY.value, SLICES.value)
-    memory = topology.memory if MEMORY.value is None else int(MEMORY.value * topologies.GIB)
+    out, config, topology = OUT(), CONFIG(), topologies.of(TOPOLOGY.value, NUM_SLICES.value)
+    memory = topology.memory if CHIP_GIB.value is None else int(CHIP_GIB.value * topologies.GIB)
     if BISECT.value and not memory:
-        raise ValueError(f"--bisect: nobody knows the memory of {TOPOLOGY.value}; give it as --chip_gib")
+        raise ValueError(f"--bisect: the memory of {TOPOLOGY.value} is unknown; give it as --chip_gib")
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     make = {"train": train_program, "sample": sample_program}[WHAT.value]
-    batch = BATCH.value or (config.train.batch_size if WHAT.value == "train" else 1)
+    batch = BATCH_SIZE.value or (config.train.batch_size if WHAT.value == "train" else 1)
     found = examine(make(config, mesh, batch), memory)
     result = {
         "what": WHAT.value,
-        "config": absl_flags.FLAGS.config,
+        "config": FLAGS.values.config,
         "topology": TOPOLOGY.value,
         "chips": len(topology.devices),
         "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
-        "batch": batch,
+        "batch_size": batch,
         **found,
-        "largest_batch": None,
+        "largest_batch_size": None,
         "jax": jax.__version__,
-        "unknown": "time: nothing was run; documents inside rows, and what a loop does a second time, aren't counted",
+        "not_counted": "time, since nothing was run; document boundaries inside rows; a loop's later iterations",
     }
     if BISECT.value:
         unit = sharding.row_ways(mesh) * (config.train.grad_accum_steps if WHAT.value == "train" else 1)
         known = {batch // unit: _size(found)} if batch % unit == 0 else {}
-        result["largest_batch"] = unit * largest(
+        result["largest_batch_size"] = unit * largest(
             lambda n: _size(examine(make(config, mesh, n * unit), memory)), memory, known
         )
-    if OUT.value:
-        Path(OUT.value).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if out:
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 
@@ -122,7 +117,7 @@ def main() -> dict:
 
 def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """One update of `batch` rows."""
-    train = dataclasses.replace(config.train, batch=batch, steps_per_call=1)
+    train = dataclasses.replace(config.train, batch_size=batch, steps_per_call=1)
     config = dataclasses.replace(config, train=train)
     check_rows(config, mesh)
     module, process = build_model(config, pieces(config))
@@ -142,7 +137,7 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
 
 
 def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Program:
-    """Prompts of half the context, the other half written: canvas by canvas, or token by token if that is all."""
+    """Prompts of half the context and as many new tokens, by canvases if the objective trains them."""
     module, process = build_model(config, pieces(config))
     model = LoadedModel(config, pieces(config), process, bound=None, step=0, meta=None, ready={})
     length = config.data.seq_len // 2
@@ -150,7 +145,7 @@ def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progr
     if not config.objective.layout.denoises:
         writer, width = presets.autoregressive(model, draw=SamplingParams()), 1
     else:
-        writer = presets.confidence(model, draw=SamplingParams(), canvas=0, passes=PASSES.value)
+        writer = presets.confidence(model, draw=SamplingParams(), canvas=0, passes=DENOISING_STEPS.value)
         width = writer.canvas
     with sharding.using(mesh):
         bound = jax.eval_shape(
@@ -164,7 +159,7 @@ def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progr
     params = sharding.placed(bound.params, sharding.state_shardings(mesh, boxed))
     if batch % sharding.row_ways(mesh):
         raise ValueError(
-            f"--batch={batch}: rows are cut {sharding.row_ways(mesh)} ways; set mesh.tensor=-1, mesh.data=1"
+            f"--batch_size={batch} isn't a multiple of the mesh's {sharding.row_ways(mesh)} parts; set mesh.tensor=-1"
         )
 
     def rows(shape, dtype):
@@ -186,8 +181,8 @@ def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progr
 
 
 def _generation_flops(module: Transformer, rows: int, width: int, prompt: int, length: int) -> int:
-    """The prompt, then for each canvas (of 1: token) its passes and, for a canvas, one more that reads it in."""
-    passes = PASSES.value if width > 1 else 1
+    """Those of the prompt, and for each canvas its denoising steps and the pass that commits it to the cache."""
+    passes = DENOISING_STEPS.value if width > 1 else 1
     total = flops.of_pass(module, rows=rows, length=prompt, attention=Causal(), num_logits=1)
     for past in range(prompt, prompt + length, width):
         total += passes * flops.of_pass(module, rows=rows, length=width, attention=Full(), past=past)
@@ -196,17 +191,17 @@ def _generation_flops(module: Transformer, rows: int, width: int, prompt: int, l
 
 
 def pieces(config: Config) -> Pieces:
-    """How many pieces the config's tokenizer has, or will have at most."""
-    given = getattr(config.data, "tokenizer", None)
-    given = SentencePiece.load(given) if isinstance(given, str) else given
-    return Pieces(config.data.vocab_size if given is None else given.vocab)
+    """The size of the config's vocabulary, or its upper bound before the tokenizer is trained."""
+    tokenizer = getattr(config.data, "tokenizer", None)
+    tokenizer = SentencePiece.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    return Pieces(config.data.vocab_size if tokenizer is None else tokenizer.vocab)
 
 
-# ---- what the compiler says ----
+# ---- compilation ----
 
 
 def examine(program: Program, memory: int) -> dict:
-    """Compiles; says whether it fits, bytes a chip, operations and collectives."""
+    """Compiles the program; returns whether it fits, bytes a chip, operations and collectives."""
     started = time.monotonic()
     lowered = program.jitted.lower(*program.arguments.values())
     result = {"fits": None, "bytes": _argument_bytes(program.arguments), "flops": program.flops}
@@ -218,7 +213,7 @@ def examine(program: Program, memory: int) -> dict:
             raise
         result |= {"fits": False, "bytes": result["bytes"] | {"total": _needed(str(error))}}
         result |= {"largest_temporaries": _named(str(error)), "collectives": None, "kernels": None}
-        log.info("doesn't fit: %s of %s bytes a chip", f"{result['bytes']['total']:,}", f"{memory:,}")
+        log.info("doesn't fit: needs %s of %s bytes a chip", f"{result['bytes']['total']:,}", f"{memory:,}")
         return result
     stats, text = compiled.memory_analysis(), hlo.read(compiled.as_text())
     total = (
@@ -239,11 +234,11 @@ def examine(program: Program, memory: int) -> dict:
 
 
 def _argument_bytes(arguments: dict[str, Any]) -> dict[str, int]:
-    """Bytes of each argument on a chip, a training state's parts apart; as numbers, without a layout's padding."""
+    """Bytes of each argument on a chip, without the padding of its layout; a training state is split into parts."""
     parts = dict(arguments)
     if "state" in parts:
         state = parts.pop("state")
-        parts = {"parameters": state.params, "average": state.ema_params, "optimizer": state.opt_state, **parts}
+        parts = {"parameters": state.params, "ema_parameters": state.ema_params, "optimizer": state.opt_state, **parts}
     return {name: sum(map(_on_a_chip, jax.tree.leaves(part))) for name, part in parts.items()}
 
 
@@ -252,13 +247,13 @@ def _on_a_chip(array: jax.ShapeDtypeStruct) -> int:
 
 
 def _needed(error: str) -> int:
-    """Bytes, from 'Used 34.80G of 15.75G hbm'; a program far too large may not say."""
+    """Bytes, from 'Used 34.80G of 15.75G hbm'; 0 where the message has none."""
     found = re.search(r"Used ([\d.]+)([KMGT])", error)
     return int(float(found.group(1)) * 2 ** (10 * " KMGT".index(found.group(2)))) if found else 0
 
 
 def _named(error: str) -> list[dict]:
-    """The largest arrays that the compiler names when a program doesn't fit."""
+    """The largest arrays, from the compiler's message about a program that doesn't fit."""
     found = re.findall(r"Size: ([\d.]+)([KMGT])[\s\S]*?(?:Operator: op_name=\"([^\"]*)\"|Shape: (\S+))", error)
     return [
         {"name": op or shape, "bytes": int(float(size) * 2 ** (10 * " KMGT".index(unit)))}
@@ -267,15 +262,18 @@ def _named(error: str) -> list[dict]:
 
 
 def _size(found: dict) -> float:
-    """Bytes a chip; infinite where it doesn't fit and nobody says by how much."""
+    """Bytes a chip; infinite if it doesn't fit and the size is unknown."""
     total = found["bytes"]["total"]
     return total if found["fits"] or total else math.inf
 
 
 def largest(size: Callable[[int], float], memory: int, known: dict[int, float]) -> int:
-    """The largest n for which size(n), which grows about linearly, is at most `memory`; 0 if not even 1.
+    """The largest n with size(n) <= memory, for a size that grows about linearly; 0 if even 1 is too large.
 
-    known: sizes found before. At most TRIES more are asked for; then the largest that was seen to fit is given.
+    Args:
+        size: bytes for n; called at most TRIES times, after which the largest n seen to fit is returned.
+        memory: bytes.
+        known: sizes found before.
     """
     known = dict(known)
     for _ in range(TRIES):
@@ -290,7 +288,7 @@ def largest(size: Callable[[int], float], memory: int, known: dict[int, float]) 
 
 
 def _guess(known: dict[int, float], memory: int, fit: int, miss: int | None) -> int:
-    """Where a line through the two sizes nearest to memory crosses it, strictly between fit and miss."""
+    """Where the line through the two sizes nearest to `memory` crosses it, strictly between fit and miss."""
     finite = sorted((abs(total - memory), n, total) for n, total in known.items() if math.isfinite(total))[:2]
     n = 2 * fit or 1 if miss is None else (fit + miss) // 2
     if len(finite) == 2:
@@ -303,4 +301,4 @@ def _guess(known: dict[int, float], memory: int, fit: int, miss: int | None) -> 
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    command.run(main, FLAGS)

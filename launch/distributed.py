@@ -1,23 +1,25 @@
-"""Several processes, one run: how each finds the others, and how they end together."""
+"""One run of several processes: how they find each other, and how they end together."""
 
 import logging
 import os
 import sys
 
 import jax
-from absl import flags
 
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes. On TPU pods and Slurm that is all.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing else tells.")
-PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes; goes with --coordinator.")
-PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; goes with --coordinator.")
-TIMEOUT = flags.DEFINE_integer("host_timeout", 30, "Seconds of silence after which a process counts as lost.", 5, 600)
+from launch.flags import Flags
+
+FLAGS = Flags()
+DISTRIBUTED = FLAGS.bool("distributed", False, "Joins the other processes of a TPU pod or Slurm job.")
+COORDINATOR = FLAGS.string("coordinator", None, "HOST:PORT of process 0, where the other processes can't be found.")
+PROCESSES = FLAGS.integer("num_processes", None, "Number of processes; goes with --coordinator.")
+PROCESS = FLAGS.integer("process_id", None, "Index of this process, 0 to num_processes - 1; goes with --coordinator.")
+TIMEOUT = FLAGS.integer("host_timeout", 30, "Seconds without a heartbeat after which a process counts as lost.", 5, 600)
 
 
 def join() -> None:
-    """Makes this one of several processes, if flags say so; only the first goes on logging what all of them know.
+    """Joins the other processes if the flags say so; after that only the first process logs what all of them know.
 
-    Raises ValueError where flags are missing or nobody is found.
+    Raises ValueError if a flag is missing or the other processes can't be reached.
     """
     where = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
     if not any(value is not None for value in where):
@@ -40,13 +42,15 @@ def join() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process prints what all of them know."""
+    """Whether this is the process that prints the result."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def leave(status: int) -> None:
-    """Ends this process at once where there are others and it failed: a polite end would wait for them, and they for
-    it. They notice within --host_timeout seconds."""
+    """Ends a failed process at once if there are others: a clean exit would wait for them, and they for it.
+
+    The others notice within --host_timeout seconds.
+    """
     if status and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,113 +1,135 @@
-"""What launchers share: flags to a config, logs to standard error, an error in one line, results as one JSON line."""
+"""A launcher's flags: each launcher has a set of its own, so that one process can import several launchers.
 
-import ctypes
-import json
-import logging
-import sys
-import traceback
-from collections.abc import Callable
+    FLAGS = Flags(profiler.FLAGS)
+    SEED = FLAGS.integer("seed", 0, "Seed of all draws, 0 to 2**32 - 1.")
+
+Values are read as `SEED.value` once `FLAGS.parse` has run. `command.FLAGS` are the flags that every launcher includes.
+"""
+
+import difflib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
-from absl import app, flags
+from absl import flags
 
 from diffusion_lm.config import Config, load, override
-from diffusion_lm.training.checkpoint import CheckpointError
-from diffusion_lm.training.hosts import LostHostError
-from diffusion_lm.training.loop import NonFiniteError
-from launch import distributed
-
-COMPILE_CACHE = flags.DEFINE_string("compile_cache", None, "Folder that keeps what took over a second to compile.")
-ALLOW_IMPORT = flags.DEFINE_multi_string(
-    "allow_import", [], "Python module or package whose classes a checkpoint or a .json config may name; repeatable."
-)
-# Numbers from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
-def define_config() -> Callable[[], Config]:
-    """Defines --config and --set; call the result, once flags are parsed, for the config that they make."""
-    config = flags.DEFINE_string(
-        "config", None, "Python file with get_config(), or FILE.py:ARGUMENT, or a .json file."
-    )
-    settings = flags.DEFINE_multi_string("set", [], "KEY=VALUE, as in optim.lr=1e-3; may be given again and again.")
-    flags.mark_flag_as_required("config")
-    return lambda: override(load(config.value, ALLOW_IMPORT.value), settings.value)
+class FlagRow(NamedTuple):
+    """One flag as --help and docs/cli.md show it."""
+
+    name: str
+    default: str
+    help: str
 
 
-def define_workdir() -> flags.FlagHolder[str]:
-    """Defines --workdir."""
-    return flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.", required=True)
+class Flags:
+    """The flags of one launcher, or flags that several launchers share.
 
-
-def run(main: Callable[[], dict]) -> None:
-    """Parses flags, runs main and prints what it returns as the last line of the first process's standard output.
-
-    Exit status 2 and one line on standard error for bad input, 1 for a run that failed; --verbosity=1 shows where.
+    The methods string, integer, float, bool, enum, list and multi_string define a flag as absl's DEFINE functions do.
     """
 
-    def guarded(argv: list[str]) -> None:
+    def __init__(self, *included: "Flags"):
+        self.values = flags.FlagValues()
+        self._included, self._required = included, set()
+        for other in included:
+            self.values.append_flag_values(other.values)
+            self._required |= other._required
+        self.string = self._definer(flags.DEFINE_string)
+        self.integer = self._definer(flags.DEFINE_integer)
+        self.float = self._definer(flags.DEFINE_float)
+        self.bool = self._definer(flags.DEFINE_bool)
+        self.enum = self._definer(flags.DEFINE_enum)
+        self.list = self._definer(flags.DEFINE_list)
+        self.multi_string = self._definer(flags.DEFINE_multi_string)
+
+    def _definer(self, define: Callable) -> Callable:
+        @functools.wraps(define)
+        def defined(name: str, *arguments, required: bool = False, **options) -> flags.FlagHolder:
+            self._required |= {name} if required else set()
+            return define(name, *arguments, flag_values=self.values, **options)
+
+        return defined
+
+    def config(self) -> Callable[[], Config]:
+        """Defines --config and --set; the result, called after parsing, returns the Config that they describe.
+
+        It uses --allow_import, one of the flags that every launcher includes.
+        """
+        text = "Python file with get_config(), FILE.py:KIND, which passes KIND to it, or a .json file."
+        path = self.string("config", None, text, required=True)
+        settings = self.multi_string("set", [], "KEY=VALUE, as in optim.lr=1e-3; may be repeated.")
+        return lambda: override(load(path.value, self.values.allow_import), settings.value)
+
+    def workdir(self, default: str | None = None) -> flags.FlagHolder[str]:
+        """Defines --workdir, which is required unless it has a default."""
+        text = "Folder of the run: its checkpoints and metrics."
+        return self.string("workdir", default, text, required=default is None)
+
+    def out(self) -> Callable[[], Path | None]:
+        """Defines --out, a file for the result; the result, called after parsing, checks that its folder exists."""
+        out = self.string("out", None, "File that the JSON result is written to as well. Default: none.")
+
+        def path() -> Path | None:
+            if out.value and not Path(out.value).absolute().parent.is_dir():
+                raise FileNotFoundError(f"--out={out.value}: its folder doesn't exist")
+            return Path(out.value) if out.value else None
+
+        return path
+
+    def parse(self, arguments: Sequence[str]) -> None:
+        """Sets every flag, to its default where `arguments` don't name it.
+
+        Raises ValueError for an argument that is no flag, isn't UTF-8, or has a value out of range.
+        """
+        for argument in arguments:
+            try:
+                argument.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"the argument {argument!a} isn't valid UTF-8") from error
+        for name in self.values:
+            self.values[name].unparse()
         try:
-            status = _guarded(main, argv)
-        except Exception:
-            traceback.print_exc()
-            status = 1
-        distributed.leave(status)
-        sys.exit(status)
+            rest = self.values(["", *arguments])[1:]
+        except flags.UnrecognizedFlagError as error:
+            raise ValueError(f"there is no flag --{error.flagname}; {self._nearest(error.flagname)}") from error
+        except flags.Error as error:
+            raise ValueError(str(error)) from error
+        if rest:
+            raise ValueError(f"unexpected argument {rest[0]!r}; every option starts with --")
+        self._mark_as_parsed()
+        for name in sorted(self._required):
+            if self.values[name].value is None:
+                raise ValueError(f"--{name} is missing. {self.values[name].help}")
 
-    app.run(guarded)
+    def _nearest(self, name: str) -> str:
+        """The flag of most similar spelling; a word of a longer flag counts less than a whole one."""
 
+        def similarity(known: str) -> float:
+            words = [difflib.SequenceMatcher(None, name, word).ratio() for word in known.split("_")]
+            return max(difflib.SequenceMatcher(None, name, known).ratio(), 0.9 * max(words))
 
-def _guarded(main: Callable[[], dict], argv: list[str]) -> int:
-    _set_up_logs()
-    _keep_memory()
-    try:
-        if argv[1:]:
-            raise ValueError(f"unexpected argument {argv[1]!r}; every option starts with --")
-        _keep_programs()
-        distributed.join()
-        result = main()
-        if distributed.is_first():
-            print(json.dumps(result), flush=True)
-        return 0
-    except (CheckpointError, LostHostError, NonFiniteError, ValueError, OSError) as error:
-        logging.getLogger("diffusion_lm").debug("where it happened", exc_info=True)
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 1 if isinstance(error, RuntimeError) else 2
+        near = max(self.values, key=similarity)
+        return f"did you mean --{near}?" if similarity(near) >= 0.6 else "--help lists all flags"
 
+    def _mark_as_parsed(self) -> None:
+        self.values.mark_as_parsed()
+        for other in self._included:
+            other._mark_as_parsed()
 
-def _keep_memory() -> None:
-    """Tells glibc to keep the memory that it was given: one arena, no mmap for large blocks, no trimming.
-
-    On a CPU, XLA asks for a step's temporaries anew at every call; handed back to the kernel in between, each page has
-    to be cleared again (a third of a small model's training step). Other C libraries are left alone.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
-            mallopt(parameter, value)
+    def rows(self) -> Iterator[FlagRow]:
+        """The flags in alphabetical order."""
+        for name in sorted(self.values):
+            flag = self.values[name]
+            default = "required" if name in self._required else _shown(flag.default)
+            yield FlagRow(name, default, flag.help.split(";\n")[0])  # absl says that it may be repeated
 
 
-def _keep_programs() -> None:
-    if COMPILE_CACHE.value is not None:
-        folder = Path(COMPILE_CACHE.value).absolute()
-        folder.mkdir(parents=True, exist_ok=True)  # JAX would only warn, and compile
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def _set_up_logs() -> None:
-    """This package at INFO; Orbax, which logs each thread's traceback on a full disk, only when asked for more."""
-    more = flags.FLAGS.verbosity > 0
-    logging.getLogger("diffusion_lm").setLevel(logging.DEBUG if more else logging.INFO)
-    if not more:
-        logging.getLogger("jax").setLevel(logging.WARNING)
-        absl = logging.getLogger("absl")
-        absl.setLevel(logging.INFO)
-        absl.addFilter(lambda record: "orbax" not in record.pathname)
-        sys.unraisablehook = _quiet
-
-
-def _quiet(unraisable) -> None:
-    """Hides what tensorstore has to say to a loop that Orbax closed after an error; the error itself is reported."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+def _shown(default: Any) -> str:
+    if default in (None, []):
+        return "none"
+    if isinstance(default, list):
+        return ",".join(default)
+    return str(default).lower() if isinstance(default, bool) else str(default)

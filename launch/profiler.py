@@ -1,4 +1,4 @@
-"""What a device does, second by second: a profiler's trace, for TensorBoard's profile plugin or xprof."""
+"""Traces of what a device does over time, for TensorBoard's profile plugin or xprof."""
 
 import contextlib
 import itertools
@@ -7,19 +7,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-from absl import flags
+
+from launch.flags import Flags
 
 log = logging.getLogger("diffusion_lm.profiler")
 
-PROFILE = flags.DEFINE_string("profile", None, "Folder for a profiler's trace of a little of the work, once compiled.")
+FLAGS = Flags()
+PROFILE = FLAGS.string("profile", None, "Folder for a profiler trace of a few calls after compilation. Default: none.")
 SKIPPED, TRACED = 2, 3  # calls: the first compiles
 
 
 @contextlib.contextmanager
 def some_calls(function: Callable) -> Iterator[Callable]:
-    """`function`, of which calls 3 to 5 leave a trace where --profile says; those that there were, if it ends sooner.
+    """Yields `function`, whose calls 3 to 5 are traced into the folder --profile, if that is set.
 
-    Raises OSError where nothing can be written.
+    Raises OSError if the folder can't be written.
     """
     if PROFILE.value is None:
         yield function
@@ -34,19 +36,19 @@ def some_calls(function: Callable) -> Iterator[Callable]:
         if number == SKIPPED + TRACED:
             jax.block_until_ready(found)
             tracing.close()
-            log.info("calls %d to %d are traced in %s", SKIPPED + 1, number, folder)
+            log.info("wrote a trace of calls %d to %d to %s", SKIPPED + 1, number, folder)
         return found
 
     with tracing:
         yield call
     if next(calls) <= SKIPPED + 1:
-        log.warning("--profile=%s: no trace, which begins at call %d of the device", folder, SKIPPED + 1)
+        log.warning("--profile=%s: no trace was written; tracing starts at call %d", folder, SKIPPED + 1)
 
 
 def once_more(function: Callable[[], object]) -> None:
-    """Calls it, traced, where --profile asks for it: what it had to compile, it has compiled before.
+    """Calls a function that has already been compiled once more under the tracer, if --profile is set.
 
-    Raises OSError where nothing can be written.
+    Raises OSError if the folder can't be written.
     """
     if PROFILE.value is not None:
         with jax.profiler.trace(_folder()):
@@ -58,5 +60,5 @@ def _folder() -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise NotADirectoryError(f"--profile={folder} is no folder") from error
+        raise NotADirectoryError(f"--profile={folder} is a file, not a folder") from error
     return str(folder)

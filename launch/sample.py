@@ -1,128 +1,150 @@
-"""Writes text with a trained network, token by token or canvas by canvas.
+"""Generates text with a trained network, token by token or canvas by canvas.
 
-    python -m launch.sample --workdir=runs/quickstart --prompt='Return the' --passes=12 --view=terminal
-    python -m launch.sample --workdir=runs/quickstart --sampler=autoregressive --length=100 --samples=4
-    python -m launch.sample --workdir=runs/quickstart --infill='Return the [[3-8]] of the list.' --canvas=32
-    python -m launch.sample --workdir=runs/quickstart --prompt='Return the' --best_of=8 --score=causal
+    python -m launch.sample --workdir=runs/quickstart --prompt='Return the' --denoising_steps=12 --view=terminal
+    python -m launch.sample --workdir=runs/quickstart --sampler=autoregressive --max_new_tokens=100 --num_samples=4
+    python -m launch.sample --workdir=runs/quickstart --infill='Return the [[3-8]] of the list.' --canvas_length=32
+    python -m launch.sample --workdir=runs/quickstart --prompt='Return the' --best_of=8 --best_of_score=elbo
 
-The texts and how they were made are the last line on standard output, a JSON object; --out writes it to a file too.
---profile=FOLDER writes all once more, traced.
+The last line on standard output is a JSON object: texts with their prompts, tokens, forward passes (nfe) and seconds.
 """
 
 import json
 import re
 import sys
 import time
-from pathlib import Path
-
-from absl import flags
 
 from diffusion_lm.build import LoadedModel, load_for_inference
 from diffusion_lm.inference import best_of_n, presets
+from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.visualize.page import write_page, write_whole
 from diffusion_lm.visualize.terminal import play
-from launch import flags as launch_flags
-from launch import profiler, sampler_flags
+from launch import command, profiler, sampler_flags
+from launch.flags import Flags
 
-WORKDIR = launch_flags.define_workdir()
-PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; given again, another row. None: a new document.")
-INFILL = flags.DEFINE_multi_string(
-    "infill", [], "Text to fill in, instead of --prompt: [[5]] is a hole of 5 tokens, [[2-8]] of whichever is best."
+FLAGS = Flags(command.FLAGS, profiler.FLAGS, sampler_flags.FLAGS)
+WORKDIR = FLAGS.workdir()
+PROMPT = FLAGS.multi_string("prompt", [], "Text to continue; may be repeated, one row each. Default: a new document.")
+INFILL = FLAGS.multi_string(
+    "infill", [], "Text with holes to fill in, instead of --prompt; may be repeated. [[5]]: 5 tokens are missing; "
+    "[[2-8]]: 2 to 8, the most likely length is chosen.",
+)  # fmt: skip
+MAX_NEW_TOKENS = FLAGS.integer(
+    "max_new_tokens", 256, "Most tokens a text, at least 1; fewer where the text ends. The context bounds it, unless "
+    "--rolling_context is set.", 1,
+)  # fmt: skip
+STOP = FLAGS.multi_string("stop", [], "A text ends before this string; may be repeated. Tokens and scores include it.")
+ROLLING_CONTEXT = FLAGS.bool(
+    "rolling_context", False, "Continues past the model's context: whenever it is full, its first half is dropped."
 )
-LENGTH = flags.DEFINE_integer("length", 256, "Most tokens to write; fewer if the text ends or the context is full.")
-SLIDE = flags.DEFINE_bool("slide", False, "Where the context is full, forget its first half and go on.")
-COMPACT = flags.DEFINE_bool("compact", False, "Texts that end leave the batch: for many and long ones.")
-SEED = flags.DEFINE_integer("seed", 0, "The same seed and prompt give the same text (but auto's choice is measured).")
-SAMPLES = flags.DEFINE_integer("samples", 1, "Texts a prompt.")
-BEST_OF = flags.DEFINE_integer("best_of", 0, "Write so many texts a prompt and keep one, by --score.")
-SCORES = {"causal": best_of_n.by_causal, "bound": best_of_n.by_bound}
-SCORE = flags.DEFINE_enum("score", "causal", [*SCORES, "vote"], "What is best: the likeliest, or what most texts are.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; none: the newest.")
-OUT = flags.DEFINE_string("out", None, "File for the JSON object.")
-VIEW = flags.DEFINE_string("view", None, "terminal, or FILE.html: watch the first row's canvas clear up.")
+DROP_FINISHED = FLAGS.bool(
+    "drop_finished", False, "Removes finished rows from the batch as it runs: faster for many long texts. Same texts."
+)
+SEED = FLAGS.integer(
+    "seed", 0, "The same seed and prompt give the same text in any batch; not with --sampler=auto, which measures.",
+    0, 2**32 - 1,
+)  # fmt: skip
+NUM_SAMPLES = FLAGS.integer("num_samples", 1, "Texts a prompt.", 1)
+BEST_OF = FLAGS.integer("best_of", 0, "Samples this many texts a prompt, at least 2, and returns one. 0: off.", 0)
+SCORES = {"likelihood": best_of_n.by_causal, "elbo": best_of_n.by_bound}
+BEST_OF_SCORE = FLAGS.enum(
+    "best_of_score", "likelihood", [*SCORES, "vote"], "Which text --best_of returns. likelihood: the highest "
+    "autoregressive log-likelihood a token; elbo: the highest bound a token; vote: the most frequent text.",
+)  # fmt: skip
+CHECKPOINT_STEP = FLAGS.integer("checkpoint_step", None, "Step of the checkpoint to load. Default: the newest.", 0)
+VIEW = FLAGS.string("view", None, "terminal or FILE.html: shows the first row's canvas after each step. Default: off.")
+OUT = FLAGS.out()
 SECONDS_PER_FRAME = 0.15
 HOLE = re.compile(r"\[\[(\d+)(?:-(\d+))?\]\]")
 
 
 def main() -> dict:
     _check()
-    model = load_for_inference(WORKDIR.value, step=STEP.value, allow_import=launch_flags.ALLOW_IMPORT.value)
-    writer = sampler_flags.writer(model, record=bool(VIEW.value))
-    write = _filled if INFILL.value else _written
+    out = OUT()
+    model = load_for_inference(WORKDIR.value, step=CHECKPOINT_STEP.value, allow_import=command.ALLOW_IMPORT.value)
+    sampler = sampler_flags.text_sampler(model, record=bool(VIEW.value))
+    sample = _infill if INFILL.value else _continue
     start = time.perf_counter()
-    prompts, answer, more = write(model, writer)
+    prompts, output, extra = sample(model, sampler)
     seconds = time.perf_counter() - start
-    profiler.once_more(lambda: write(model, writer))
+    profiler.once_more(lambda: sample(model, sampler))
     if VIEW.value:
-        _show(presets.trace(model, answer, 0, length=LENGTH.value, title="canvas by canvas", subtitle=prompts[0]))
-    results = {
-        "texts": [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, more.pop("texts"), strict=True)],
-        "tokens": [int(n) for n in answer.generation.length],
-        "nfe": int(answer.generation.nfe),
+        _show(presets.trace(model, output, 0, length=MAX_NEW_TOKENS.value, title="step by step", subtitle=prompts[0]))
+    result = {
+        "texts": [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, extra.pop("texts"), strict=True)],
+        "tokens": [int(n) for n in output.generation.length],
+        "nfe": int(output.generation.nfe),
         "sampler": sampler_flags.SAMPLER.value,
-        "step": model.step,
+        "checkpoint_step": model.step,
         "seed": SEED.value,
-        "seconds_with_compilation": round(seconds, 3),
-        **more,
+        "seconds_including_compilation": round(seconds, 3),
+        **extra,
     }
-    if OUT.value:
-        write_whole(OUT.value, (json.dumps(results) + "\n").encode())
-    return results
+    if out:
+        write_whole(out, (json.dumps(result) + "\n").encode())
+    return result
 
 
 def _check() -> None:
-    """What can be said before anything is loaded."""
+    """Raises ValueError for flags that contradict each other, before anything is loaded."""
     sampler_flags.check()
-    if SAMPLES.value < 1:
-        raise ValueError(f"--samples must be at least 1, not {SAMPLES.value}")
-    if not 0 <= SEED.value < 2**32:
-        raise ValueError(f"--seed must lie in [0, 2**32), not {SEED.value}")
-    if VIEW.value and VIEW.value != "terminal" and Path(VIEW.value).suffix != ".html":
-        raise ValueError(f"--view takes terminal or a FILE.html, not {VIEW.value}")
-    if VIEW.value and (
-        sampler_flags.SAMPLER.value in (*sampler_flags.TOKENWISE, "auto")
-        or sampler_flags.PARTICLES.value
-        or INFILL.value
-    ):
-        raise ValueError("--view shows canvases as they are written behind a prompt: use another --sampler")
-    if BEST_OF.value and (BEST_OF.value < 2 or SAMPLES.value > 1 or VIEW.value or sampler_flags.PARTICLES.value):
-        raise ValueError("--best_of takes 2 or more, without --samples, --view and --particles")
-    if INFILL.value and (
-        PROMPT.value or BEST_OF.value or SLIDE.value or sampler_flags.GUIDANCE.value or SAMPLES.value > 1
-    ):
-        raise ValueError("--infill goes without --prompt, --samples, --best_of, --slide and --guidance")
+    view, kind, particles = VIEW.value, sampler_flags.kind(), sampler_flags.NUM_PARTICLES.value
+    if view and view != "terminal" and not view.endswith(".html"):
+        raise ValueError(f"--view is terminal or FILE.html; got {view}")
+    if view and (not kind.records or particles or INFILL.value or ROLLING_CONTEXT.value):
+        raise ValueError(
+            "--view shows the steps of canvas samplers: not with --sampler=autoregressive, speculative or auto, "
+            "--num_particles, --infill or --rolling_context"
+        )
+    if BEST_OF.value and (BEST_OF.value < 2 or NUM_SAMPLES.value > 1 or view or particles):
+        raise ValueError("--best_of is at least 2, and goes without --num_samples, --view and --num_particles")
+    if BEST_OF_SCORE.value != "likelihood" and not BEST_OF.value:
+        raise ValueError("--best_of_score goes with --best_of")
+    if any(not text for text in STOP.value):
+        raise ValueError("--stop is a string of at least one character")
+    others = (PROMPT.value, BEST_OF.value, ROLLING_CONTEXT.value, DROP_FINISHED.value, sampler_flags.CFG_SCALE.value)
+    if INFILL.value and (any(others) or NUM_SAMPLES.value > 1 or STOP.value or particles):
+        raise ValueError(
+            "--infill goes without --prompt, --num_samples, --num_particles, --best_of, --rolling_context, "
+            "--drop_finished, --stop and --cfg_scale"
+        )
 
 
-def _written(model: LoadedModel, writer) -> tuple[list[str], presets.GenerationOutput, dict]:
-    """Prompts, one a text; all answers; the texts, and what else there is to say."""
-    asked = {"length": LENGTH.value, "seed": SEED.value, "constraint": sampler_flags.constraint(model)}
-    asked |= {"guidance": sampler_flags.GUIDANCE.value, "compact": COMPACT.value, "slide": SLIDE.value}
-    prompts = [prompt for prompt in PROMPT.value or [""] for _ in range(SAMPLES.value)]
-    if not BEST_OF.value:
-        each = sampler_flags.PARTICLES.value or 1
-        answer = presets.write(model, writer, [p for p in prompts for _ in range(each)], **asked)
-        read = getattr(answer.generation, "read", None)  # of approximate caches
-        read = {} if read is None else {"positions_read": int(read)}
-        return prompts, answer, {"texts": answer.texts[::each], **read}
-    if SCORE.value == "vote":
-        answer = presets.write(model, writer, [p for p in prompts for _ in range(BEST_OF.value)], **asked)
-        parts = [answer.texts[i : i + BEST_OF.value] for i in range(0, len(answer.texts), BEST_OF.value)]
-        votes = [best_of_n.majority_vote(texts) for texts in parts]
-        return prompts, answer, {"texts": [v.text for v in votes], "shares": [v.share for v in votes]}
-    chosen = best_of_n.best_of(model, writer, prompts, BEST_OF.value, score=SCORES[SCORE.value], **asked)
-    return prompts, chosen.answer, {"texts": chosen.texts, "scores": chosen.scores.tolist()}
+def _continue(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], presets.GenerationOutput, dict]:
+    """The prompts, one a text; the whole output; texts, and what else is reported."""
+    options = {"length": MAX_NEW_TOKENS.value, "seed": SEED.value, "constraint": sampler_flags.logits_processor(model)}
+    options |= {"guidance": sampler_flags.CFG_SCALE.value, "compact": DROP_FINISHED.value}
+    options |= {"slide": ROLLING_CONTEXT.value}
+    prompts = [prompt for prompt in PROMPT.value or [""] for _ in range(NUM_SAMPLES.value)]
+    if BEST_OF.value and BEST_OF_SCORE.value != "vote":
+        score = SCORES[BEST_OF_SCORE.value]
+        chosen = best_of_n.best_of(model, sampler, prompts, BEST_OF.value, score=score, **options)
+        return prompts, chosen.answer, {"texts": cut(chosen.texts), "scores": chosen.scores.tolist()}
+    each = BEST_OF.value or sampler_flags.NUM_PARTICLES.value or 1
+    output = presets.write(model, sampler, [p for p in prompts for _ in range(each)], **options)
+    texts = cut(output.texts)
+    if BEST_OF.value:
+        votes = [best_of_n.majority_vote(texts[i : i + each]) for i in range(0, len(texts), each)]
+        return prompts, output, {"texts": [v.text for v in votes], "shares": [v.share for v in votes]}
+    recomputed = getattr(output.generation, "read", None)  # of approximate caches
+    extra = {} if recomputed is None else {"positions_recomputed": int(recomputed)}
+    return prompts, output, {"texts": texts[::each], **extra}
 
 
-def _filled(model: LoadedModel, writer) -> tuple[list[str], presets.GenerationOutput, dict]:
-    """As `_written`, for texts with holes."""
-    texts, rule = [_parts(text) for text in INFILL.value], sampler_flags.constraint(model)
+def cut(texts: list[str]) -> list[str]:
+    """Each text up to the first of --stop."""
+    return [text[: min((text.find(stop) for stop in STOP.value if stop in text), default=None)] for text in texts]
+
+
+def _infill(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], presets.GenerationOutput, dict]:
+    """As `_continue`, for texts with holes."""
+    texts, rule = [_parts(text) for text in INFILL.value], sampler_flags.logits_processor(model)
     if not any(isinstance(part, range) for parts in texts for part in parts):
-        answer = presets.infill(model, writer, texts, seed=SEED.value, constraint=rule)
-        return INFILL.value, answer, {"texts": _whole(texts, answer.texts)}
+        output = presets.infill(model, sampler, texts, seed=SEED.value, constraint=rule)
+        return INFILL.value, output, {"texts": _whole(texts, output.texts)}
     if len(texts) > 1:
-        raise ValueError("--infill with a hole of several lengths fills in one text at a time")
+        raise ValueError("--infill with a hole of several lengths takes one text at a time")
     score = best_of_n.by_causal if model.config.objective.trains_ar else best_of_n.by_bound
-    chosen = best_of_n.infill_best(model, writer, texts[0], score=score, seed=SEED.value, constraint=rule)
+    chosen = best_of_n.infill_best(model, sampler, texts[0], score=score, seed=SEED.value, constraint=rule)
     return INFILL.value, chosen.answer, {"texts": _whole(texts, chosen.texts), "scores": chosen.scores.tolist()}
 
 
@@ -141,9 +163,11 @@ def _parts(text: str) -> list[str | int | range]:
     return [*parts, text[at:]] if at < len(text) else parts
 
 
-def _whole(texts: list[list], filled: list[str]) -> list[str]:
-    """What was filled in behind each text's first string, and that string."""
-    return [(parts[0] if isinstance(parts[0], str) else "") + rest for parts, rest in zip(texts, filled, strict=True)]
+def _whole(texts: list[list], continuations: list[str]) -> list[str]:
+    """Each text's first string and its continuation, holes filled."""
+    return [
+        (parts[0] if isinstance(parts[0], str) else "") + rest for parts, rest in zip(texts, continuations, strict=True)
+    ]
 
 
 def _show(trace) -> None:
@@ -154,4 +178,4 @@ def _show(trace) -> None:
 
 
 if __name__ == "__main__":
-    launch_flags.run(main)
+    command.run(main, FLAGS)

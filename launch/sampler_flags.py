@@ -1,6 +1,11 @@
-"""How to write: the flags that choose a writer, and what else stands between the network and the text."""
+"""The flags that choose how text is sampled, and the text sampler that they describe.
 
-from absl import flags
+`SAMPLERS` is the one table of names: what each does, which flags it takes, and how it is made.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
 
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.inference import presets
@@ -17,133 +22,275 @@ from diffusion_lm.samplers.logits_processors import (
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Rescale
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import EntropyBound, Factor, FixedCount, Threshold
+from launch.flags import Flags
 
-PACES = {  # of the confidence sampler, by the dial
-    "confidence": lambda dial: FixedCount(),
-    "margin": lambda dial: FixedCount(measure="margin"),
-    "entropy": lambda dial: FixedCount(measure="entropy"),
-    "threshold": lambda dial: Threshold() if dial is None else Threshold(least=dial),
-    "factor": lambda dial: Factor() if dial is None else Factor(factor=dial),
-    "entropy_bound": lambda dial: EntropyBound() if dial is None else EntropyBound(bound=dial),
-}
-REMASKS = {  # what takes tokens back, by the dial
-    "remask_cap": lambda dial: Cap() if dial is None else Cap(eta=dial),
-    "remask_rescale": lambda dial: Rescale() if dial is None else Rescale(eta=dial),
-    "remask_confidence": lambda dial: ConfidenceBased(),
-    "remask_loop": lambda dial: Loop() if dial is None else Loop(eta=dial),
-}
+STEPS = 12  # denoising steps a canvas of the samplers whose cost is fixed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One name of --sampler.
+
+    help   what the sampler does
+    make   (model, options) -> the text sampler; options are the preset's arguments that canvas samplers share
+    flags  names of the flags that this sampler takes beside those that all take
+    """
+
+    help: str
+    make: Callable[[LoadedModel, dict], TextSampler]
+    flags: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> bool:
+        """Whether --view can show its steps."""
+        return self.flags != _CANVAS and "canvas_length" in self.flags
+
+
+def _confidence(schedule: Callable) -> Callable:
+    """A maker of the confidence sampler, over an approximate cache if one is asked for."""
+
+    def make(model: LoadedModel, options: dict) -> TextSampler:
+        if not APPROXIMATE_CACHE.value:
+            return presets.confidence(model, pace=schedule(), **options)
+        return presets.approximate(model, pace=schedule(), cache=CACHES[APPROXIMATE_CACHE.value](), **options)
+
+    return make
+
+
+def _remasking(schedule: Callable) -> Callable:
+    return lambda model, options: presets.remasking(model, remask=schedule(), **options)
+
+
+def _ancestral(model: LoadedModel, options: dict) -> TextSampler:
+    if NUM_PARTICLES.value:
+        options = {name: value for name, value in options.items() if name != "record"}
+        return presets.population(model, particles=NUM_PARTICLES.value, **options)
+    return presets.ancestral(model, correct=CORRECTOR_STEPS.value, **options)
+
+
+def _given(flag, keyword: str) -> dict:
+    """{keyword: the flag's value}, empty if the flag isn't set: the class then uses its own default."""
+    return {} if flag.value is None else {keyword: flag.value}
+
+
+_CANVAS = ("denoising_steps", "canvas_length")
+_COMMITS = (*_CANVAS, "revise_rounds", "revise_span")
+_CACHED = (*_COMMITS, "approximate_cache", "cache_block_size", "cache_refresh_every")
+SAMPLERS = {
+    "confidence": Kind(
+        help="commits the same number of tokens each step, by --score (MaskGIT, LLaDA)",
+        make=_confidence(lambda: FixedCount(measure=SCORE.value)),
+        flags=(*_CACHED, "score"),
+    ),
+    "threshold": Kind(
+        help="commits every token whose probability exceeds --threshold (Fast-dLLM)",
+        make=_confidence(lambda: Threshold(**_given(THRESHOLD, "least"))),
+        flags=(*_CACHED, "threshold"),
+    ),
+    "factor": Kind(
+        help="commits the most probable n tokens while (n + 1) (1 - p_n) < --factor (Fast-dLLM)",
+        make=_confidence(lambda: Factor(**_given(FACTOR, "factor"))),
+        flags=(*_CACHED, "factor"),
+    ),
+    "entropy_bound": Kind(
+        help="commits the lowest-entropy tokens while their entropies sum to at most --entropy_bound (EB-Sampler)",
+        make=_confidence(lambda: EntropyBound(**_given(ENTROPY_BOUND, "bound"))),
+        flags=(*_CACHED, "entropy_bound"),
+    ),
+    "ancestral": Kind(
+        help="follows the reverse process, for every noise on tokens (D3PM, MDLM, SEDD, UDLM, GIDD)",
+        make=_ancestral,
+        flags=(*_COMMITS, "corrector_steps", "num_particles"),
+    ),
+    "remask_cap": Kind(
+        help="ancestral, and remasks committed tokens with probability at most --eta a step (ReMDM-cap)",
+        make=_remasking(lambda: Cap(**_given(ETA, "eta"))),
+        flags=(*_COMMITS, "eta"),
+    ),
+    "remask_rescale": Kind(
+        help="ancestral, and remasks with --eta times the largest possible probability (ReMDM-rescale)",
+        make=_remasking(lambda: Rescale(**_given(ETA, "eta"))),
+        flags=(*_COMMITS, "eta"),
+    ),
+    "remask_confidence": Kind(
+        help="ancestral, and remasks tokens that were committed with low probability (ReMDM-conf)",
+        make=_remasking(ConfidenceBased),
+        flags=_COMMITS,
+    ),
+    "remask_loop": Kind(
+        help="ancestral, with a phase in the middle that remasks with probability --eta a step (ReMDM-loop)",
+        make=_remasking(lambda: Loop(**_given(ETA, "eta"))),
+        flags=(*_COMMITS, "eta"),
+    ),
+    "renoise": Kind(
+        help="for uniform noise: keeps low-entropy tokens up to --entropy_bound, renoises the rest (DiffusionGemma)",
+        make=lambda model, options: presets.renoising(
+            model, pace=EntropyBound(**_given(ENTROPY_BOUND, "bound")), **options
+        ),
+        flags=(*_CANVAS, "entropy_bound"),
+    ),
+    "embedding_flow": Kind(
+        help="for Gaussian noise on embeddings: integrates the flow, with --churn of fresh noise",
+        make=lambda model, options: presets.embedding(model, **options, **_given(CHURN, "churn")),
+        flags=(*_CANVAS, "churn"),
+    ),
+    "autoregressive": Kind(
+        help="samples one token a forward pass, from left to right",
+        make=lambda model, options: presets.autoregressive(model, draw=options["draw"]),
+    ),
+    "speculative": Kind(
+        help="autoregressive text from drafts of --drafter that are verified in one pass",
+        make=lambda model, options: presets.speculative(
+            model, draw=options["draw"], drafter=DRAFTERS[DRAFTER.value or "lookup"](model.tokenizer.mask)
+        ),
+        flags=("drafter",),
+    ),
+    "auto": Kind(
+        help="the faster of confidence and speculative, measured on this machine at each start",
+        make=lambda model, options: presets.auto(
+            model, **{name: value for name, value in options.items() if name != "record"}
+        ),
+        flags=_CANVAS,
+    ),
+}  # fmt: skip
+FREE = ("threshold", "factor", "entropy_bound")  # take as many steps as they need, unless --denoising_steps bounds them
 CACHES = {
-    "prefix": lambda refresh, block: PrefixCache(refresh=refresh, block_size=block),
-    "dual": lambda refresh, block: DualCache(refresh=refresh, block_size=block),
-    "delayed": lambda refresh, block: DelayedCache(refresh=refresh),
+    "prefix": lambda: PrefixCache(refresh=CACHE_REFRESH_EVERY.value, block_size=CACHE_BLOCK_SIZE.value),
+    "dual": lambda: DualCache(refresh=CACHE_REFRESH_EVERY.value, block_size=CACHE_BLOCK_SIZE.value),
+    "delayed": lambda: DelayedCache(refresh=CACHE_REFRESH_EVERY.value),
 }
-DRAFTERS = {  # of speculative
+DRAFTERS = {
     "lookup": lambda mask: PromptLookup(),
-    "canvas": lambda mask: MaskedDraft(mask=mask),
-    "forked": lambda mask: TiDARDraft(),
+    "masked": lambda mask: MaskedDraft(mask=mask),
+    "tidar": lambda mask: TiDARDraft(),
 }
-TOKENWISE = ("autoregressive", "speculative")
-FREE = ("threshold", "factor", "entropy_bound")  # take as many passes as they need
-DIALED = (*FREE, "remask_cap", "remask_rescale", "remask_loop", "renoise", "embedding")
-KINDS = [*PACES, "ancestral", *REMASKS, "renoise", "embedding", *TOKENWISE, "auto"]
 
-SAMPLER = flags.DEFINE_enum("sampler", "confidence", KINDS, "How to write.")
-DIAL = flags.DEFINE_float(
-    "dial", None, "What threshold (0.9), factor (1), entropy_bound and renoise (0.1 nats), remask_* (share a pass, "
-    "0.02) and embedding (1: as the diffusion draws, 0: by the flow's ODE) go by.",
+FLAGS = Flags()
+SAMPLER = FLAGS.string(
+    "sampler",
+    "confidence",
+    "How text is sampled. " + "; ".join(f"{name}: {its.help}" for name, its in SAMPLERS.items()),
+)
+DENOISING_STEPS = FLAGS.integer(
+    "denoising_steps", None, "Most forward passes a canvas, at least 1. (LLaDA's `steps` are for all canvases of an "
+    f"answer.) Default: {STEPS}; of threshold, factor and entropy_bound: as many as they need.", 1,
 )  # fmt: skip
-CANVAS = flags.DEFINE_integer("canvas", 0, "Tokens cleared together; 0: as in training.")
-PASSES = flags.DEFINE_integer("passes", None, "Most passes a canvas; none: 12, or what a dial takes.")
-CORRECT = flags.DEFINE_integer("correct", 0, "So many of ancestral's --passes correct; for noise that isn't masks.")
-ROUNDS = flags.DEFINE_integer("rounds", 0, "Rounds of second thoughts on each full canvas, a --span each.")
-SPAN = flags.DEFINE_integer("span", 4, "Tokens that a round writes again.")
-CACHE = flags.DEFINE_enum("cache", None, [*CACHES], "ApproximateCache passes, for networks that only read both ways.")
-REFRESH = flags.DEFINE_integer("refresh", None, "With --cache: every so many passes read everything; none: they don't.")
-BLOCK = flags.DEFINE_integer("block", None, "With --cache=prefix or dual: positions written together; none: 32.")
-DRAFTS = flags.DEFINE_enum(
-    "drafts", None, [*DRAFTERS], "What speculative guesses by: lookup (what followed the last time; if none is named), "
-    "canvas (a pass of its own), forked (the pass that checks).",
+CANVAS_LENGTH = FLAGS.integer(
+    "canvas_length", 0, "Tokens that are denoised together, at least 1; 0: as many as in training.", 0
+)
+SCORE = FLAGS.enum(
+    "score", "probability", ["probability", "margin", "entropy"], "What confidence ranks positions by: the sampled "
+    "token's probability; margin: the most probable token's less the second's; entropy: least entropy first.",
 )  # fmt: skip
-PARTICLES = flags.DEFINE_integer("particles", 0, "With ancestral: so many texts at once, the better of which go on.")
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest token.")
-TOP_K = flags.DEFINE_integer("top_k", 0, "Keep so many of the likeliest tokens; 0: all.")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Keep the smallest set of tokens with this much probability.")
-MIN_P = flags.DEFINE_float("min_p", 0.0, "Keep tokens with at least this share of the likeliest one's probability.")
-GUIDANCE = flags.DEFINE_float("guidance", 0.0, "How much more than the network says the prompt counts.")
-REPETITION = flags.DEFINE_float("repetition", 0.0, "Nats that a token costs for each time it stands in the text.")
-NO_REPEAT = flags.DEFINE_integer("no_repeat", 0, "No run of so many tokens twice; 0: any.")
-BAN = flags.DEFINE_multi_string("ban", [], "No piece that holds this text is written; may be given again.")
+THRESHOLD = FLAGS.float("threshold", None, "Probability above which threshold commits, 0 to 1. Default: 0.9.", 0, 1)
+FACTOR = FLAGS.float(
+    "factor", None, "Bound of (n + 1) (1 - p_n), above 0; larger commits more tokens a step. Default: 1.", 0
+)
+ENTROPY_BOUND = FLAGS.float(
+    "entropy_bound", None, "Entropy committed a step, in nats, at least 0; larger commits more. Default: 0.1.", 0
+)
+ETA = FLAGS.float(
+    "eta", None, "Remasking probability a step (remask_rescale: share of the largest), 0 to 1. Default: 0.02.", 0, 1
+)
+CHURN = FLAGS.float(
+    "churn", None, "Share of fresh noise of embedding_flow, 0 to 1. 0: the flow's ODE; 1: the posterior. Default: 1.",
+    0, 1,
+)  # fmt: skip
+CORRECTOR_STEPS = FLAGS.integer(
+    "corrector_steps", 0, "How many of ancestral's --denoising_steps correct at fixed noise; not for masks.", 0
+)
+REVISE_ROUNDS = FLAGS.integer(
+    "revise_rounds", 0, "Times that the least probable span of a finished canvas is masked and sampled again.", 0
+)
+REVISE_SPAN = FLAGS.integer("revise_span", 4, "Tokens of that span, at least 1.", 1)
+APPROXIMATE_CACHE = FLAGS.enum(
+    "approximate_cache", None, [*CACHES], "Reuses stale keys and values, for networks without an exact cache. prefix: "
+    "recomputes the current block and what follows; dual: the current block only; delayed: undecided and just decided "
+    "positions. Default: none.",
+)  # fmt: skip
+CACHE_REFRESH_EVERY = FLAGS.integer(
+    "cache_refresh_every", 0, "Steps between full recomputations of an approximate cache; 1: exact; 0: none.", 0
+)
+CACHE_BLOCK_SIZE = FLAGS.integer("cache_block_size", 32, "Positions a block of --approximate_cache=prefix or dual.", 1)
+DRAFTER = FLAGS.enum(
+    "drafter", None, [*DRAFTERS], "What speculative drafts with. lookup: earlier n-grams of the text, no extra pass; "
+    "masked: one pass over masks; tidar: masks in the pass that verifies (TiDAR). Default: lookup.",
+)  # fmt: skip
+NUM_PARTICLES = FLAGS.integer(
+    "num_particles", 0, "Samples a prompt that ancestral reweights by the autoregressive likelihood and resamples "
+    "after each canvas (sequential Monte Carlo; exact as their number grows). 0: off.", 0,
+)  # fmt: skip
+TEMPERATURE = FLAGS.float("temperature", 1.0, "Divides the logits, at least 0; 0: the most probable token.", 0)
+TOP_K = FLAGS.integer("top_k", 0, "Samples among the k most probable tokens; 0: all.", 0)
+TOP_P = FLAGS.float("top_p", 1.0, "Samples among the smallest set of tokens with this probability, 0 to 1.", 0, 1)
+MIN_P = FLAGS.float("min_p", 0.0, "Drops tokens below this share of the top token's probability, 0 to 1.", 0, 1)
+CFG_SCALE = FLAGS.float(
+    "cfg_scale", 0.0, "Classifier-free guidance scale s, at least 0: logits (1 + s) conditional - s unconditional. "
+    "0: off; above 0 each pass costs two.", 0,
+)  # fmt: skip
+FREQUENCY_PENALTY = FLAGS.float(
+    "frequency_penalty", 0.0, "Subtracted from a token's logit for each time it is already in the text, in nats."
+)
+NO_REPEAT_NGRAM_SIZE = FLAGS.integer("no_repeat_ngram_size", 0, "No n-gram of this size occurs twice; 0: any may.", 0)
+BAD_WORDS = FLAGS.multi_string("bad_words", [], "No token that contains this text is sampled; may be repeated.")
+IGNORE_EOS = FLAGS.bool("ignore_eos", False, "Never samples the end of text: every answer has --max_new_tokens tokens.")
+
+
+def kind() -> Kind:
+    """The chosen sampler's line of the table. Raises ValueError for a name that isn't in it."""
+    if SAMPLER.value not in SAMPLERS:
+        near = difflib.get_close_matches(SAMPLER.value, SAMPLERS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"--sampler={SAMPLER.value}: {hint}It is one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[SAMPLER.value]
 
 
 def check() -> None:
-    """What can be said before anything is loaded. Raises ValueError."""
-    kind = SAMPLER.value
-    if PASSES.value is not None and PASSES.value < 1:
-        raise ValueError(f"--passes must be at least 1, not {PASSES.value}")
-    if DIAL.value is not None and kind not in DIALED:
-        raise ValueError(f"--dial is for --sampler={', '.join(DIALED)}; {kind} goes by --passes")
-    if CANVAS.value < 0:
-        raise ValueError(f"--canvas must be at least 1 (or 0: as in training), not {CANVAS.value}")
-    if DRAFTS.value and kind != "speculative":
-        raise ValueError(f"--drafts is for --sampler=speculative, not {kind}")
-    if ROUNDS.value and kind in (*TOKENWISE, "auto", "renoise", "embedding"):
-        raise ValueError(f"--rounds go over canvases that were committed, {kind} has none: use another --sampler")
-    if CORRECT.value and kind != "ancestral":
-        raise ValueError(f"--correct is for --sampler=ancestral, not {kind}")
-    if PARTICLES.value and (kind != "ancestral" or CORRECT.value or ROUNDS.value):
-        raise ValueError("--particles is for --sampler=ancestral without --correct and --rounds")
-    if CACHE.value and (kind not in PACES or ROUNDS.value):
-        raise ValueError(f"--cache is for --sampler={', '.join(PACES)} without --rounds")
-    if REFRESH.value is not None and not CACHE.value:
-        raise ValueError("--refresh goes with --cache=prefix, dual or delayed")
-    if BLOCK.value is not None and CACHE.value not in ("prefix", "dual"):
-        raise ValueError("--block goes with --cache=prefix or dual")
+    """Raises ValueError for flags that contradict each other; needs no model."""
+    for name in sorted({name for other in SAMPLERS.values() for name in other.flags} - set(kind().flags)):
+        flag = FLAGS.values[name]
+        if flag.value != flag.default:
+            takers = ", ".join(other for other, its in SAMPLERS.items() if name in its.flags)
+            raise ValueError(f"--{name} applies to --sampler={takers}; not to {SAMPLER.value}")
+    if NUM_PARTICLES.value and (CORRECTOR_STEPS.value or REVISE_ROUNDS.value):
+        raise ValueError("--num_particles goes without --corrector_steps and --revise_rounds")
+    if APPROXIMATE_CACHE.value and REVISE_ROUNDS.value:
+        raise ValueError("--approximate_cache goes without --revise_rounds")
+    if REVISE_SPAN.value != 4 and not REVISE_ROUNDS.value:
+        raise ValueError("--revise_span goes with --revise_rounds")
+    if CACHE_REFRESH_EVERY.value and not APPROXIMATE_CACHE.value:
+        raise ValueError("--cache_refresh_every goes with --approximate_cache")
+    if CACHE_BLOCK_SIZE.value != 32 and APPROXIMATE_CACHE.value not in ("prefix", "dual"):
+        raise ValueError("--cache_block_size goes with --approximate_cache=prefix or dual")
 
 
-def writer(model: LoadedModel, *, record: bool) -> TextSampler:
-    """The writer that the flags ask for."""
-    kind = SAMPLER.value
-    kept = {"top_k": TOP_K.value, "top_p": TOP_P.value, "min_p": MIN_P.value}
-    draw = SamplingParams(temperature=TEMPERATURE.value, suppressed=model.tokenizer.suppressed, **kept)
-    if DRAFTS.value:
-        return presets.speculative(model, draw=draw, drafter=DRAFTERS[DRAFTS.value](model.tokenizer.mask))
-    if kind in TOKENWISE:
-        return getattr(presets, kind)(model, draw=draw)
-    passes = 12 if PASSES.value is None and kind not in FREE else PASSES.value
-    plain = {"draw": draw, "canvas": CANVAS.value, "passes": passes}
-    if kind == "auto":
-        return presets.auto(model, **plain)
-    if PARTICLES.value:
-        return presets.population(model, particles=PARTICLES.value, **plain)
-    written = _canvases(model, kind, plain | {"record": record})
-    return presets.revised(model, written, rounds=ROUNDS.value, span=SPAN.value) if ROUNDS.value else written
+def text_sampler(model: LoadedModel, *, record: bool) -> TextSampler:
+    """The sampler that the flags describe; `record` keeps every step for --view. Raises ValueError if it doesn't fit
+    the model."""
+    draw = SamplingParams(
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+        min_p=MIN_P.value,
+        suppressed=(*model.tokenizer.suppressed, *([model.tokenizer.eos] if IGNORE_EOS.value else [])),
+    )
+    steps = DENOISING_STEPS.value or (None if SAMPLER.value in FREE else STEPS)
+    options = {"draw": draw, "canvas": CANVAS_LENGTH.value, "passes": steps, "record": record}
+    sampler = kind().make(model, options)
+    if REVISE_ROUNDS.value:
+        sampler = presets.revised(model, sampler, rounds=REVISE_ROUNDS.value, span=REVISE_SPAN.value)
+    return sampler
 
 
-def _canvases(model: LoadedModel, kind: str, rest: dict):
-    if kind == "ancestral":
-        return presets.ancestral(model, correct=CORRECT.value, **rest)
-    if kind == "renoise":
-        bound = {} if DIAL.value is None else {"pace": EntropyBound(bound=DIAL.value)}
-        return presets.renoising(model, **bound, **rest)
-    if kind == "embedding":
-        return presets.embedding(model, **rest, **({} if DIAL.value is None else {"churn": DIAL.value}))
-    if kind in REMASKS:
-        return presets.remasking(model, remask=REMASKS[kind](DIAL.value), **rest)
-    if CACHE.value:
-        cache = CACHES[CACHE.value](REFRESH.value or 0, 32 if BLOCK.value is None else BLOCK.value)
-        return presets.approximate(model, pace=PACES[kind](DIAL.value), cache=cache, **rest)
-    return presets.confidence(model, pace=PACES[kind](DIAL.value), **rest)
-
-
-def constraint(model: LoadedModel) -> LogitsProcessor | None:
-    """The rules that the flags ask for; None: no rule. Raises ValueError where nothing could be written."""
+def logits_processor(model: LoadedModel) -> LogitsProcessor | None:
+    """The processors that the flags describe. Raises ValueError if --bad_words leaves no token."""
     rules = []
-    if BAN.value:
+    if BAD_WORDS.value:
         pieces = model.tokenizer.pieces(range(model.tokenizer.vocab))
-        banned = tuple(i for i, piece in enumerate(pieces) if any(text in piece for text in BAN.value))
-        if len(banned) + len(model.tokenizer.suppressed) >= model.tokenizer.vocab - 1 or not all(BAN.value):
-            raise ValueError(f"--ban={BAN.value} leaves nothing to write: ban less")
+        banned = tuple(i for i, piece in enumerate(pieces) if any(text in piece for text in BAD_WORDS.value))
+        if len(banned) + len(model.tokenizer.suppressed) >= model.tokenizer.vocab - 1 or not all(BAD_WORDS.value):
+            raise ValueError(f"--bad_words={BAD_WORDS.value} leaves no token to sample")
         rules.append(SuppressTokens(tokens=banned))
-    rules += [FrequencyPenalty(nats=REPETITION.value)] if REPETITION.value else []
-    rules += [NoRepeatNGram(size=NO_REPEAT.value)] if NO_REPEAT.value else []
+    rules += [FrequencyPenalty(nats=FREQUENCY_PENALTY.value)] if FREQUENCY_PENALTY.value else []
+    rules += [NoRepeatNGram(size=NO_REPEAT_NGRAM_SIZE.value)] if NO_REPEAT_NGRAM_SIZE.value else []
     return Chain(tuple(rules)) if rules else None

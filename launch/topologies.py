@@ -1,4 +1,4 @@
-"""Devices that needn't be there: a slice of TPUs to compile for, or any number of CPU devices."""
+"""Devices to compile for that needn't be present: TPU slices, or any number of CPU devices."""
 
 import dataclasses
 import os
@@ -7,28 +7,28 @@ import jax
 from jax.experimental import topologies
 
 GIB = 2**30
-# Memory of a chip, GiB, as the makers state it; the compiler keeps a little of it for itself.
+# GiB a chip by specification; the compiler reserves a little of it.
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-    """devices, one a chip; memory: bytes of a chip, 0 where nobody knows."""
+    """devices: one a chip. memory: bytes of a chip, 0 if unknown."""
 
     devices: list
     memory: int
 
 
 def of(name: str, slices: int) -> Topology:
-    """v5e:4x4 (chips along each side; v4 and v5p have three), or cpu:8. To be called before JAX meets any device.
+    """The topology named v5e:4x4 (chips along each side; v4 and v5p have three) or cpu:8.
 
-    Raises ValueError for a name that no topology has, and where libtpu isn't installed.
+    It must be called before JAX initializes its backends. Raises ValueError for an unknown name, or without libtpu.
     """
     kind, _, sizes = name.partition(":")
     jax.config.update("jax_platforms", "cpu")
     if kind == "cpu":
         if not sizes.isdecimal() or not int(sizes) or slices != 1:
-            raise ValueError(f"--topology={name} --num_slices={slices}: CPU devices are given as cpu:8, in one slice")
+            raise ValueError(f"--topology={name} --num_slices={slices}: CPU devices are named cpu:8, in one slice")
         jax.config.update("jax_num_cpu_devices", int(sizes))
         return Topology(devices=jax.devices(), memory=0)
     if kind not in MEMORY or not sizes:

@@ -1,9 +1,8 @@
-"""Trains what a config says, or goes on where its workdir left off.
+"""Trains a config, or resumes the run in its workdir.
 
     python -m launch.train --config=configs/tinyshakespeare.py --workdir=runs/shakespeare --set=data.path=input.txt
 
-SIGTERM and ^C save and exit 0. --profile=FOLDER traces three calls of the device, --compile_cache=FOLDER keeps compiled
-programs. The last line on standard output is a JSON object with the results.
+SIGTERM and ^C save a checkpoint and exit 0. The last line on standard output is a JSON object with the final metrics.
 """
 
 import dataclasses
@@ -12,10 +11,12 @@ import jax
 
 from diffusion_lm.build import build
 from diffusion_lm.training import loop
-from launch import flags, profiler
+from launch import command, profiler
+from launch.flags import Flags
 
-CONFIG = flags.define_config()
-WORKDIR = flags.define_workdir()
+FLAGS = Flags(command.FLAGS, profiler.FLAGS)
+CONFIG = FLAGS.config()
+WORKDIR = FLAGS.workdir()
 
 
 def main() -> dict:
@@ -38,4 +39,4 @@ def main() -> dict:
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    command.run(main, FLAGS)

@@ -1,7 +1,7 @@
-"""How far approximate caches drift from exact passes: the suite `drift` of launch.benchmark.
+"""How far approximate caches drift from exact passes: the suite `cache_drift` of launch.benchmark.
 
-For each policy and refresh interval: how many tokens are those that exact passes write, how far what is said of masks
-is from what an exact pass says of the same canvas, and what is saved.
+Measured for each policy and refresh interval: the share of tokens equal to those of exact passes, the KL divergence of
+the predictions at masks from an exact pass over the same canvas, and the positions and time saved.
 """
 
 import dataclasses
@@ -27,40 +27,43 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.visualize.plots import curve
 from launch.benchmarks import timing
 from launch.benchmarks.timing import Row, Timing
-from launch.benchmarks.tradeoffs import begun
+from launch.benchmarks.tradeoffs import held_out_prompts
 
 Array = jax.Array
-log = logging.getLogger("diffusion_lm.drift")
+log = logging.getLogger("diffusion_lm.cache_drift")
 EXACT, NEVER = 1, 0
-REFRESH = (EXACT, 2, 4, NEVER)  # passes from one that reads all positions to the next
-BLOCKS, A_BLOCK = 8, 8  # of a canvas, and passes for each
+REFRESH = (EXACT, 2, 4, NEVER)  # steps between full recomputations
+BLOCKS, STEPS_PER_BLOCK = 8, 8  # blocks of a canvas, denoising steps of each
 TEMPERATURES = (0.0, 1.0)
 REPEATS = 5
 
 
-def drift(workdir: str, out: Path) -> list[Row]:
-    """All rows; a chart is written into the folder `out`. Raises ValueError unless the network fills in whole rows."""
+def cache_drift(workdir: str, out: Path) -> list[Row]:
+    """All rows; writes a chart into the folder `out`. Raises ValueError unless whole rows of masks are denoised."""
     model = load_for_inference(workdir)
     objective = model.config.objective
     if objective.layout != WholeRow() or not isinstance(model.process, Absorbing):
-        raise ValueError(f"--workdir={workdir}: approximate caches are for masks in whole rows: train a masked network")
+        raise ValueError(f"--workdir={workdir}: approximate caches are for whole rows of masks: train a masked network")
     out.mkdir(parents=True, exist_ok=True)
-    block, texts = -(-model.config.data.seq_len // BLOCKS), jnp.asarray(begun(model)[::2])
+    block, texts = -(-model.config.data.seq_len // BLOCKS), jnp.asarray(held_out_prompts(model)[::2])
     policies = {
         f"prefix {block}": PrefixCache(block_size=block),
         f"dual {block}": DualCache(block_size=block),
         "delayed": DelayedCache(),
     }
-    rows, lines = _by_chance(model, texts), {}
+    rows, lines = _baselines(model, texts), {}
     for name, policy in policies.items():
         timings = _timings(model, policy, texts[:1])
         for temperature in TEMPERATURES:
             found = _at_temperature(model, name, policy, texts, temperature, None if temperature else timings)
             lines[f"{name}, temperature {temperature:g}"] = [row.value for row in found]
             rows += found
-    labels = {"x_label": f"log2 of the refresh interval ({BLOCKS * A_BLOCK}: never)", "y_label": "share of tokens"}
-    xs = np.log2([refresh or BLOCKS * A_BLOCK for refresh in REFRESH])
-    curve(xs, lines, out / "drift.svg", title="Tokens that exact passes write, too", **labels)
+    labels = {
+        "x_label": f"log2 of the refresh interval ({BLOCKS * STEPS_PER_BLOCK}: never)",
+        "y_label": "share of equal tokens",
+    }
+    xs = np.log2([refresh or BLOCKS * STEPS_PER_BLOCK for refresh in REFRESH])
+    curve(xs, lines, out / "cache_drift.svg", title="Tokens equal to those of exact passes", **labels)
     return rows
 
 
@@ -72,20 +75,20 @@ def _at_temperature(
     temperature: float,
     timings: dict[int, Timing] | None,
 ) -> list[Row]:
-    """A row a refresh interval."""
+    """A row for each refresh interval."""
     rows, exact = [], None
     for refresh in REFRESH:
-        writer = _writer(model, policy, refresh, temperature)
-        generation = _written(model, writer, texts)
+        sampler = _sampler(model, policy, refresh, temperature)
+        generation = _generation(model, sampler, texts)
         exact = generation if exact is None else exact
-        nfe, said = int(generation.nfe), generation.cache
-        note = f"KL {float(said.nats / said.count):.1e} nats, {nfe} passes, "
-        note += f"{int(generation.read) / nfe / writer.canvas:.0%} of positions read"
+        nfe, watched = int(generation.nfe), generation.cache
+        note = f"KL {float(watched.nats / watched.count):.1e} nats, {nfe} passes, "
+        note += f"{int(generation.read) / nfe / sampler.canvas:.0%} of positions recomputed"
         rows.append(
             Row(
                 name=f"{name}, refresh {refresh or 'never'}, temperature {temperature:g}",
                 value=_agreement(generation.tokens, exact.tokens),
-                unit="share of tokens",
+                unit="share of equal tokens",
                 ratio=timings and timing.times_faster(timings[refresh], timings[EXACT]),
                 note=note,
             )
@@ -94,20 +97,20 @@ def _at_temperature(
     return rows
 
 
-def _by_chance(model: LoadedModel, texts: Array) -> list[Row]:
-    """What agrees with exact passes in one block for reasons that are no cache's: the scale for all other rows."""
+def _baselines(model: LoadedModel, texts: Array) -> list[Row]:
+    """How much exact passes agree across arithmetic, seeds and prompts: the scale for all other rows."""
     rows = []
     for temperature in TEMPERATURES:
-        writer = _writer(model, DelayedCache(), EXACT, temperature)
-        exact = _written(model, writer, texts).tokens
+        sampler = _sampler(model, DelayedCache(), EXACT, temperature)
+        exact = _generation(model, sampler, texts).tokens
         others = {
-            "exact with float32 products": _written(_in_float32(model), writer, texts).tokens,
-            "exact with another seed": _written(model, writer, texts, seed=1).tokens,
-            "exact behind another prompt": jnp.roll(exact, 1, axis=0),
+            "exact in float32": _generation(_in_float32(model), sampler, texts).tokens,
+            "exact with another seed": _generation(model, sampler, texts, seed=1).tokens,
+            "exact after another prompt": jnp.roll(exact, 1, axis=0),
         }
         for name, tokens in others.items():
             value = _agreement(tokens, exact)
-            rows.append(Row(name=f"{name}, temperature {temperature:g}", value=value, unit="share of tokens"))
+            rows.append(Row(name=f"{name}, temperature {temperature:g}", value=value, unit="share of equal tokens"))
     return rows
 
 
@@ -118,24 +121,24 @@ def _in_float32(model: LoadedModel) -> LoadedModel:
 
 
 def _timings(model: LoadedModel, policy: CachePolicy, text: Array) -> dict[int, Timing]:
-    """Greedy writing of one row."""
-    legs = {
-        refresh: functools.partial(_written, model, _writer(model, policy, refresh, 0.0), text, watch=False)
+    """Of greedy generation of one row."""
+    cases = {
+        refresh: functools.partial(_generation, model, _sampler(model, policy, refresh, 0.0), text, watch=False)
         for refresh in REFRESH
     }
-    return timing.alternate(legs, repeats=REPEATS)
+    return timing.alternate(cases, repeats=REPEATS)
 
 
 def _agreement(ours: Array, theirs: Array) -> float:
     return float(jnp.mean(ours == theirs))
 
 
-def _writer(model: LoadedModel, policy: CachePolicy, refresh: int, temperature: float) -> ApproximateCache:
-    """No end of text: all write equally much."""
+def _sampler(model: LoadedModel, policy: CachePolicy, refresh: int, temperature: float) -> ApproximateCache:
+    """Without an end of text, so that all texts have one length."""
     tokenizer = model.tokenizer
     draw = SamplingParams(temperature=temperature, suppressed=(*tokenizer.suppressed, tokenizer.eos))
     return ApproximateCache(
-        sampler=Confidence(passes=BLOCKS * A_BLOCK, eos=-1, draw=draw),
+        sampler=Confidence(passes=BLOCKS * STEPS_PER_BLOCK, eos=-1, draw=draw),
         policy=dataclasses.replace(policy, refresh=refresh),
         canvas=model.config.data.seq_len,
         mask=tokenizer.mask,
@@ -143,28 +146,29 @@ def _writer(model: LoadedModel, policy: CachePolicy, refresh: int, temperature: 
     )
 
 
-def _written(
-    model: LoadedModel, writer: ApproximateCache, tokens: Array, *, seed: int = 0, watch: bool = True
+def _generation(
+    model: LoadedModel, sampler: ApproximateCache, tokens: Array, *, seed: int = 0, watch: bool = True
 ) -> ApproximateGeneration:
-    """The rest of the context behind `tokens`, int32 [B, P]; with `Watched` as its cache, unless nobody watches."""
+    """The rest of the context after `tokens`, int32 [B, P]. Its cache is a `WatchedCache` if `watch` is set."""
     prompt = Prompt(tokens=tokens, length=jnp.full(len(tokens), tokens.shape[1], jnp.int32))
-    bound = model.for_sampling(len(tokens) * writer.canvas)
-    network = Watching(bound=bound, mask=writer.mask) if watch else bound
-    cache = network.empty_cache(len(tokens), writer.canvas)
+    bound = model.for_sampling(len(tokens) * sampler.canvas)
+    network = WatchedDenoiser(bound=bound, mask=sampler.mask) if watch else bound
+    cache = network.empty_cache(len(tokens), sampler.canvas)
     keys = jax.random.split(jax.random.key(seed), len(tokens))
-    return _generate(network, cache, prompt, keys, writer=writer, length=writer.canvas - tokens.shape[1])
+    return _generate(network, cache, prompt, keys, sampler=sampler, length=sampler.canvas - tokens.shape[1])
 
 
-@functools.partial(jax.jit, static_argnames=("writer", "length"))
+@functools.partial(jax.jit, static_argnames=("sampler", "length"))
 def _generate(
-    network: Any, cache: Any, prompt: Prompt, keys: Array, *, writer: ApproximateCache, length: int
+    network: Any, cache: Any, prompt: Prompt, keys: Array, *, sampler: ApproximateCache, length: int
 ) -> ApproximateGeneration:
-    return writer.generate(network, cache, prompt, keys, length=length)
+    return sampler.generate(network, cache, prompt, keys, length=length)
 
 
 @struct.dataclass
-class Watched:
-    """A cache; the canvas int32 [B, L] as it was read; and KL(exact || said), float32 [], summed over `count` masks."""
+class WatchedCache:
+    """A cache; the canvas int32 [B, L] at its latest tokens; KL(exact || approximate), float32 [], summed over `count`
+    masks."""
 
     cache: Any
     canvas: Array
@@ -173,27 +177,31 @@ class Watched:
 
 
 @struct.dataclass
-class Watching:
-    """A network that makes an exact pass beside each approximate one. (Without an end of text, every token that changes
-    is read again, and the canvas as it was read is the canvas at all masks that matter.)"""
+class WatchedDenoiser:
+    """A network that makes an exact pass after each approximate one, and sums their divergence.
+
+    Without an end of text every changed token is recomputed, so that `canvas` is the sampler's canvas.
+    """
 
     bound: BoundModel
     mask: int = struct.field(pytree_node=False)
 
-    def empty_cache(self, rows: int, slots: int) -> Watched:
-        """The network's own, and nothing seen."""
+    def empty_cache(self, rows: int, slots: int) -> WatchedCache:
+        """The network's own cache, and a canvas of masks."""
         canvas, nothing = jnp.full((rows, slots), self.mask, jnp.int32), jnp.zeros(())
-        return Watched(cache=self.bound.empty_cache(rows, slots), canvas=canvas, nats=nothing, count=nothing)
+        return WatchedCache(cache=self.bound.empty_cache(rows, slots), canvas=canvas, nats=nothing, count=nothing)
 
-    def forward_positions(self, seen: Watched, tokens: Array, at: Array, t: Array) -> tuple[Array, Watched]:
-        """See `Bound.forward_positions`."""
-        logits, cache = self.bound.forward_positions(seen.cache, tokens, at, t)
-        rows, length = jnp.arange(at.shape[0], dtype=jnp.int32)[:, None], seen.canvas.shape[1]
-        canvas = seen.canvas.at[rows, at].set(tokens, mode="drop")
+    def forward_positions(
+        self, watched: WatchedCache, tokens: Array, at: Array, t: Array
+    ) -> tuple[Array, WatchedCache]:
+        """See `BoundModel.forward_positions`."""
+        logits, cache = self.bound.forward_positions(watched.cache, tokens, at, t)
+        rows, length = jnp.arange(at.shape[0], dtype=jnp.int32)[:, None], watched.canvas.shape[1]
+        canvas = watched.canvas.at[rows, at].set(tokens, mode="drop")
         exact = self.bound.read_canvas(self.bound.empty_cache(at.shape[0], 0), canvas, t)
         exact = jnp.take_along_axis(exact, jnp.minimum(at, length - 1)[..., None], axis=1)
         log_p, log_q = jax.nn.log_softmax(exact, axis=-1), jax.nn.log_softmax(logits, axis=-1)
         nats = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
         masks = (at < length) & (tokens == self.mask)
-        total, count = seen.nats + jnp.sum(jnp.where(masks, nats, 0.0)), seen.count + jnp.sum(masks)
-        return logits, Watched(cache=cache, canvas=canvas, nats=total, count=count)
+        total, count = watched.nats + jnp.sum(jnp.where(masks, nats, 0.0)), watched.count + jnp.sum(masks)
+        return logits, WatchedCache(cache=cache, canvas=canvas, nats=total, count=count)

@@ -1,5 +1,4 @@
-"""Whether drawing examples keeps updates waiting: updates on examples that are drawn as training draws them, beside the
-same updates on one batch again and again."""
+"""Benchmarks whether generating examples delays updates: updates on generated examples against updates on one batch."""
 
 import itertools
 import logging
@@ -17,44 +16,44 @@ from diffusion_lm.training.loop import TrainLoop
 from launch.benchmarks import timing
 from launch.benchmarks.timing import Row
 
-log = logging.getLogger("diffusion_lm.feeding")
-FED = ("sudoku4", "sudoku9", "countdown4", "sat7", "path", "queens")
-UPDATES = 8  # a leg: more than the batches that are drawn ahead
-DRAWN = 8000  # examples that are drawn alone; the latter half is clocked, when a task's tables are there
-WORKERS = 8  # processes that draw, beside an accelerator
+log = logging.getLogger("diffusion_lm.data_loading")
+TASKS = ("sudoku4", "sudoku9", "countdown4", "sat7", "path", "queens")
+UPDATES = 8  # in one case: more than the batches that are generated ahead
+GENERATED = 8000  # examples generated without training; the latter half is timed, when a task's tables exist
+WORKERS = 8  # processes that generate examples for an accelerator
 
 
-def feeding() -> list[Row]:
-    """A row a task: at 0.87M parameters on CPUs, at 5.4M elsewhere."""
+def data_loading() -> list[Row]:
+    """A row for each task: with 0.87M parameters on CPUs, with 5.4M on an accelerator."""
     alone = jax.default_backend() == "cpu"
     file, workers = ("configs/planning/m1.py", 0) if alone else ("configs/planning/m6.py", WORKERS)
-    return [fed(task, override(load(f"{file}:{task}-masked"), [f"data.workers={workers}"])) for task in FED]
+    return [loading(task, override(load(f"{file}:{task}-masked"), [f"data.workers={workers}"])) for task in TASKS]
 
 
-def fed(name: str, config: Config, drawn: int = DRAWN, repeats: int = 3) -> Row:
-    """Examples/s of updates that draw theirs, held against updates that don't."""
-    log.info("drawing %s", name)
-    rate = _rate(config.data.task, drawn)
+def loading(name: str, config: Config, generated: int = GENERATED, repeats: int = 3) -> Row:
+    """Examples/s of updates on generated examples, compared with updates on one batch."""
+    log.info("generating %s", name)
+    rate = _rate(config.data.task, generated)
     with tempfile.TemporaryDirectory() as folder:
         job = build(config, folder).job
-    again = next(job.batches)
-    legs = {"drawn": Updates(job, job.batches), "again": Updates(job, itertools.repeat(again))}
-    timings = timing.alternate(legs, repeats=repeats)
-    ours, theirs, examples = timings["drawn"], timings["again"], UPDATES * config.train.batch_size
+    repeated = itertools.repeat(next(job.batches))
+    cases = {"generated": Updates(job, job.batches), "repeated": Updates(job, repeated)}
+    timings = timing.alternate(cases, repeats=repeats)
+    ours, theirs, examples = timings["generated"], timings["repeated"], UPDATES * config.train.batch_size
     slower = 1 / timing.times_faster(ours, theirs)
     row = Row(
-        name=f"feed {name}, batch {config.train.batch_size}",
+        name=f"data loading, {name}, batch {config.train.batch_size}",
         value=examples / ours.wall,
         unit="examples/s",
         target="ratio >= 0.95",
         cpu_s=ours.cpu,
-        note=f"an update takes {slower:.2f} of its time on one batch; one core draws {rate:,.0f} examples/s",
+        note=f"an update takes {slower:.2f} times as long as on one batch; one core generates {rate:,.0f} examples/s",
     )
-    return timing.beside(row, ours, theirs, examples)
+    return timing.compared(row, ours, theirs, examples)
 
 
 class Updates:
-    """Some updates a call, one behind the other as the training loop has them."""
+    """A case of UPDATES updates that are dispatched one after the other, as in training."""
 
     def __init__(self, job: TrainLoop, batches: Iterator):
         self._job, self._batches, self._state = job, batches, job.initial()
@@ -66,12 +65,12 @@ class Updates:
         jax.block_until_ready(self._state)
 
 
-def _rate(task: Task, drawn: int) -> float:
-    """Examples/s of one core that does nothing else."""
+def _rate(task: Task, generated: int) -> float:
+    """Examples/s that one core generates when it does nothing else."""
     examples = base.examples(task, 0)
-    for _ in range(drawn // 2):
+    for _ in range(generated // 2):
         next(examples)
     begun = time.perf_counter()
-    for _ in range(drawn // 2):
+    for _ in range(generated // 2):
         next(examples)
-    return drawn // 2 / (time.perf_counter() - begun)
+    return generated // 2 / (time.perf_counter() - begun)

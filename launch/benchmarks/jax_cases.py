@@ -1,4 +1,4 @@
-"""What the benchmark times of this library: the real training step, whole generations, and the loss's memory."""
+"""The benchmark's cases of this library: a training step, whole generations, and the memory of the loss."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from diffusion_lm.types import Alignment, Batch, DenseLogits
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """A network both libraries can have: as many key-value heads as heads, no QK-norm."""
+    """A network that PyTorch and Transformers can have too: as many key-value heads as heads, no QK norm."""
 
     vocab: int
     width: int
@@ -31,19 +31,21 @@ class Sizes:
     heads: int
     mlp: int
 
-    def denoiser(self, *, tied: bool, **told: bool) -> Transformer:
-        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "mlp": self.mlp_dim}
+    def transformer(self, *, tied: bool, **options: bool) -> Transformer:
+        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "mlp_dim": self.mlp}
         return Transformer(
-            architecture=Architecture(**sizes, qk_norm=False, tie_embeddings=tied, **told), vocab=self.vocab
+            architecture=Architecture(**sizes, qk_norm=False, tie_embeddings=tied, **options), vocab=self.vocab
         )
 
 
 class TrainStep:
-    """One update a call, of `batch` rows of `length` random tokens; `parameters` counts what it moves. told: what else
-    the network is told, as `Architecture` names it."""
+    """One update a call, on `batch` rows of `length` random tokens.
 
-    def __init__(self, sizes: Sizes, objective: Objective, process: Any = None, *, batch: int, length: int, **told):
-        module, optim = sizes.denoiser(tied=False, **told), AdamW()
+    `options` are fields of the architecture, such as time_conditioning; `parameters` is their number.
+    """
+
+    def __init__(self, sizes: Sizes, objective: Objective, process: Any = None, *, batch: int, length: int, **options):
+        module, optim = sizes.transformer(tied=False, **options), AdamW()
         process = dataclasses.replace(process or Absorbing(), mask=sizes.vocab)
 
         def loss(params, key, rows):
@@ -76,47 +78,47 @@ def _random_rows(vocab: int, batch: int, length: int) -> Batch:
 
 
 def random_network(sizes: Sizes) -> BoundModel:
-    """Fresh parameters, tied tables."""
-    module = sizes.denoiser(tied=True)
+    """A network with freshly initialized parameters and tied embeddings."""
+    module = sizes.transformer(tied=True)
     params = jax.jit(lambda key: nn.meta.unbox(init_params(module, key)))(jax.random.key(0))
     return BoundModel(module=module, params=params)
 
 
-def generation(network: BoundModel, writer: Any, *, prompt: int, new: int) -> Callable[[], Generation]:
-    """One row of `new` tokens behind a random prompt a call: one jit, its cache donated.
+def generation(network: BoundModel, sampler: Any, *, prompt: int, new: int) -> Callable[[], Generation]:
+    """A case that generates `new` tokens for one row after a random prompt, in one program whose cache is donated.
 
-    network: bound for sampling. An end of text must not occur (give the writer an id that is no piece).
+    The end of text must not be sampled: give the sampler an `eos` that is no token.
     """
     tokens = jax.random.randint(jax.random.key(1), (1, prompt), 0, network.module.vocab)
     request = Prompt(tokens=tokens, length=jnp.full(1, prompt, jnp.int32))
     keys = jax.random.split(jax.random.key(2), 1)
     generate = jax.jit(
-        lambda network, cache: writer.generate(network, cache, request, keys, length=new), donate_argnums=1
+        lambda network, cache: sampler.generate(network, cache, request, keys, length=new), donate_argnums=1
     )
-    return lambda: generate(network, network.empty_cache(1, writer.slots(prompt, new))).replace(cache=None)
+    return lambda: generate(network, network.empty_cache(1, sampler.slots(prompt, new))).replace(cache=None)
 
 
 class LossMemory(NamedTuple):
-    """Bytes of temporaries of the loss and its gradients: in chunks as the library does it, and of full logits."""
+    """Bytes of temporaries of the loss and its gradients: in the library's chunks, and with full logits."""
 
     chunked: int
     full: int
 
 
 def loss_memory(*, vocab: int, positions: int, width: int, compute_dtype: str = "bfloat16") -> LossMemory:
-    """Compiles loss and gradients at these sizes and asks the compiler; nothing is run or allocated."""
+    """Compiles loss and gradients at these sizes; nothing is run or allocated."""
 
     def chunked(hidden, table, targets, weights):
-        said = ChunkedLogits(
+        head = ChunkedLogits(
             hidden=hidden, table=table, vocab=vocab, alignment=Alignment.SAME, compute_dtype=compute_dtype
         )
-        return said.cross_entropy(targets, weights)
+        return head.cross_entropy(targets, weights)
 
     def full(hidden, table, targets, weights):
-        said = ChunkedLogits(
+        head = ChunkedLogits(
             hidden=hidden, table=table, vocab=vocab, alignment=Alignment.SAME, compute_dtype=compute_dtype
         )
-        return DenseLogits(values=said.logits()).cross_entropy(targets, weights)
+        return DenseLogits(values=head.logits()).cross_entropy(targets, weights)
 
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype)

@@ -1,4 +1,5 @@
-"""What sampling costs beside the network's own passes, and what the exact cache saves: a suite of launch.benchmark."""
+"""Sampler overhead (the share of generation time outside forward passes) and what the exact cache saves: a suite of
+launch.benchmark."""
 
 import dataclasses
 import functools
@@ -19,44 +20,43 @@ from launch.benchmarks import jax_cases, timing, torch_cases
 from launch.benchmarks.timing import Row
 
 SIZES = jax_cases.Sizes(vocab=32_000, width=512, layers=12, heads=8, mlp=1408)
-PROMPT, NEW, PASSES = 128, 256, 12
-WIDTHS = (32, 64, 256)
-TORCH_WIDTHS = (32, 64)
-WRITES = {"mask": SIZES.vocab, "eos": SIZES.vocab + 1}  # an end of text that is no piece: all NEW tokens are written
-DRAFTED = 96  # tokens written where drafts are timed
+PROMPT, NEW, STEPS = 128, 256, 12
+CANVAS_LENGTHS = (32, 64, 256)
+TORCH_CANVAS_LENGTHS = (32, 64)
+SPECIAL = {"mask": SIZES.vocab, "eos": SIZES.vocab + 1}  # an eos that is no token: all NEW tokens are generated
+DRAFTED = 96  # tokens generated where drafts are timed
 
 
-def engine() -> list[Row]:
-    """All rows, on random weights of 71M parameters."""
+def sampling_overhead() -> list[Row]:
+    """All rows, on a network of 71M random parameters."""
     network = jax_cases.random_network(SIZES)
-    overheads = [_overhead(network, width) for width in WIDTHS]
-    return [*overheads, *[_recomputed(network, width) for width in TORCH_WIDTHS], *_cycles(network)]
+    overheads = [_overhead(network, width) for width in CANVAS_LENGTHS]
+    return [*overheads, *[_uncached(network, width) for width in TORCH_CANVAS_LENGTHS], *_rounds(network)]
 
 
-def _written(network: BoundModel, width: int) -> Callable:
-    sampler = Confidence(passes=PASSES, eos=WRITES["eos"])
-    writer = BlockDiffusion(sampler=sampler, canvas=width, **WRITES)
-    return jax_cases.generation(network.for_sampling(rows=width), writer, prompt=PROMPT, new=NEW)
+def _generation(network: BoundModel, width: int) -> Callable:
+    sampler = BlockDiffusion(sampler=Confidence(passes=STEPS, eos=SPECIAL["eos"]), canvas=width, **SPECIAL)
+    return jax_cases.generation(network.for_sampling(rows=width), sampler, prompt=PROMPT, new=NEW)
 
 
 def _overhead(network: BoundModel, width: int) -> Row:
-    """The share of a generation's time that isn't its passes'."""
-    both = {"whole": _written(network, width), "passes": _passes_alone(network.for_sampling(rows=width), width)}
+    """The share of generation time outside forward passes."""
+    both = {"whole": _generation(network, width), "passes": _passes_alone(network.for_sampling(rows=width), width)}
     timings = timing.alternate(both, repeats=5)
     ratio = timing.times_faster(timings["passes"], timings["whole"])
     return Row(
-        name=f"engine overhead, canvas {width}, {PASSES} passes",
+        name=f"sampler overhead, canvas {width}, {STEPS} steps",
         value=100 * (1 - 1 / ratio),
         unit="% of the time",
         target="<= 5",
         cpu_s=timings["whole"].cpu,
         reference_cpu_s=timings["passes"].cpu,
-        note=f"71M, batch 1; reference: the same {NEW // width * (PASSES + 1)} passes, and the largest logit of each",
+        note=f"71M, batch 1; reference: the same {NEW // width * (STEPS + 1)} passes, and the largest logit of each",
     )
 
 
 def _passes_alone(network: BoundModel, width: int) -> Callable[[], jax.Array]:
-    """The passes of such a generation, and nothing else: prompt, canvases, commits."""
+    """The forward passes of such a generation and nothing else: the prompt's, the canvases', the commits'."""
     tokens = jax.random.randint(jax.random.key(1), (1, PROMPT), 0, SIZES.vocab)
 
     @functools.partial(jax.jit, donate_argnums=1)
@@ -65,12 +65,12 @@ def _passes_alone(network: BoundModel, width: int) -> Callable[[], jax.Array]:
 
         def one_pass(canvas, _):
             largest = jnp.max(network.read_canvas(cache_now[0], canvas, jnp.full(1, 0.5)))
-            return jnp.where(largest > 1e30, canvas - 1, canvas), None  # never, but the compiler can't know
+            return jnp.where(largest > 1e30, canvas - 1, canvas), None  # never, but the compiler doesn't know that
 
         def one_canvas(carry, _):
             cache, canvas = carry
             cache_now[0] = cache
-            canvas, _ = jax.lax.scan(one_pass, canvas, length=PASSES)
+            canvas, _ = jax.lax.scan(one_pass, canvas, length=STEPS)
             _, cache = network.extend(cache, canvas, jnp.full(1, width, jnp.int32), Causal())
             return (cache, canvas), None
 
@@ -81,14 +81,14 @@ def _passes_alone(network: BoundModel, width: int) -> Callable[[], jax.Array]:
     return lambda: passes(network, network.empty_cache(1, PROMPT + NEW))
 
 
-def _recomputed(network: BoundModel, width: int) -> Row:
-    """Against a loop that reads all of the text again in every pass."""
+def _uncached(network: BoundModel, width: int) -> Row:
+    """Compared with a loop that recomputes the whole text in every pass."""
     absent = torch_cases.missing("torch")
-    sizes = dataclasses.asdict(SIZES) | {"prompt": PROMPT, "new": NEW, "canvas": width, "passes": PASSES}
+    sizes = dataclasses.asdict(SIZES) | {"prompt": PROMPT, "new": NEW, "canvas": width, "passes": STEPS}
     theirs = {} if absent else {"theirs": torch_cases.recomputed(**sizes)}
-    timings = timing.alternate({"ours": _written(network, width)} | theirs, repeats=3)
+    timings = timing.alternate({"ours": _generation(network, width)} | theirs, repeats=3)
     row = Row(
-        name=f"canvas {width}, {PASSES} passes, against reading all again",
+        name=f"canvas {width}, {STEPS} steps, against no cache",
         value=NEW / timings["ours"].wall,
         unit="tokens/s",
         target="ratio >= 4",
@@ -97,34 +97,39 @@ def _recomputed(network: BoundModel, width: int) -> Row:
     )
     if absent:
         return dataclasses.replace(row, skipped=f"the reference: {absent}")
-    return timing.beside(row, timings["ours"], timings["theirs"], NEW)
+    return timing.compared(row, timings["ours"], timings["theirs"], NEW)
 
 
-def _cycles(network: BoundModel) -> list[Row]:
-    """What a draft and its check cost in plain steps, where a cycle brings one token: guesses that never stand. So
-    many tokens must a cycle bring on a trained network before it pays; 1.4 times as many to be 1.4 times as fast."""
+def _rounds(network: BoundModel) -> list[Row]:
+    """The cost of a speculative round in autoregressive steps, measured with drafts that are always rejected.
+
+    A round of a trained network must accept that many tokens to break even, and 1.4 times as many to be 1.4 times as
+    fast.
+    """
     draw, network = SamplingParams(temperature=0), network.for_sampling(rows=1)
-    drafters = {"lookup": PromptLookup(), "canvas": MaskedDraft(mask=SIZES.vocab), "forked": TiDARDraft()}
-    ways = {"plain": AutoregressiveSampler(draw=draw, **WRITES)}
-    ways |= {name: Speculative(drafter=_Wrong(drafter), draw=draw, **WRITES) for name, drafter in drafters.items()}
-    legs_ = {name: jax_cases.generation(network, way, prompt=PROMPT, new=DRAFTED) for name, way in ways.items()}
-    timings = timing.alternate(legs_, repeats=3)
+    drafters = {"lookup": PromptLookup(), "masked": MaskedDraft(mask=SIZES.vocab), "tidar": TiDARDraft()}
+    samplers = {"plain": AutoregressiveSampler(draw=draw, **SPECIAL)}
+    samplers |= {
+        name: Speculative(drafter=_Rejected(drafter), draw=draw, **SPECIAL) for name, drafter in drafters.items()
+    }
+    cases = {name: jax_cases.generation(network, one, prompt=PROMPT, new=DRAFTED) for name, one in samplers.items()}
+    timings = timing.alternate(cases, repeats=3)
     return [
         Row(
-            name=f"speculative cycle, {name} drafts of {drafter.width}",
+            name=f"speculative round, {name} drafts of {drafter.width}",
             value=1e3 * timings[name].wall / DRAFTED,
             unit="ms",
             reference=1e3 * timings["plain"].wall / DRAFTED,
             ratio=1 / timing.times_faster(timings["plain"], timings[name]),
-            note=f"71M, batch 1: pays from {timing.times_faster(timings['plain'], timings[name]):.2f} tokens a cycle on",
+            note=f"71M, batch 1: even at {timing.times_faster(timings['plain'], timings[name]):.2f} tokens a round",
         )
         for name, drafter in drafters.items()
     ]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wrong:
-    """A drafter whose work is done and whose guesses never stand."""
+class _Rejected:
+    """A drafter that does its work, and whose drafts are always rejected."""
 
     drafter: Drafter
 
@@ -142,4 +147,4 @@ class _Wrong:
 
     def __call__(self, model, cache, text, filled):
         guess = self.drafter(model, cache, text, filled)
-        return jnp.where(guess >= 0, SIZES.vocab, guess)  # the mask, which nobody draws
+        return jnp.where(guess >= 0, SIZES.vocab, guess)  # the mask, which is never sampled

@@ -1,9 +1,8 @@
-"""How long things take, so that a ratio means something on a machine that others use too.
+"""Paired timing of several cases on a machine that other processes use too.
 
-Legs take turns in one process, so that a noisy minute falls on all of them; medians, and ratios within a round, are
-taken. Beside them stand processor seconds, and the ratio of each leg's fastest repeat: neighbours slow a leg whose
-threads wait for each other in a loop (PyTorch's OpenMP) far more than one whose threads don't, so that on a busy
-machine the median flatters the other leg, and the fastest repeats are nearer to what a quiet machine would show.
+Cases alternate in one process, so that a noisy minute slows all of them. Reported are medians, and the median of the
+ratios within each round. The ratio of the fastest repeats and processor seconds are reported as well: other processes
+slow a case whose threads spin (PyTorch's OpenMP) most, and the median ratio then favours the other case.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ import jax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds of each repeat: by the clock, and of processor time (user and system, all threads)."""
+    """Seconds of each repeat: wall clock, and processor time (user and system, all threads)."""
 
     walls: tuple[float, ...]
     cpus: tuple[float, ...]
@@ -47,13 +46,13 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a benchmark: something measured, or the reason why it was not.
+    """One line of a benchmark: a measurement, or the reason why there is none.
 
-    reference   what it is held against, in the same unit
-    ratio       how many times better than that (the median over rounds, for speed)
-    best_ratio  the same of each leg's fastest repeat
+    reference   the value it is compared with, in the same unit
+    ratio       how many times better than the reference (for speed: the median over rounds)
+    best_ratio  the same, of each case's fastest repeat
     target      what the ratio or the value should be, in words
-    cpu_s       processor seconds of one repeat; reference_cpu_s: the other leg's
+    cpu_s       processor seconds of one repeat; reference_cpu_s: those of the reference
     """
 
     name: str
@@ -69,31 +68,33 @@ class Row:
     skipped: str = ""
 
 
-def alternate(legs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Runs each leg once unmeasured (compilation, caches), then all `repeats` times, each time in another order: a leg
-    finds the processor's caches as the one before it left them.
+def alternate(cases: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
+    """Times all cases `repeats` times, after one call of each for compilation.
 
-    A leg's result is waited for if it holds JAX arrays; whatever else it starts must be finished when it returns.
+    The order changes every round, since a case finds the processor's caches as the previous one left them. JAX arrays
+    in a case's result are waited for; anything else that it starts must be finished when it returns.
     """
     if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, not {repeats}")
-    for leg in legs.values():
-        jax.block_until_ready(leg())
+        raise ValueError(f"repeats must be at least 1; got {repeats}")
+    for case in cases.values():
+        jax.block_until_ready(case())
     orders = random.Random(0)
-    rounds = [{name: _clocked(legs[name]) for name in orders.sample(list(legs), len(legs))} for _ in range(repeats)]
+    rounds = [{name: _clocked(cases[name]) for name in orders.sample(list(cases), len(cases))} for _ in range(repeats)]
     return {
-        name: Timing(walls=tuple(r[name][0] for r in rounds), cpus=tuple(r[name][1] for r in rounds)) for name in legs
+        name: Timing(walls=tuple(r[name][0] for r in rounds), cpus=tuple(r[name][1] for r in rounds)) for name in cases
     }
 
 
 def times_faster(ours: Timing, theirs: Timing) -> float:
-    """The median over rounds of their seconds / ours; both from one call of `alternate`."""
+    """The median over rounds of seconds of `theirs` / seconds of `ours`; both from one call of `alternate`."""
     return statistics.median(theirs / ours for ours, theirs in zip(ours.walls, theirs.walls, strict=True))
 
 
-def beside(row: Row, ours: Timing, theirs: Timing, amount: float) -> Row:
-    """The row of what took `ours`, held against what took `theirs`, both from one call of `alternate`: of each, so much
-    `amount` a repeat, so that its value and reference are amounts a second. Processor seconds where the row has ours.
+def compared(row: Row, ours: Timing, theirs: Timing, amount: float) -> Row:
+    """The row of `ours` with `theirs` as its reference, both from one call of `alternate`.
+
+    Args:
+        amount: what one repeat of each processes, such as tokens; the reference is in amounts per second.
     """
     return dataclasses.replace(
         row,
@@ -105,8 +106,8 @@ def beside(row: Row, ours: Timing, theirs: Timing, amount: float) -> Row:
 
 
 def updates(job: Any, seconds: float = 4.0) -> tuple[float, float]:
-    """Seconds that a `training.loop.Job`'s first update takes, compilation included, and that one takes after it, in
-    the mean over those that `seconds` hold. Each draws its batch."""
+    """Seconds of a `TrainLoop`'s first update, with compilation; and mean seconds of the updates that follow it for
+    `seconds`, loading included."""
 
     def update(state):
         batch = jax.tree.map(lambda a: a[None], next(job.batches))
@@ -121,8 +122,8 @@ def updates(job: Any, seconds: float = 4.0) -> tuple[float, float]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows for a person: one line each, columns aligned."""
-    cells = [("", "value", "unit", "reference", "ratio", "best ratio", "target", "cpu s", "theirs", "")]
+    """The rows as text, one line each, in aligned columns."""
+    cells = [("", "value", "unit", "reference", "ratio", "best ratio", "target", "cpu s", "reference cpu s", "")]
     for r in rows:
         value, reference, *ratios = map(_number, (r.value, r.reference, r.ratio, r.best_ratio))
         seconds = map(_number, (r.cpu_s, r.reference_cpu_s))
@@ -134,7 +135,7 @@ def table(rows: list[Row]) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Where and when something was measured: hardware, versions of what is installed, date (UTC)."""
+    """Where and when something was measured: hardware, versions, date (UTC)."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
     versions = {name: version for name in packages if (version := _version(name))}
     return {
@@ -144,9 +145,9 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _clocked(leg: Callable[[], Any]) -> tuple[float, float]:
+def _clocked(case: Callable[[], Any]) -> tuple[float, float]:
     cpu, wall = _cpu_seconds(), time.perf_counter()
-    jax.block_until_ready(leg())
+    jax.block_until_ready(case())
     return time.perf_counter() - wall, _cpu_seconds() - cpu
 
 

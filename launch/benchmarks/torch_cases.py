@@ -1,8 +1,7 @@
-"""What the benchmark compares with: the same work in plain PyTorch and in Hugging Face Transformers, on a CPU.
+"""The benchmark's references: the same work in plain PyTorch and in Hugging Face Transformers, on a CPU.
 
-Needs the extra [bench], with a CPU build of torch: `pip install -e '.[bench]'` takes whatever build pip finds, so
-install torch from PyTorch's CPU index before it where a CUDA build isn't wanted. Nothing is downloaded when it runs:
-all weights are random.
+They need the extra [bench]. `pip install -e '.[bench]'` takes whatever build of torch pip finds: install torch from
+PyTorch's CPU index first if a CUDA build isn't wanted. All weights are random, so nothing is downloaded.
 """
 
 import importlib.util
@@ -12,17 +11,16 @@ INSTALL = "pip install -e '.[bench]'"
 
 
 def missing(*packages: str) -> str:
-    """Why legs that need `packages` can't run; empty if they can."""
+    """Why cases that need `packages` can't run; empty if they can."""
     absent = [package for package in packages if importlib.util.find_spec(package) is None]
     return f"{' and '.join(absent)} not installed: {INSTALL} (a CPU build of torch is enough)" if absent else ""
 
 
 def language_model(*, vocab: int, width: int, layers: int, heads: int, mlp: int, causal: bool = True):
-    """The denoiser's architecture as a torch module: tokens [B, L] -> float32 logits [B, L, V]; forward(tokens, n)
-    gives those of the last n positions.
+    """The library's transformer as a torch module: tokens [B, L] -> float32 logits [B, L, V]; forward(tokens, n)
+    returns those of the last n positions.
 
-    RMSNorm, rotary positions, SwiGLU, no QK-norm, an embedding that is normalised and a table of its own for the
-    readout; attention is PyTorch's fused one.
+    RMSNorm, rotary positions, SwiGLU, no QK norm, normalized embeddings, untied output embeddings, fused attention.
     """
     import torch
     from torch import nn

@@ -7,17 +7,17 @@ The last line on standard output is a JSON object: by decoding and passes, how m
 tasks' `measure`): that number, then the same.
 """
 
-from absl import flags
-
 from configs.planning.cells import kind_of
 from diffusion_lm.planning.results import Prediction, by_difficulty, by_way, read_predictions
 from diffusion_lm.planning.tasks.base import Task
-from launch import flags as launch_flags
+from launch import command
+from launch.flags import Flags
 
-CELL = flags.DEFINE_string("cell", None, "What was asked, as TASK-KIND.", required=True)
-PREDICTIONS = flags.DEFINE_string("predictions", None, "A file that launch.planning.scoreboard wrote.", required=True)
+FLAGS = Flags(command.FLAGS)
+CELL = FLAGS.string("cell", None, "What was asked, as TASK-KIND.", required=True)
+PREDICTIONS = FLAGS.string("predictions", None, "A file that launch.planning.scoreboard wrote.", required=True)
 
-BY_DIFFICULTY = flags.DEFINE_bool("by_difficulty", False, "Prompts are counted apart by how hard they are.")
+BY_DIFFICULTY = FLAGS.bool("by_difficulty", False, "Prompts are counted apart by how hard they are.")
 
 
 def main() -> dict:
@@ -38,4 +38,4 @@ def counted(task: Task, predictions: list[Prediction]) -> dict:
 
 
 if __name__ == "__main__":
-    launch_flags.run(main)
+    command.run(main, FLAGS)

@@ -25,7 +25,6 @@ import time
 from pathlib import Path
 
 import jax
-from absl import flags
 
 from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import Config, load, override
@@ -36,24 +35,26 @@ from diffusion_lm.training import loop
 from diffusion_lm.training.checkpoint import Checkpoints
 from diffusion_lm.training.state import parameter_count
 from diffusion_lm.visualize.page import write_whole
-from launch import flags as launch_flags
+from launch import command
 from launch.benchmarks.timing import updates
+from launch.flags import Flags
 from launch.planning import decodings, results_plots, results_table
 
-TASKS = flags.DEFINE_list("tasks", ["sudoku4"], "Tasks of the config file.")
-MODELS = flags.DEFINE_list("models", ["ar", "masked"], "Kinds of the config file.")
-CONFIG = flags.DEFINE_string("config", "configs/planning/m1.py", "Config file that takes TASK-KIND.")
-BUDGET = flags.DEFINE_float("budget", 2, "Minutes of training a cell, compilation included; 0: the config's steps.")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds 0, 1, ... of each cell.")
-SETTINGS = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every cell, as in optim.lr=1e-3.")
-TESTS = flags.DEFINE_multi_string("test", [], "TASK=FILE in the public format.")
-EXAMPLES = flags.DEFINE_integer("examples", 500, "Test examples to ask; of a file, the first ones.")
-PASSES = flags.DEFINE_list("passes", ["1", "2", "4", "8", "16"], "Denoising passes an answer, in all.")
-DECODINGS = flags.DEFINE_list("decodings", ["confidence"], f"Some of {', '.join(decodings.DECODINGS)}.")
-BEST_OF = flags.DEFINE_integer("best_of", 0, "Also the best of so many drawn answers, and their vote; 0: neither.")
-SHOW = flags.DEFINE_integer("show", None, "Number of the test, from 0, whose grid is drawn; none: of the most blanks.")
-OUT = flags.DEFINE_string("out", None, "Folder for the table, the page and the pictures; none: the workdir.")
-WORKDIR = launch_flags.define_workdir()
+FLAGS = Flags(command.FLAGS)
+TASKS = FLAGS.list("tasks", ["sudoku4"], "Tasks of the config file.")
+MODELS = FLAGS.list("models", ["ar", "masked"], "Kinds of the config file.")
+CONFIG = FLAGS.string("config", "configs/planning/m1.py", "Config file that takes TASK-KIND.")
+BUDGET = FLAGS.float("budget", 2, "Minutes of training a cell, compilation included; 0: the config's steps.")
+SEEDS = FLAGS.integer("seeds", 1, "Seeds 0, 1, ... of each cell.")
+SETTINGS = FLAGS.multi_string("set", [], "KEY=VALUE for every cell, as in optim.lr=1e-3.")
+TESTS = FLAGS.multi_string("test", [], "TASK=FILE in the public format.")
+EXAMPLES = FLAGS.integer("examples", 500, "Test examples to ask; of a file, the first ones.")
+PASSES = FLAGS.list("passes", ["1", "2", "4", "8", "16"], "Denoising passes an answer, in all.")
+DECODINGS = FLAGS.list("decodings", ["confidence"], f"Some of {', '.join(decodings.DECODINGS)}.")
+BEST_OF = FLAGS.integer("best_of", 0, "Also the best of so many drawn answers, and their vote; 0: neither.")
+SHOW = FLAGS.integer("show", None, "Number of the test, from 0, whose grid is drawn; none: of the most blanks.")
+OUT = FLAGS.string("out", None, "Folder for the table, the page and the pictures; none: the workdir.")
+WORKDIR = FLAGS.workdir()
 
 TEST_SEED = 1
 SAVES = 4  # checkpoints of a cell that is trained for a time
@@ -221,4 +222,4 @@ def _tests(config: Config, path: Path, found: list[Prediction]) -> list[Example]
 
 
 if __name__ == "__main__":
-    launch_flags.run(main)
+    command.run(main, FLAGS)
