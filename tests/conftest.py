@@ -1,10 +1,11 @@
-"""Chain test runs with key reuse and silent rank promotion as errors."""
+"""Every test runs with key reuse and silent rank promotion as errors."""
 
 import os
 from pathlib import Path
 
 import jax
 import pytest
+from support.trained_run import model, trained  # noqa: F401 (fixtures)
 
 if jax.__version_info__[:2] == (0, 10):  # a flag that XLA doesn't know would end the process
     # The programs of tests run once: writing each fusion through MLIR makes compiling them twice as long.

@@ -1,14 +1,17 @@
-"""The launchers as commands, and settings small enough to train in seconds."""
+"""The launchers as commands and in this process, and settings small enough to train in seconds."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+from launch import command
+
 ROOT = Path(__file__).parents[2]
 TEXT = "".join(f"Line {i}: the {w} sat on the mat.\n\n" for i in range(80) for w in ("cat", "dog", "hen", "owl"))
-SMALL = ("data.document_unit=paragraph", "data.seq_len=64", "data.tokenizer_kind=char", "model.width=32", "model.layers=2",
-         "model.heads=2", "objective.block_size=16", "train.steps=6", "checkpoint.save_every=3", "train.eval_every=0")  # fmt:skip
+SMALL = ("data.document_unit=paragraph", "data.seq_len=64", "data.tokenizer_kind=char", "model.width=32",
+         "model.layers=2", "model.heads=2", "objective.block_size=16", "train.steps=6", "checkpoint.save_every=3",
+         "train.eval_every=0")  # fmt: skip
 
 
 def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
@@ -17,3 +20,10 @@ def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProces
     environment = {**os.environ, **quick, "JAX_PLATFORMS": "cpu", "HOME": str(home)}
     command = [sys.executable, "-m", f"launch.{name}", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def call(capsys, launcher, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a launcher's module, run in this process."""
+    capsys.readouterr()
+    status = command.call(launcher.main, launcher.FLAGS, arguments)
+    return status, *capsys.readouterr()

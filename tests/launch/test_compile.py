@@ -1,4 +1,4 @@
-"""Whether a config fits is said without its devices."""
+"""launch.compile: whether a config fits devices that aren't present."""
 
 import importlib.util
 import json
@@ -45,7 +45,9 @@ def compiled(*arguments: str, settings=()) -> dict:
 
 def test_an_update_on_eight_cpu_devices(tmp_path):
     mesh = ("mesh.fsdp=4", "mesh.tensor=2")
-    found = compiled("--topology=cpu:8", "--chip_gib=1", f"--out={tmp_path}/out.json", "--batch=128", settings=mesh)
+    found = compiled(
+        "--topology=cpu:8", "--chip_gib=1", f"--out={tmp_path}/out.json", "--batch_size=128", settings=mesh
+    )
     assert found == json.loads((tmp_path / "out.json").read_text())
     assert (found["chips"], found["mesh"], found["fits"]) == (8, {"fsdp": 4, "tensor": 2}, True)
     size = found["bytes"]
@@ -63,7 +65,7 @@ def test_an_update_whose_rows_are_cut_along_their_length():
     handed back; the gradients of keys and values are summed once a layer. Without the constraints nothing would move.
     """
     settings = ("mesh.fsdp=1", "mesh.sequence=8", "train.grad_accum_steps=1", "data.seq_len=256")
-    found = compiled("--topology=cpu:8", "--batch=1", settings=settings)
+    found = compiled("--topology=cpu:8", "--batch_size=1", settings=settings)
     assert found["mesh"] == {"sequence": 8}
     assert found["collectives"] == GOLDEN_ALONG
     assert found["constraints"] == CONSTRAINTS
@@ -71,7 +73,7 @@ def test_an_update_whose_rows_are_cut_along_their_length():
 
 def test_a_generation_on_eight_cpu_devices():
     mesh = ("mesh.data=4", "mesh.fsdp=1", "mesh.tensor=2")
-    found = compiled("--topology=cpu:8", "--what=sample", "--batch=4", "--passes=2", settings=mesh)
+    found = compiled("--topology=cpu:8", "--what=sample", "--batch_size=4", "--denoising_steps=2", settings=mesh)
     assert found["fits"] is None  # nobody knows this machine's memory
     cache = 2 * 2 * 1 * 1 * 32 * 8 * 2  # layers, keys and values, rows and heads of a device, slots, width, bfloat16
     assert found["bytes"]["cache"] == cache + 4  # and a length
@@ -82,11 +84,11 @@ def test_a_generation_on_eight_cpu_devices():
     [
         (["--topology=v9:2x2"], (), "give cpu:COUNT, or chips along each side of a v4, v5e, v5p, v6e"),
         (["--topology=cpu:8", "--num_slices=2"], (), "in one slice"),
-        (["--topology=cpu:8", "--bisect"], (), "nobody knows the memory of cpu:8"),
+        (["--topology=cpu:8", "--bisect"], (), "the memory of cpu:8 is unknown"),
         (["--topology=cpu:8"], ("train.batch_size=12",), "can't be divided among 8 devices"),
     ],
 )
-def test_what_is_refused(arguments, settings, cause):
+def test_bad_input_is_one_line(arguments, settings, cause):
     done = launch(*arguments, settings=settings)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert cause in done.stderr
@@ -123,5 +125,5 @@ def test_an_update_on_tpus_that_are_not_there():
 def test_a_row_cut_along_its_length_reaches_the_kernel_in_parts():
     """Each chip has its part of the queries' squares, and all keys."""
     settings = "mesh.fsdp=1", "mesh.sequence=4", "train.grad_accum_steps=1", "data.seq_len=256"
-    found = compiled("--topology=v5e:2x2", "--batch=1", settings=settings)
+    found = compiled("--topology=v5e:2x2", "--batch_size=1", settings=settings)
     assert found["fits"] and found["kernels"]

@@ -1,17 +1,16 @@
-"""One small joint network, trained by the launcher."""
+"""One small joint network, trained by the launcher once a session."""
 
 import json
 from pathlib import Path
 
 import pytest
-from support.commands import SMALL, TEXT, launch
 
-from diffusion_lm.build import load_for_inference
+from support.commands import SMALL, TEXT, launch
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> tuple[Path, dict]:
-    """The folder with text.txt and work, and what launch.train said."""
+    """The folder with text.txt and work, and the result of launch.train."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_text(TEXT)
     settings = [f"--set={s}" for s in (*SMALL, f"data.path={folder}/text.txt")]
@@ -23,4 +22,7 @@ def trained(tmp_path_factory) -> tuple[Path, dict]:
 
 @pytest.fixture(scope="session")
 def model(trained):
+    """The trained run, loaded."""
+    from diffusion_lm.build import load_for_inference
+
     return load_for_inference(trained[0] / "work")

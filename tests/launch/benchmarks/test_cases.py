@@ -1,38 +1,38 @@
-"""What the benchmark counts, compares and compiles. Nothing here looks at how long anything took."""
+"""What the benchmark counts, compares and compiles; no test depends on how long anything takes."""
 
 import dataclasses
+import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from support.commands import call
 
 from diffusion_lm.attention_patterns import Causal, Full
 from diffusion_lm.config import load, override
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.objectives.autoregressive import AutoregressiveLoss as NextToken
+from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.objectives.learned_noise import LearnedNoise
 from diffusion_lm.processes.state_dependent import LearnedMasking
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
+from launch import benchmark
 from launch.benchmarks import data_loading, jax_cases, timing, torch_cases
 from launch.benchmarks.timing import Row, Timing
 
 SIZES = jax_cases.Sizes(vocab=11, width=16, layers=1, heads=2, mlp=24)
-WRITES = {"mask": 11, "eos": 12}
+SPECIAL = {"mask": 11, "eos": 12}
 
 
 def timed(*walls):
     return Timing(walls=walls, cpus=walls)
 
 
-def test_legs_take_turns_in_changing_order_after_one_unmeasured_run_each():
+def test_cases_alternate_in_changing_order_after_one_untimed_call_each():
     order = []
     timings = timing.alternate({name: lambda name=name: order.append(name) for name in "ABC"}, repeats=5)
     rounds = ["".join(order[i : i + 3]) for i in range(0, 18, 3)]
@@ -40,12 +40,12 @@ def test_legs_take_turns_in_changing_order_after_one_unmeasured_run_each():
     assert all(len(t.walls) == len(t.cpus) == 5 for t in timings.values())
 
 
-def test_nothing_to_repeat_is_an_error():
+def test_no_repeats_are_an_error():
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         timing.alternate({"A": lambda: None}, repeats=0)
 
 
-def test_updates_are_made_one_behind_the_other_on_batches_of_their_own():
+def test_updates_follow_one_another_on_new_batches():
     made = []
 
     def step(state, key, batch):
@@ -61,20 +61,20 @@ def test_updates_are_made_one_behind_the_other_on_batches_of_their_own():
 
 
 def test_a_ratio_is_taken_within_a_round():
-    """A noisy round slows both legs: it moves the ratio of medians, not the median of ratios."""
+    """A noisy round slows both cases: it moves the ratio of medians, not the median of ratios."""
     ours, theirs = timed(1.0, 1.0, 10.0), timed(3.0, 30.0, 30.0)
     assert timing.times_faster(ours, theirs) == 3
     assert theirs.wall / ours.wall == 30
     assert (ours.best, theirs.best) == (1, 3)
 
 
-def test_a_row_is_held_against_another_leg_in_its_own_unit():
+def test_a_row_is_compared_in_its_own_unit():
     ours, theirs = timed(1.0, 2.0, 4.0), timed(4.0, 6.0, 4.0)
     alone = Row(name="a", value=12 / ours.wall, unit="tokens/s", target="more")
-    row = timing.beside(alone, ours, theirs, 12)
+    row = timing.compared(alone, ours, theirs, 12)
     assert (row.value, row.reference, row.ratio, row.best_ratio) == (6, 3, 3, 4)
     assert (row.name, row.unit, row.target, row.reference_cpu_s) == ("a", "tokens/s", "more", None)
-    assert timing.beside(dataclasses.replace(alone, cpu_s=2.0), ours, theirs, 12).reference_cpu_s == theirs.cpu
+    assert timing.compared(dataclasses.replace(alone, cpu_s=2.0), ours, theirs, 12).reference_cpu_s == theirs.cpu
 
 
 def test_rounds_that_do_not_match_are_an_error():
@@ -82,7 +82,7 @@ def test_rounds_that_do_not_match_are_an_error():
         timing.times_faster(timed(1.0), timed(1.0, 2.0))
 
 
-def test_a_table_shows_values_and_why_others_are_missing():
+def test_a_table_shows_values_and_why_a_value_is_missing():
     rows = [Row(name="a", value=1234.5, unit="tokens/s", ratio=2.0), Row(name="bb", skipped="torch not installed")]
     head, first, second = timing.table(rows).splitlines()
     assert first.startswith("a ") and "1,234 " in first and "tokens/s" in first
@@ -103,11 +103,11 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it():
 
 @pytest.mark.parametrize(
     ("objective", "process"),
-    [(NextToken(), None), (Joint(block_size=4), None), (LearnedNoise(), LearnedMasking())],
+    [(AutoregressiveLoss(), None), (Joint(block_size=4), None), (LearnedNoise(), LearnedMasking())],
     ids=["autoregressive", "joint", "learned"],
 )
-def test_a_training_leg_takes_step_after_step(objective, process, quick_compile):
-    """At the default precision and in rows shorter than one chunk of attention, too."""
+def test_a_train_step_updates_again_and_again(objective, process, quick_compile):
+    """Also at the default precision, and in rows shorter than one chunk of attention."""
     step = jax_cases.TrainStep(SIZES, objective, process, batch=2, length=8)
     first, second = step(), step()
     assert first["targets"] == 2 * 7 and first["finite"] == second["finite"] == 1
@@ -115,24 +115,24 @@ def test_a_training_leg_takes_step_after_step(objective, process, quick_compile)
 
 
 @pytest.mark.parametrize(
-    ("writer", "nfe"),
+    ("sampler", "nfe"),
     [
-        (AutoregressiveSampler(**WRITES), 6),
+        (AutoregressiveSampler(**SPECIAL), 6),
         (
-            BlockDiffusion(sampler=Confidence(passes=2, eos=WRITES["eos"]), canvas=4, **WRITES),
+            BlockDiffusion(sampler=Confidence(passes=2, eos=SPECIAL["eos"]), canvas=4, **SPECIAL),
             1 + 2 + 1 + 2,
         ),  # prompt, canvas, commit
     ],
     ids=["autoregressive", "canvases"],
 )
-def test_a_generation_leg_writes_all_that_is_asked_again_and_again(writer, nfe):
-    generate = jax_cases.generation(jax_cases.random_network(SIZES).for_sampling(rows=1), writer, prompt=3, new=6)
+def test_a_generation_has_all_new_tokens_each_time(sampler, nfe):
+    generate = jax_cases.generation(jax_cases.random_network(SIZES).for_sampling(rows=1), sampler, prompt=3, new=6)
     one, two = generate(), generate()
     assert int(one.length[0]) == 6 and int(one.nfe) == nfe
     np.testing.assert_array_equal(one.tokens, two.tokens)
 
 
-def test_what_drawing_costs_is_held_against_one_batch_again_and_again(quick_compile):
+def test_data_loading_is_compared_with_one_batch(quick_compile):
     tiny = (
         "model.width=16",
         "model.layers=1",
@@ -141,9 +141,11 @@ def test_what_drawing_costs_is_held_against_one_batch_again_and_again(quick_comp
         "train.batch_size=2",
         "data.valid=2",
     )
-    row = data_loading.fed("path", override(load("configs/planning/m1.py:path-ar"), tiny), drawn=20, repeats=2)
-    assert row.name == "feed path, batch 2" and row.value > 0 < row.reference and row.ratio > 0 < row.best_ratio
-    assert "one core draws" in row.note
+    row = data_loading.loading("path", override(load("configs/planning/m1.py:path-ar"), tiny), generated=20, repeats=2)
+    assert (
+        row.name == "data loading, path, batch 2" and row.value > 0 < row.reference and row.ratio > 0 < row.best_ratio
+    )
+    assert "one core generates" in row.note
 
 
 def test_the_loss_needs_no_memory_for_all_logits():
@@ -153,28 +155,42 @@ def test_the_loss_needs_no_memory_for_all_logits():
     assert jax_cases.loss_memory(vocab=vocab, positions=2 * positions, width=8).chunked < 1.1 * found.chunked
 
 
-def test_the_launcher_prints_rows_and_writes_them(tmp_path):
-    command = [sys.executable, "-m", "launch.benchmark", "--suite=memory", f"--out={tmp_path / 'rows.json'}"]
-    ran = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100)
-    assert ran.returncode == 0, ran.stderr
-    result = json.loads(ran.stdout.splitlines()[-1])
+def test_the_launcher_prints_rows_and_writes_them(tmp_path, capsys):
+    status, out, err = call(capsys, benchmark, "--suite=memory", f"--out={tmp_path / 'rows.json'}")
+    assert status == 0, err
+    result = json.loads(out.splitlines()[-1])
     assert result == json.loads((tmp_path / "rows.json").read_text())
     (row,) = result["rows"]
-    assert row["name"] == "loss temporaries" and row["value"] <= 1.6 and row["note"].endswith("nothing run")
+    assert row["name"] == "loss temporaries" and row["value"] <= 1.6 and row["note"].endswith("compiled only")
 
 
-def test_a_folder_that_is_not_there_is_said_before_anything_is_measured(tmp_path):
-    command = [sys.executable, "-m", "launch.benchmark", "--suite=train", f"--out={tmp_path / 'no' / 'rows.json'}"]
-    ran = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100)
-    assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "no such folder" in ran.stderr
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["--suite=train", "--out=nowhere/rows.json"], "its folder doesn't exist"),
+        (["--suite=tradeoffs"], "--workdir goes with"),
+        (["--suite=train", "--workdir=x"], "--workdir goes with"),
+        (["--suite=engine"], "--suite=engine"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_measured(arguments, cause, capsys):
+    status, out, err = call(capsys, benchmark, *arguments)
+    assert (status, out) == (2, "") and err.count("\n") == 1 and cause in err
+
+
+@pytest.mark.parametrize("suite", ["tradeoffs", "cache_drift"])
+def test_a_chart_without_matplotlib_is_refused_before_anything_is_measured(suite, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    status, out, err = call(capsys, benchmark, f"--suite={suite}", "--workdir=nowhere")
+    assert (status, out) == (2, "") and "a chart needs matplotlib: pip install 'diffusion_lm[viz]'" in err
 
 
 @pytest.mark.parametrize("attention", [Causal(), Full()])
-def test_pytorchs_network_is_the_same_network(attention):
-    """With the same weights it says the same."""
+def test_pytorchs_network_has_the_same_logits(attention):
+    """With the same weights."""
     torch = pytest.importorskip("torch", reason="the extra [bench] is not installed")
     module = torch_cases.language_model(**dataclasses.asdict(SIZES), causal=isinstance(attention, Causal))
-    denoiser = SIZES.denoiser(tied=False)
+    denoiser = SIZES.transformer(tied=False)
     denoiser = denoiser.clone(architecture=dataclasses.replace(denoiser.architecture, compute_dtype="float32"))
     tokens = np.random.default_rng(0).integers(11, size=(2, 7)).astype("i4")
     bound = BoundModel(module=denoiser, params=_params_of(module))
@@ -190,7 +206,7 @@ def test_pytorchs_network_is_the_same_network(attention):
 
 
 def _params_of(module) -> dict:
-    """A torch network's weights in the denoiser's names and shapes; the rows of padding at zero."""
+    """A torch network's weights in the denoiser's names and shapes, with padding rows of zeros."""
     e, h, d = SIZES.width, SIZES.heads, SIZES.width // SIZES.heads
 
     def rows(table):
@@ -219,7 +235,7 @@ def _params_of(module) -> dict:
     }
 
 
-def test_pytorch_trains_and_transformers_writes():
+def test_pytorch_trains_and_transformers_generates():
     pytest.importorskip("transformers", reason="the extra [bench] is not installed")
     step = torch_cases.train_step(batch=2, length=8, **dataclasses.asdict(SIZES))
     assert step() is None

@@ -1,4 +1,4 @@
-"""The benchmark's account of how far approximate passes are from exact ones, on a network with random parameters."""
+"""The divergence of approximate from exact passes that the suite cache_drift reports, on random parameters."""
 
 import functools
 
@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Architecture, Transformer, init_params
-from launch.benchmarks.cache_drift import Watching
+from launch.benchmarks.cache_drift import WatchedDenoiser
 
 L, MASK = 8, 11
 ALL = jnp.arange(L, dtype=jnp.int32)[None]
@@ -20,25 +20,25 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
-def watching():
+def denoiser():
     module = Transformer(Architecture(width=16, layers=2, heads=2, mlp_dim=16, compute_dtype="float32"), vocab=MASK)
     params, rng = (
         nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0))),
         np.random.default_rng(0),
     )
     params = jax.tree.map(lambda a: a + jnp.asarray(rng.normal(scale=0.3, size=a.shape), a.dtype), params)
-    return Watching(bound=BoundModel(module=module, params=params).for_sampling(), mask=MASK)
+    return WatchedDenoiser(bound=BoundModel(module=module, params=params).for_sampling(), mask=MASK)
 
 
-def test_what_is_watched_is_how_far_masks_are_from_an_exact_pass(watching):
+def test_the_sum_is_the_divergence_at_masks_from_an_exact_pass(denoiser):
     first = jnp.array([[1, 2, MASK, MASK, MASK, MASK, MASK, MASK]])
-    _, seen = forward_positions(watching, watching.empty_cache(1, L), first, ALL, T)
-    assert seen.count == 6 and seen.nats == pytest.approx(0, abs=1e-5)
+    _, watched = forward_positions(denoiser, denoiser.empty_cache(1, L), first, ALL, T)
+    assert watched.count == 6 and watched.nats == pytest.approx(0, abs=1e-5)
     at, tokens = jnp.array([[2, 3, 5, L]]), jnp.array([[7, 8, MASK, MASK]])
-    said, after = forward_positions(watching, seen, tokens, at, T)
+    logits, after = forward_positions(denoiser, watched, tokens, at, T)
     canvas = jnp.array([[1, 2, 7, 8, MASK, MASK, MASK, MASK]])
-    assert (after.canvas == canvas).all() and after.count == 7  # one mask more: 5; L is none
-    exact = watching.bound.read_canvas(watching.bound.empty_cache(1, 0), canvas, T)[0, 5]
-    log_p, log_q = jax.nn.log_softmax(exact), jax.nn.log_softmax(said[0, 2])
+    assert (after.canvas == canvas).all() and after.count == 7  # one more mask, at 5; L is outside
+    exact = denoiser.bound.read_canvas(denoiser.bound.empty_cache(1, 0), canvas, T)[0, 5]
+    log_p, log_q = jax.nn.log_softmax(exact), jax.nn.log_softmax(logits[0, 2])
     kl = float(jnp.sum(jnp.exp(log_p) * (log_p - log_q)))
-    assert kl > 1e-3 and after.nats - seen.nats == pytest.approx(kl, rel=1e-3)
+    assert kl > 1e-3 and after.nats - watched.nats == pytest.approx(kl, rel=1e-3)

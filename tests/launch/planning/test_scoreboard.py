@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_lm.planning.results import read_predictions
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = ("model.width=16", "model.layers=1", "model.heads=2", "model.mlp_dim=16", "train.steps=2", "train.batch_size=4",
         "checkpoint.save_every=2", "data.valid=2")  # fmt: skip
 

@@ -1,5 +1,5 @@
-"""Several real processes train one small network: stopped, killed or resumed as another number of them on another mesh,
-they take the steps that one process alone would have taken."""
+"""Several processes train one small network: stopped, killed or resumed on another mesh, they take the same steps as one
+process alone."""
 
 import json
 import os
@@ -17,16 +17,16 @@ from diffusion_lm.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
-SETTINGS = ("data.document_unit=paragraph", "data.seq_len=32", "data.val_fraction=0", "model.width=32", "model.layers=2",
-            "model.heads=2", "model.compute_dtype=float32", f"train.steps={STEPS}", "train.batch_size=8", "train.log_every=1",
-            "checkpoint.save_every=3")  # fmt: skip
+SETTINGS = ("data.document_unit=paragraph", "data.seq_len=32", "data.val_fraction=0", "model.width=32",
+            "model.layers=2", "model.heads=2", "model.compute_dtype=float32", f"train.steps={STEPS}",
+            "train.batch_size=8", "train.log_every=1", "checkpoint.save_every=3")  # fmt: skip
 
 # The launcher, in a process that does something to itself at some step: `what` names it, as in "stop 2".
 PROCESS = """
 import os, signal, sys
 what, at = sys.argv.pop(1).split()
 from diffusion_lm.training import checkpoint, loop
-from launch import flags, train
+from launch import command, train
 save, stacked, calls, savers = checkpoint.Checkpoints.save, loop._stacked, [], []
 signals = {"stop": signal.SIGTERM, "die": signal.SIGKILL, "freeze": signal.SIGSTOP}
 def saving(self, step, *rest):
@@ -42,7 +42,7 @@ def next_batch(batches):
     return stacked(batches)
 checkpoint.Checkpoints.save, loop._stacked = saving, next_batch
 sys.argv[0] = "train"
-flags.run(train.main)
+command.run(train.main, train.FLAGS)
 """
 
 

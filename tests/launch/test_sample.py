@@ -1,0 +1,119 @@
+"""launch.sample: texts, infilling, the best of several, and what it refuses."""
+
+import json
+
+import pytest
+from support.commands import call, launch
+
+from launch import evaluate, sample, train
+
+QUICK = ("--canvas_length=16", "--denoising_steps=2", "--max_new_tokens=20")
+
+
+def test_texts_a_result_file_a_page_and_a_profile(trained):
+    folder, _ = trained
+    page, out = folder / "canvas.html", folder / "out.json"
+    done = launch(
+        "sample", f"--workdir={folder}/work", "--prompt=Line", "--prompt=", "--max_new_tokens=20", "--canvas_length=16",
+        "--denoising_steps=4",
+        f"--view={page}", f"--out={out}", f"--profile={folder}/traced", home=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == json.loads(out.read_text())
+    assert [t["prompt"] for t in result["texts"]] == ["Line", ""]
+    assert result["nfe"] <= 1 + 2 * 4 + 1  # the prompt, two canvases, the commit of the first
+    assert "</html>" in page.read_text()
+    assert list((folder / "traced").glob("plugins/profile/*/*.xplane.pb"))
+
+
+def test_infill_best_of_and_logits_processors(trained):
+    """Holes of one length and of several; the best of several texts with logits processors."""
+    folder, _ = trained
+    plain = [f"--workdir={folder}/work", "--canvas_length=16", "--denoising_steps=2"]
+    one = launch("sample", *plain, "--infill=Line [[2]]: the cat", "--infill=Line [[3]] the dog", home=folder)
+    assert one.returncode == 0, one.stderr
+    texts = [text["text"] for text in json.loads(one.stdout.splitlines()[-1])["texts"]]
+    assert texts[0].startswith("Line ") and texts[0].endswith(": the cat") and texts[1].endswith(" the dog")
+    several = launch("sample", *plain, "--infill=Line [[1-2]]: the cat", home=folder)
+    assert len(json.loads(several.stdout.splitlines()[-1])["scores"][0]) == 2, several.stderr
+    best = launch(
+        "sample", *plain, "--prompt=Line", "--max_new_tokens=20", "--best_of=3", "--best_of_score=elbo",
+        "--cfg_scale=1", "--bad_words=a", "--no_repeat_ngram_size=4", "--frequency_penalty=0.1", home=folder,
+    )  # fmt: skip
+    assert best.returncode == 0, best.stderr
+    result = json.loads(best.stdout.splitlines()[-1])
+    assert len(result["scores"][0]) == 3 and len(result["texts"]) == 1 and "a" not in result["texts"][0]["text"]
+
+
+def sampled(capsys, trained, *arguments) -> dict:
+    status, out, err = call(capsys, sample, f"--workdir={trained[0]}/work", *QUICK, *arguments)
+    assert status == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def test_a_text_ends_before_a_stop_string(trained, capsys, quick_compile):
+    full = sampled(capsys, trained, "--prompt=Line", "--ignore_eos")
+    text = full["texts"][0]["text"]
+    assert full["tokens"] == [20]  # whatever is likely, an end of text isn't sampled
+    stops = [text[7:9], text[12:15]]
+    cut = sampled(capsys, trained, "--prompt=Line", "--ignore_eos", *(f"--stop={stop}" for stop in stops))
+    assert cut["texts"][0]["text"] == text[: min(text.index(stop) for stop in stops)]
+    assert cut["tokens"] == full["tokens"]
+
+
+def test_several_samples_a_prompt_and_a_vote(trained, capsys, quick_compile):
+    four = sampled(capsys, trained, "--prompt=Line", "--prompt=The", "--num_samples=2")
+    assert [text["prompt"] for text in four["texts"]] == ["Line", "Line", "The", "The"]
+    vote = sampled(capsys, trained, "--prompt=Line", "--best_of=3", "--best_of_score=vote", "--temperature=0")
+    assert vote["shares"] == [1.0] and len(vote["texts"]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--sampler=threshold", "--threshold=0.5"],
+        ["--sampler=factor", "--factor=2"],
+        ["--sampler=entropy_bound", "--entropy_bound=1"],
+        ["--score=margin"],
+        ["--sampler=remask_cap", "--eta=0.1", "--revise_rounds=1", "--revise_span=2"],
+        ["--sampler=ancestral", "--num_particles=2"],
+        ["--rolling_context", "--drop_finished"],
+    ],
+    ids=" ".join,
+)
+def test_each_flag_reaches_its_sampler(arguments, trained, capsys, quick_compile):
+    result = sampled(capsys, trained, "--prompt=Line 1", *arguments)
+    assert 0 < result["nfe"] <= 60 and 0 <= result["tokens"][0] <= 20
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "cause"),
+    [
+        (sample, ["--infill=no hole"], "has no hole"),
+        (sample, ["--infill=[[3]]", "--rolling_context"], "--infill goes without"),
+        (sample, ["--approximate_cache=dual"], "exact cache"),
+        (sample, ["--sampler=renoise"], "masks only"),
+        (sample, ["--workdir=nowhere"], "no checkpoint"),
+        (sample, ["--compile_cache=setup.py"], "--compile_cache="),
+        (sample, ["--view=canvas.pdf"], "--view is terminal or FILE.html"),
+        (sample, ["--view=terminal", "--sampler=auto"], "--view shows"),
+        (sample, ["--best_of=1"], "--best_of is at least 2"),
+        (sample, ["--best_of_score=vote"], "goes with --best_of"),
+        (sample, ["--stop="], "--stop is a string"),
+        (sample, ["--out=nowhere/out.json"], "its folder doesn't exist"),
+        (sample, ["--seed=-1"], "--seed=-1"),
+        (evaluate, ["--data=missing.txt"], "missing.txt"),
+        (evaluate, ["--batch_size=0"], "--batch_size=0"),
+        (train, ["--config=configs/quickstart.py", "--set=optim.rate=1"], "optim.lr"),
+        (train, ["--config=missing.py"], "missing.py"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_and_leaves_the_workdir_alone(trained, capsys, launcher, arguments, cause):
+    work = trained[0] / "work"
+    before = sorted(work.rglob("*"))
+    status, out, err = call(capsys, launcher, f"--workdir={work}", *arguments)
+    assert status == 2 and out == ""
+    assert len(err.splitlines()) == 1 and err.startswith("error: ") and cause in err
+    assert sorted(work.rglob("*")) == before
