@@ -1,12 +1,12 @@
-"""A joint model of about 125M parameters that writes both ways: a night on a small slice of TPUs.
+"""A joint model of 126M parameters, autoregressive and block diffusion: a night on a small slice of TPUs.
 
     python -m launch.compile --config=configs/base_125m.py --topology=v5e:2x4
     python -m launch.train --config=configs/base_125m.py --workdir=runs/125m --set=data.path='text/*.jsonl'
 
-126M parameters: 12 layers, width 768, 12 heads of which 4 key-value, untied; 32,768 pieces; rows of 2,048 tokens,
-blocks of 32; batch 128 (a quarter of a million tokens), 10,000 updates: 2.6B tokens, some twenty a parameter (arXiv
-2203.15556). Any text will do; its tokens are kept in data.token_cache_dir.
-Hardware: 8 chips with 16 GB each, by the compiler's account (docs/compile.md). Time: not yet run.
+126M parameters: 12 layers, width 768, 12 heads and 4 key-value heads, untied embeddings; vocabulary 32,768; rows of
+2,048 tokens, blocks of 32; batch size 128 (a quarter of a million tokens), 10,000 updates: 2.6B tokens, about 20 a
+parameter (arXiv 2203.15556). Any text will do; its tokens are cached in data.token_cache_dir.
+Hardware: 8 chips of 16 GB, compiled only (launch.compile). Time: not yet run.
 Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
@@ -21,7 +21,7 @@ from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 
 
 def get_config() -> Config:
-    """The one setting there is; change it with --set."""
+    """This config has one kind."""
     return Config(
         data=Data(
             path="text/*.jsonl",

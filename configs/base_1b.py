@@ -1,12 +1,13 @@
-"""A joint model of about 1B parameters that writes both ways, cut over all devices: where larger runs start.
+"""A joint model of 1.02B parameters, autoregressive and block diffusion, sharded over all devices.
 
     python -m launch.train --distributed --config=configs/base_1b.py --workdir=runs/1b --set=data.path='text/*.jsonl'
 
-1.02B parameters: 20 layers, width 2,048, 16 heads of which 4 key-value, untied; 32,768 pieces; rows of 2,048 tokens,
-blocks of 32; batch 512 (a million tokens) in 8 parts, 20,000 updates: 21B tokens, some twenty a parameter (arXiv
-2203.15556). A row is read noisy and clean at once, so that an update costs what 2 million tokens do: 2.6e20
-operations in all. Any text will do; its tokens are kept in data.token_cache_dir.
-Hardware: up to 64 devices as it stands; 256 with --set=train.grad_accum_steps=1 (docs/compile.md). Time: not yet run.
+1.02B parameters: 20 layers, width 2,048, 16 heads and 4 key-value heads, untied embeddings; vocabulary 32,768; rows of
+2,048 tokens, blocks of 32; batch size 512 (a million tokens), 8 gradient accumulation steps, 20,000 updates: 21B
+tokens, about 20 a parameter (arXiv 2203.15556). Each row goes through the network in a clean and a noisy copy, so that
+an update costs as much as 2 million tokens: 2.6e20 operations in all. Any text will do; its tokens are cached in
+data.token_cache_dir.
+Hardware: up to 64 devices; 256 with --set=train.grad_accum_steps=1; compiled only (launch.compile). Time: not yet run.
 Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
@@ -21,7 +22,7 @@ from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 
 
 def get_config() -> Config:
-    """The one setting there is; change it with --set."""
+    """This config has one kind."""
     return Config(
         data=Data(
             path="text/*.jsonl",

@@ -1,12 +1,13 @@
-"""An 8B joint model that writes both ways: what a large slice of TPUs is for. See docs/compile.md for where it fits.
+"""A joint model of 8.05B parameters, autoregressive and block diffusion, for a large slice of TPUs.
 
     python -m launch.compile --config=configs/base_8b.py --topology=v6e:16x16
     python -m launch.train --distributed --config=configs/base_8b.py --workdir=runs/8b --set=data.path='text/*.jsonl'
 
-8.05B parameters: 32 layers, width 4,096, 32 heads of which 8 key-value, hidden 14,336, untied; 131,072 pieces; rows of
-4,096 tokens, blocks of 32; batch 1,024 (4 million tokens) in 4 parts, 40,000 updates: 168B tokens, some twenty a
-parameter (arXiv 2203.15556). Any text will do; its tokens are kept in data.token_cache_dir.
-Hardware: fits v5p-128 (51.8 of 95 GiB a chip) and v6e-256 (19.0 of 32) by the compiler's account. Time: not yet run.
+8.05B parameters: 32 layers, width 4,096, 32 heads and 8 key-value heads, MLP 14,336, untied embeddings; vocabulary
+131,072; rows of 4,096 tokens, blocks of 32; batch size 1,024 (4 million tokens), 4 gradient accumulation steps, 40,000
+updates: 168B tokens, about 20 a parameter (arXiv 2203.15556). Any text will do; its tokens are cached in
+data.token_cache_dir.
+Hardware: v5p-128 (51.8 of 95 GiB a chip) or v6e-256 (19.0 of 32), compiled only (launch.compile). Time: not yet run.
 Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
@@ -21,7 +22,7 @@ from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 
 
 def get_config() -> Config:
-    """The one setting there is; change it with --set."""
+    """This config has one kind."""
     return Config(
         data=Data(
             path="text/*.jsonl",

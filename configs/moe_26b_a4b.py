@@ -1,13 +1,14 @@
-"""A mixture of experts of 26B parameters, of which 4B read each token, that writes both ways: a shape to compile for.
+"""A joint mixture-of-experts model of 25.5B parameters, 4.1B active a token: a shape to compile.
 
     python -m launch.compile --config=configs/moe_26b_a4b.py --topology=v5p:4x4x8
     python -m launch.train --distributed --config=configs/moe_26b_a4b.py --workdir=runs/moe
 
-25.5B parameters: 30 layers, width 2,816, 48 heads of which 8 key-value, 128 experts of 704 hidden units; 262,144
-pieces, untied. Of the 22.8B in experts a token meets 8 in 128, 1.4B; with attention (1.2B), the router and the table
-that it is read out with (0.7B; a lookup costs nothing, so the other 0.7B isn't counted by `nn.flops`) 3.4B are in its
-products, 4.1B in all. Rows of 4,096 tokens, blocks of 32; batch 1,024 in 4 parts.
-Hardware: 128 chips of v5p, experts over 8: 32 of 95 GiB each, compiled only (docs/compile.md). Time: not yet run.
+25.5B parameters: 30 layers, width 2,816, 48 heads and 8 key-value heads, 128 experts of 704 hidden units, untied
+embeddings, vocabulary 262,144. Active for a token are 8 of 128 experts (1.4B of 22.8B), attention (1.2B), the router
+and the output embedding (0.7B): 3.4B in matrix products. With the input embedding, a lookup that costs nothing and
+isn't counted by `models.flops`, they are 4.1B. Rows of 4,096 tokens, blocks of 32; batch size 1,024, 4 gradient
+accumulation steps.
+Hardware: 128 chips of v5p, experts over 8: 32 of 95 GiB a chip, compiled only (launch.compile). Time: not yet run.
 Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
@@ -22,12 +23,27 @@ from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 
 
 def get_config() -> Config:
-    """The one setting there is; change it with --set."""
+    """This config has one kind."""
     return Config(
-        data=Data(path="text/*.jsonl", seq_len=4096, val_fraction=0.001, vocab_size=262_144, token_cache_dir="runs/moe_26b_a4b-tokens"),
+        data=Data(
+            path="text/*.jsonl",
+            seq_len=4096,
+            val_fraction=0.001,
+            vocab_size=262_144,
+            token_cache_dir="runs/moe_26b_a4b-tokens",
+        ),
         model=Architecture(
-            width=2816, layers=30, heads=48, kv_heads=8, head_dim=128, mlp_dim=704, num_experts=128, num_experts_per_token=8,
-            tie_embeddings=False, rope_theta=500_000.0, remat="full",
+            width=2816,
+            layers=30,
+            heads=48,
+            kv_heads=8,
+            head_dim=128,
+            mlp_dim=704,
+            num_experts=128,
+            num_experts_per_token=8,
+            tie_embeddings=False,
+            rope_theta=500_000.0,
+            remat="full",
         ),
         process=Absorbing(),
         objective=Joint(block_size=32),
@@ -35,4 +51,4 @@ def get_config() -> Config:
         train=Train(steps=40_000, batch_size=1024, grad_accum_steps=4, log_every=10, eval_every=1000, eval_batches=8),
         checkpoint=Checkpointing(save_every=1000),
         mesh=MeshShape(data=1, fsdp=-1, expert=8),
-    )  # fmt: skip
+    )

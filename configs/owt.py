@@ -4,17 +4,17 @@
     python -m launch.evaluate --workdir=runs/owt-masked
 
 The text is the 8M documents of huggingface.co/datasets/Skylion007/openwebtext as JSON lines with the key "text".
-162M parameters: 12 layers, 12 heads, width 768, untied; rows of 1,024 tokens, batch 512, 1,000,000 updates: 524B
-tokens. AdamW at 3e-4, level after 2,500 updates, no decay; averaged parameters at 0.9999 (MDLM's configs/).
-Hardware and time: not yet run. The tokens take 17 GB in data.token_cache_dir, and are made once for each size of block.
-Number to expect, published perplexity a token: ar 17.54, masked 22.98, block16 22.27, block8 21.68, block4 20.73
+162M parameters: 12 layers, 12 heads, width 768, untied embeddings; rows of 1,024 tokens, batch size 512, 1,000,000
+updates: 524B tokens. AdamW at 3e-4, constant after 2,500 updates, no decay; EMA of the parameters at 0.9999 (MDLM's
+configs). Hardware and time: not yet run. The tokens take 17 GB in data.token_cache_dir, once for each block size.
+Number to expect, published perplexity per token: ar 17.54, masked 22.98, block16 22.27, block8 21.68, block4 20.73
 (BD3-LM, arXiv 2503.09573; masked is MDLM, arXiv 2406.07524).
-What differs here, all of it untested:
-- Those tokens are GPT-2's, these a SentencePiece unigram model's, as many: perplexities a token don't compare. Compare
-  the bits per byte that launch.evaluate gives, or train both kinds here.
-- BD3-LM trains its blocks for the last 150,000 updates only, after 850,000 of masked diffusion; these are trained as
-  blocks throughout. MDLM has dropout 0.1, and lets a row's documents see one another.
-- The held-out documents, 1.25 % as there, are chosen by their hash rather than as the last 100,000.
+Differences from the papers, all untested:
+- Tokens are a SentencePiece unigram model's, not GPT-2's, with the same vocabulary size. Perplexities per token don't
+  compare: compare the bits per byte that launch.evaluate reports, or train both kinds here.
+- BD3-LM trains with blocks for the last 150,000 updates, after 850,000 of masked diffusion; here blocks are used
+  throughout. MDLM has dropout 0.1, and attention across the documents of a row.
+- The held-out documents, 1.25 % as in the papers, are chosen by hash and aren't the last 100,000.
 """
 
 from diffusion_lm.config import Config, Data

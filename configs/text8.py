@@ -4,13 +4,13 @@
     python -m launch.train --config=configs/text8.py:masked --workdir=runs/text8-masked --set=data.path=text8
     python -m launch.evaluate --workdir=runs/text8-masked --data=text8-test.txt
 
-85M parameters: 12 layers, 12 heads, width 768, rows of 256 characters, batch 512, 1,000,000 updates. The last tenth
-of the file is kept from training, as in the literature; its second half is the test text. Pieces: text8's 27
-characters, the 256 bytes and SentencePiece's own.
-Hardware and time: not yet run. MD4 names a day on 16 TPU v5e for its models of text (arXiv 2406.04329).
+85M parameters: 12 layers, 12 heads, width 768, rows of 256 characters, batch size 512, 1,000,000 updates. The last
+tenth of the file is held out, as in the literature; its second half is the test text. The vocabulary is text8's 27
+characters, the 256 bytes and SentencePiece's special tokens.
+Hardware and time: not yet run. MD4 reports a day on 16 TPU v5e for its text models (arXiv 2406.04329).
 Number to expect, bits per character of the test text: ar 1.23, masked 1.37 (MD4) to 1.40 (MDLM, arXiv 2406.07524);
 D3PM's absorbing bound is 1.45. block*, joint: not published, not yet run.
-The optimizer is MDLM's for OpenWebText; its dropout of 0.1 has no counterpart here.
+The optimizer is MDLM's for OpenWebText; it has dropout 0.1, which is missing here.
 """
 
 from diffusion_lm.config import Config, Data

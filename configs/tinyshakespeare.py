@@ -4,16 +4,16 @@ learned, block, joint, joint_uniform, distilled, distilled_uniform or distilled_
     curl -O https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt
     python -m launch.train --config=configs/tinyshakespeare.py:ar --workdir=runs/ar --set=data.path=input.txt
 
-4 layers, 4 heads, width 128, context 64, batch 12, 2,000 updates; the last tenth of the characters is held out.
-Hardware: 2 CPU cores. Time: ar 86 s, compilation included; the others not yet run at this setting.
-Number to expect, nats per held-out character: ar 1.654 (2026-11-21, seed 0; nanoGPT's own, published: 1.88).
-docs/tinyshakespeare.md has ar and joint at other sizes and times; docs/compare.md most of them side by side.
-`embedding` is flow matching of the characters' vectors. `learned` is masked diffusion that learns which characters are
-masked late and revealed early, and reads each row twice for that. `joint_uniform` is DiffusionGemma's way: a uniform-
-noise canvas over a causal prefix, told what the last pass said; write with it by --sampler=renoise or ancestral.
-`distilled` begins as a trained `masked` and learns to write in 8 passes what that writes in 16:
---set=objective.teacher=runs/masked; `distilled_uniform` as a `uniform`; `distilled_embedding` as an `embedding`, 4
-passes for 16 of its ODE.
+4 layers, 4 heads, width 128, rows of 64, batch size 12, 2,000 updates; the last tenth of the characters is held out.
+Hardware: 2 CPU cores. Time: ar 86 s with compilation; the others not yet run at this setting.
+Number to expect, nats per held-out character: ar 1.654 (2026-11-21, seed 0; nanoGPT publishes 1.88).
+Kinds: masked is MDLM, uniform UDLM, mixture GIDD, score SEDD, flow discrete flow matching, block BD3-LM, joint an
+autoregressive and a block diffusion loss on one network. `embedding` is flow matching of token embeddings. `learned` is
+MD4's masking with a learned rate for each token; it needs two forward passes a row. `joint_uniform` is like
+DiffusionGemma: a canvas of uniform noise after a causal prefix, with self-conditioning; sample with --sampler=renoise
+or ancestral. `distilled` starts from a trained `masked` and learns to do in 8 denoising steps what that does in 16:
+--set=objective.teacher=runs/masked. `distilled_uniform` starts from `uniform`, `distilled_embedding` from `embedding`
+with 4 steps for 16 of its ODE.
 """
 
 from diffusion_lm.config import Config, Data
@@ -55,7 +55,7 @@ KINDS = {
         Distillation(objective=EmbeddingFlowLoss(), student_steps=4, teacher_steps=4),
     ),
 }
-TOLD = {  # what else than the text these networks are told
+INPUTS = {  # inputs of these networks besides the tokens
     "embedding": {"time_conditioning": True, "self_conditioning": True},
     "distilled_embedding": {"time_conditioning": True, "self_conditioning": True},
     "joint_uniform": {"self_conditioning": True},
@@ -71,7 +71,7 @@ def get_config(kind: str = "joint") -> Config:
     length = objective.layout.round_up(65)
     return Config(
         data=Data(path="tinyshakespeare.txt", seq_len=length, val_fraction=0.1, tokenizer_kind="char", vocab_size=512),
-        model=Architecture(width=128, layers=4, heads=4, **TOLD.get(kind, {})),
+        model=Architecture(width=128, layers=4, heads=4, **INPUTS.get(kind, {})),
         process=process,
         objective=objective,
         optim=AdamW(lr=1e-3, b2=0.99, schedule=WarmupCosine(warmup=100, final=0.1)),

@@ -1,5 +1,4 @@
-"""Several processes train one small network: stopped, killed or resumed on another mesh, they take the same steps as one
-process alone."""
+"""Several processes train one small network: however stopped and resumed, they match one process alone."""
 
 import json
 import os
