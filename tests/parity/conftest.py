@@ -1,27 +1,25 @@
-"""What public code computed, stored beside the checkout: a test file is named after whose numbers it holds us to."""
-
-from pathlib import Path
+"""What public code computed, stored beside the checkout: test_NAME.py holds us to the numbers in the folder NAME."""
 
 import numpy as np
 import pytest
-from support import dit
+from support import dit, parity
 
 
 @pytest.fixture(scope="module")
-def folder(shared, request) -> Path:
-    peer = request.module.__name__.removeprefix("test_")
-    path = shared / "parity" / peer
-    if not (path / "io.npz").is_file():
-        pytest.skip(f"no stored numbers of {peer}: {path}/io.npz is absent")
-    return path
+def family(request) -> str:
+    return request.path.stem.removeprefix("test_")
 
 
 @pytest.fixture(scope="module")
-def stored(folder) -> dict[str, np.ndarray]:
-    with np.load(folder / "io.npz") as arrays:
-        return dict(arrays)
+def stored(family) -> dict[str, np.ndarray]:
+    return parity.arrays(family)
 
 
 @pytest.fixture(scope="module")
-def weights(folder) -> dict[str, np.ndarray]:
-    return dit.weights(folder / "model.safetensors")
+def config(family) -> dict:
+    return parity.config(family)
+
+
+@pytest.fixture(scope="module")
+def network(family) -> dit.DiT:
+    return dit.DiT(config=parity.config(family), weights=parity.weights(family))

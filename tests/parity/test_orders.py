@@ -1,27 +1,27 @@
-"""Which positions public samplers commit, pass by pass: LLaDA's, Fast-dLLM's and Dream's stored runs, at temperature 0.
+"""Which positions public samplers commit, step by step: LLaDA's, Fast-dLLM's and Dream's stored runs at temperature 0.
 
-Each stored canvas goes through their stored random network, rebuilt here, and one step of our `Confidence`; the canvas
-after it must be the next stored one: the same positions, the same tokens. No stored call has two likeliest tokens
-closer than 1e-4, so none of a run's passes is left out. Fast-dLLM's threshold on Dream is not replayed: one of its 24
-passes commits the second surest by probability, where margin and entropy fit worse elsewhere.
+Each stored canvas goes through the stored random network, rebuilt here, and one step of our `Confidence`. The canvas
+after it must be the next stored one: the same positions, the same tokens. Fast-dLLM's threshold on Dream is not
+replayed: one of its steps commits the second most probable position, where margin and entropy fit worse elsewhere.
 """
 
 import dataclasses
+import functools
 import itertools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import parity
 
 from diffusion_lm.samplers.base import Canvas
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import FixedCount, Threshold
 
-NEVER, LONG, PROMPT = -1, 10_000, 12
-LLADA_NAMES = {  # theirs -> Dream's, which are Qwen2's
+NO_EOS, MANY_STEPS = -1, 10_000
+LLADA_NAMES = {  # LLaDA's -> Dream's, which are Qwen2's
     "transformer.wte": "embed_tokens", "transformer.ln_f": "norm", "transformer.blocks": "layers",
     "attn_norm": "input_layernorm", "ff_norm": "post_attention_layernorm", "attn_out": "o_proj",
     "ff_proj": "gate_proj", "up_proj": "up_proj", "ff_out": "down_proj",
@@ -29,201 +29,235 @@ LLADA_NAMES = {  # theirs -> Dream's, which are Qwen2's
 
 
 class Peer:
-    """A stored network: config, arrays, and logits [B, L, V] of tokens [B, L]."""
+    """A stored network of LLaDA or Dream: config, arrays, and its forward pass in float64 NumPy."""
 
-    def __init__(self, folder):
-        safetensors = pytest.importorskip("safetensors.numpy")
-        if not (folder / "io.npz").is_file():
-            pytest.skip(f"no stored runs: {folder}/io.npz is absent")
-        with np.load(folder / "io.npz") as arrays:
-            self.stored = dict(arrays)
-        config = json.loads((folder / "config.json").read_text())
+    def __init__(self, family: str):
+        self.stored, config = parity.arrays(family), parity.config(family)
         llada = config["model_type"] == "llada"
         self.mask = config["mask_token_id"]
         self.heads = config["n_heads"] if llada else config["num_attention_heads"]
         self.eps, self.theta = config["rms_norm_eps"], config["rope_theta"]
         self.layers = config["n_layers"] if llada else config["num_hidden_layers"]
         self.weights = {}
-        for name, array in safetensors.load_file(folder / "model.safetensors").items():
+        for name, array in parity.weights(family).items():
             name = "lm_head.weight" if name == "model.transformer.ff_out.weight" else name.removeprefix("model.")
             for theirs, ours in LLADA_NAMES.items() if llada else ():
                 name = name.replace(theirs, ours)
-            self.weights[name.replace("self_attn.", "").replace("mlp.", "")] = jnp.asarray(array)
-        self.logits = jax.jit(self._logits)
+            self.weights[name.replace("self_attn.", "").replace("mlp.", "")] = array.astype(np.float64)
 
-    def _linear(self, name, x):
-        y = jnp.einsum("bli,oi->blo", x, self.weights[f"{name}.weight"], precision="highest")
-        bias = self.weights.get(f"{name}.bias")
-        return y if bias is None else y + bias[None, None]
-
-    def _normed(self, name, x):
-        scale = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
-        return x * scale * self.weights[f"{name}.weight"][None, None]
-
-    def _headed(self, x, positions=None):
-        """[B, L, H D] -> [B, L, H, D], turned by position; keys and values of two heads are read by four."""
-        x = x.reshape(*x.shape[:2], -1, 64 // self.heads)
-        if positions is not None:
-            half = x.shape[-1] // 2
-            angle = positions[:, :, None, None] / self.theta ** (jnp.arange(half) / half)[None, None, None]
-            cos, sin = (jnp.concatenate([f(angle)] * 2, axis=-1) for f in (jnp.cos, jnp.sin))
-            x = x * cos + jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1) * sin
-        return jnp.repeat(x, self.heads // x.shape[2], axis=2)
-
-    def _logits(self, tokens, seen):
-        """seen bool [B, L]: False where a row is padded on the left."""
-        positions = jnp.where(seen, jnp.cumsum(seen, axis=1) - 1, 1)
+    def logits(self, tokens, valid=None):
+        """float64 [B, L, V]; valid bool [B, L] is False where a row is padded on the left."""
+        valid = np.ones(tokens.shape, bool) if valid is None else valid
+        positions = np.where(valid, np.cumsum(valid, axis=1) - 1, 1)
         x = self.weights["embed_tokens.weight"][tokens]
         for i in range(self.layers):
             at = f"layers.{i}"
             h = self._normed(f"{at}.input_layernorm", x)
             q, k, v = (self._linear(f"{at}.{part}_proj", h) for part in "qkv")
-            q, k, v = self._headed(q, positions), self._headed(k, positions), self._headed(v)
-            scores = jnp.einsum("bihd,bjhd->bhij", q, k, precision="highest") / np.sqrt(q.shape[-1])
-            scores = jnp.where(seen[:, None, None], scores, -1e9)
-            read = jnp.einsum("bhij,bjhd->bihd", jax.nn.softmax(scores, axis=-1), v, precision="highest")
-            x = x + self._linear(f"{at}.o_proj", read.reshape(x.shape))
+            width = q.shape[-1] // self.heads
+            q, k, v = (
+                self._split_heads(q, width, positions),
+                self._split_heads(k, width, positions),
+                self._split_heads(v, width),
+            )
+            scores = np.where(valid[:, None, None], q @ k.swapaxes(2, 3) / np.sqrt(width), -1e9)
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            attended = (weights / weights.sum(axis=-1, keepdims=True)) @ v
+            x = x + self._linear(f"{at}.o_proj", attended.swapaxes(1, 2).reshape(*x.shape[:2], -1))
             h = self._normed(f"{at}.post_attention_layernorm", x)
-            gated = jax.nn.silu(self._linear(f"{at}.gate_proj", h)) * self._linear(f"{at}.up_proj", h)
-            x = x + self._linear(f"{at}.down_proj", gated)
+            gate = self._linear(f"{at}.gate_proj", h)
+            x = x + self._linear(f"{at}.down_proj", gate / (1 + np.exp(-gate)) * self._linear(f"{at}.up_proj", h))
         return self._linear("lm_head", self._normed("norm", x))
 
+    def _linear(self, name, x):
+        return x @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0.0)
+
+    def _normed(self, name, x):
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.weights[f"{name}.weight"]
+
+    def _split_heads(self, x, width, positions=None):
+        """[B, L, H D] -> [B, heads, L, D], rotated by position; each key-value head serves a group of query heads."""
+        x = x.reshape(*x.shape[:2], -1, width)
+        if positions is not None:
+            half = width // 2
+            angle = positions[:, :, None, None] / self.theta ** (np.arange(half) / half)
+            cos, sin = (np.concatenate([f(angle)] * 2, axis=-1) for f in (np.cos, np.sin))
+            x = x * cos + np.concatenate([-x[..., half:], x[..., :half]], axis=-1) * sin
+        return np.repeat(x, self.heads // x.shape[2], axis=2).swapaxes(1, 2)
+
     def canvases(self, run):
-        """int32 [calls + 1, B, L]: before each call, and what is returned."""
-        assert (self.stored[f"sampler/{run}/min_top2_logit_gap"] > 1e-4).all()
-        before = self.stored[f"sampler/{run}/x_before_forward"]
-        return np.concatenate([before, self.stored[f"sampler/{run}/final"][None]])
+        """int32 [calls + 1, B, L]: the tokens before each call, and those returned."""
+        return np.concatenate([self.stored[f"{run}/x_before_forward"], self.stored[f"{run}/final"][None]])
+
+    @functools.cached_property
+    def prompt_length(self):
+        return self.stored["sampler/prompt_b1"].shape[1]
 
 
 @pytest.fixture(scope="module")
-def llada(shared):
-    return Peer(shared / "parity/llada")
+def llada():
+    return Peer("llada")
 
 
 @pytest.fixture(scope="module")
-def dream(shared):
-    return Peer(shared / "parity/dream")
-
-
-def seen(tokens):
-    return jnp.ones(tokens.shape, bool)
+def dream():
+    return Peer("dream")
 
 
 def shifted(logits):
-    """Dream's logits say of the next position."""
-    return jnp.concatenate([logits[:, :1], logits[:, :-1]], axis=1)
+    """Dream's logits at a position predict the next one."""
+    return np.concatenate([logits[:, :1], logits[:, :-1]], axis=1)
 
 
-def stepped(sampler, logits, tokens, opened, passes):
-    """The tokens after one step, of `passes` that were made before."""
-    tokens, opened = jnp.asarray(tokens), jnp.asarray(opened)
+def after_step(sampler, logits, tokens, undecided, step):
+    """The tokens after one step that follows `step` others."""
+    tokens, undecided = jnp.asarray(tokens), jnp.asarray(undecided)
     canvas = Canvas(
         tokens=tokens,
-        undecided=opened,
-        context_mask=~opened,
+        undecided=undecided,
+        fixed=~undecided,
         confidence=jnp.zeros(tokens.shape),
         keys=jax.random.split(jax.random.key(0), len(tokens)),
-        passes=jnp.array(passes, jnp.int32),
+        passes=jnp.array(step, jnp.int32),
     )
     return np.asarray(sampler.step(lambda tokens, t: logits, canvas).tokens)
 
 
-def test_the_networks_are_the_stored_ones(llada, dream):
-    tokens = jnp.asarray(llada.stored["forward/input_ids"])
-    np.testing.assert_allclose(llada.logits(tokens, seen(tokens)), llada.stored["forward/logits"], atol=2e-4)
-    tokens = jnp.asarray(dream.stored["forward/input_ids"])
-    said, padded = dream.logits(tokens, seen(tokens)), jnp.asarray(dream.stored["padded/attention_mask"] == 1)
-    np.testing.assert_allclose(said, dream.stored["forward/logits_unshifted"], atol=2e-4)
-    np.testing.assert_allclose(shifted(said), dream.stored["forward/logits_shifted"], atol=2e-4)
-    said = np.asarray(dream.logits(tokens, padded))[padded]
-    np.testing.assert_allclose(said, dream.stored["padded/logits_unshifted"][padded], atol=2e-4)
+def check_step(sampler, logits, tokens, undecided, step, after):
+    """One step gives the stored canvas. Only where it doesn't may two choices be a tie within float32's rounding:
+    then logits that differ by about 1e-5 give it."""
+    logits = jnp.asarray(logits, jnp.float32)
+    ours = after_step(sampler, logits, tokens, undecided, step)
+    for seed in range(32) if (ours != after).any() else ():
+        noise = 1e-5 * jax.random.normal(jax.random.key(seed), logits.shape)
+        if (after_step(sampler, logits + noise, tokens, undecided, step) == after).all():
+            return
+    np.testing.assert_array_equal(ours, after)
 
 
-EVEN = {  # run: block, passes a block
-    "llada_b32_s32": (32, 32),
-    "llada_b8_s16": (8, 4),
-    "llada_b8_s12_uneven": (8, 3),
-    "llada_batch2_b16_s8": (16, 4),
-    "fastdllm_generate_b8_s16": (8, 4),
-    "fastdllm_generate_b16_s8": (16, 4),
-}
-FIXED = {"fastdllm_generate_b16_thr0.3": (16, 0.3), "fastdllm_generate_b8_thr0.9": (8, 0.9)}
+def test_reference_networks_reproduce_stored_logits(llada, dream):
+    logits = llada.logits(llada.stored["forward/input_ids"])
+    np.testing.assert_allclose(logits, llada.stored["forward/logits"], atol=2e-4)
+    logits = dream.logits(dream.stored["forward/input_ids"])
+    np.testing.assert_allclose(logits, dream.stored["forward/logits_unshifted"], atol=2e-4)
+    np.testing.assert_allclose(shifted(logits), dream.stored["forward/logits_shifted"], atol=2e-4)
+    valid = dream.stored["padded/attention_mask"] == 1
+    logits = dream.logits(dream.stored["forward/input_ids"], valid)
+    np.testing.assert_allclose(logits[valid], dream.stored["padded/logits_unshifted"][valid], atol=2e-4)
 
 
-def blocks_replayed(peer, run, block, sampler) -> int:
-    """Passes that replay; only the first block with a mask in it is open."""
-    canvases, began, calls = peer.canvases(run), None, 0
-    for now, after in itertools.pairwise(canvases):
+def check_blocks(peer, run, sampler) -> int:
+    """Replays a run in blocks from left to right; only the first block with a mask in it is undecided.
+
+    Returns:
+        The most steps that a block took.
+    """
+    block, most, begun, step = int(run["block"]), 0, None, 0
+    for now, after in itertools.pairwise(peer.canvases(run[0])):
         masked = now == peer.mask
-        start = PROMPT + (int(np.flatnonzero(masked.any(axis=0))[0]) - PROMPT) // block * block
-        began, calls = start, calls + 1 if began == start else 0
+        first = int(np.flatnonzero(masked.any(axis=0))[0])
+        start = first - (first - peer.prompt_length) % block
+        begun, step = start, step + 1 if begun == start else 0
         here = (np.arange(now.shape[1]) >= start) & (np.arange(now.shape[1]) < start + block)
-        logits = peer.logits(jnp.asarray(now), seen(now))
-        np.testing.assert_array_equal(stepped(sampler, logits, now, masked & here, calls), after)
-    return len(canvases) - 1
+        check_step(sampler, peer.logits(now), now, masked & here, step, after)
+        most = max(most, step + 1)
+    return most
 
 
-@pytest.mark.parametrize("run", EVEN)
-def test_evenly_many_a_pass(llada, run):
-    """LLaDA hands out what doesn't divide evenly before it begins, one more to each of the first passes; to commit
-    what is left over the passes left, rounded up, as we do, comes to the same."""
-    block, passes = EVEN[run]
-    sampler = Confidence(passes=passes, eos=NEVER, draw=SamplingParams(temperature=0.0), pace=FixedCount())
-    assert blocks_replayed(llada, run, block, sampler) == 32 // block * passes
+def fixed_count(peer, run, score="probability") -> tuple[Confidence, int]:
+    """The sampler of a run with evenly many tokens a step, and its steps a block."""
+    answer = peer.stored[f"{run[0]}/final"].shape[1] - peer.prompt_length
+    steps = int(run["steps"]) * int(run["block"]) // answer
+    pace = FixedCount(measure=score)
+    return Confidence(passes=steps, eos=NO_EOS, draw=SamplingParams(temperature=0.0), pace=pace), steps
 
 
-@pytest.mark.parametrize("run", FIXED)
-def test_all_above_a_threshold(llada, run):
-    """Theirs takes a probability at the threshold too, ours only above it: none lies there."""
-    block, least = FIXED[run]
-    sampler = Confidence(passes=LONG, eos=NEVER, draw=SamplingParams(temperature=0.0), pace=Threshold(least=least))
-    assert blocks_replayed(llada, run, block, sampler) == (13 if least < 0.5 else 32)
+def runs_of(parameters):
+    return [match for parameter in parameters for match in parameter.values]
+
+
+def threshold(probability) -> Confidence:
+    pace = Threshold(least=probability)
+    return Confidence(passes=MANY_STEPS, eos=NO_EOS, draw=SamplingParams(temperature=0.0), pace=pace)
+
+
+FIXED_COUNT_RUNS = parity.found(
+    "llada", r"sampler/(llada(_batch\d+)?|fastdllm_generate)_b(?P<block>\d+)_s(?P<steps>\d+)(_uneven)?"
+)
+THRESHOLD_RUNS = parity.found("llada", r"sampler/fastdllm_generate_b(?P<block>\d+)_thr(?P<threshold>[\d.]+)")
+
+
+@pytest.mark.parametrize("run", FIXED_COUNT_RUNS)
+def test_fixed_count(llada, run):
+    """LLaDA hands out what doesn't divide evenly beforehand, one more token to each of the first steps.
+
+    Ours commits what is left over the steps left, rounded up, which comes to the same.
+    """
+    sampler, steps = fixed_count(llada, run)
+    assert check_blocks(llada, run, sampler) == steps
+
+
+@pytest.mark.parametrize("run", THRESHOLD_RUNS)
+def test_threshold(llada, run):
+    """Theirs commits a probability at the threshold too, ours only above it: none lies there."""
+    check_blocks(llada, run, threshold(float(run["threshold"])))
+
+
+def replays(peer, run, sampler) -> bool:
+    try:
+        check_blocks(peer, run, sampler)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_another_score_or_threshold_does_not_replay(llada):
+    """The replays above notice a wrong rule: most runs need their own score, one at least its own threshold."""
+    by_margin = [replays(llada, run, fixed_count(llada, run, score="margin")[0]) for run in runs_of(FIXED_COUNT_RUNS)]
+    assert sum(by_margin) < len(by_margin) / 2
+    assert not all(replays(llada, run, threshold(0.5)) for run in runs_of(THRESHOLD_RUNS))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DreamsPace:
-    """Dream's count: of n masks n (1 - s / t), rounded down, on a grid from 1 to 0.001; all in the last pass."""
+class DreamSchedule:
+    """Dream's count: of n masks n (1 - s / t), rounded down, on a grid from 1 to 0.001; all in the last step."""
 
-    passes: int
-    made: int
+    num_steps: int
+    step: int
     measure: str
 
     def count(self, sure, num_undecided, left):
-        times = np.linspace(1.0, 1e-3, self.passes + 1)
-        share = 1.0 if self.made + 1 == self.passes else 1 - times[self.made + 1] / times[self.made]
+        times = np.linspace(1.0, 1e-3, self.num_steps + 1)
+        share = 1.0 if self.step + 1 == self.num_steps else 1 - times[self.step + 1] / times[self.step]
         return jnp.floor(num_undecided * share).astype(jnp.int32)
 
 
-DREAM = {
-    "dream_entropy_s12": "entropy",
-    "dream_entropy_s24": "entropy",
-    "dream_maskgit_plus_s12": "probability",
-    "dream_maskgit_plus_batch2_leftpad_s12": "probability",
-    "dream_topk_margin_s12": "margin",
-}
+DREAM_SCORES = {"entropy": "entropy", "maskgit_plus": "probability", "topk_margin": "margin"}
 
 
-@pytest.mark.parametrize("run", DREAM)
-def test_by_each_measure(dream, run):
-    """Dream's count is not ours: rounded down on a grid that ends above 0, it leaves the last pass more (24 masks in 12
-    passes go by 1, 2, .., 2, 3, ours by 2; in 24 passes the first commits none, ours always one). Given as many, the
-    same positions and tokens go first."""
-    canvases, counts = dream.canvases(run), []
-    padding = dream.stored["sampler/prompt_b2_attention_mask"] if "leftpad" in run else np.ones((1, PROMPT), int)
-    seen = jnp.asarray(np.pad(padding, ((0, 0), (0, 24)), constant_values=1) == 1)
-    for made, (now, after) in enumerate(itertools.pairwise(canvases)):
-        pace = DreamsPace(passes=len(canvases) - 1, made=made, measure=DREAM[run])
-        sampler = Confidence(passes=LONG, eos=NEVER, draw=SamplingParams(temperature=0.0), pace=pace)
-        logits = shifted(dream.logits(jnp.asarray(now), seen))
-        counts.append(int((now == dream.mask)[0].sum() - (after == dream.mask)[0].sum()))
-        if counts[-1]:
-            np.testing.assert_array_equal(stepped(sampler, logits, now, now == dream.mask, 0), after)
-    assert counts == ([1, *[2] * 10, 3] if run.endswith("s12") else [0, *[1] * 22, 2])
+@pytest.mark.parametrize(
+    "run",
+    parity.found(
+        "dream",
+        rf"sampler/dream_(?P<alg>{'|'.join(DREAM_SCORES)})(?P<padded>_batch\d+_leftpad)?_s(?P<steps>\d+)",
+    ),
+)
+def test_each_score_of_dream(dream, run):
+    """Dream's count is not ours: rounded down on a grid that ends above 0, it leaves more to the last step.
 
-
-def test_another_order_does_not_replay(llada):
-    by_margin = Confidence(passes=4, eos=NEVER, draw=SamplingParams(temperature=0.0), pace=FixedCount(measure="margin"))
-    strict = Confidence(passes=LONG, eos=NEVER, draw=SamplingParams(temperature=0.0), pace=Threshold(least=0.5))
-    for run, sampler in (("llada_b8_s16", by_margin), ("fastdllm_generate_b16_thr0.3", strict)):
-        with pytest.raises(AssertionError):
-            blocks_replayed(llada, run, 8 if "b8" in run else 16, sampler)
+    24 masks in 12 steps go by 1, 2, .., 2, 3, ours by 2; in 24 steps the first commits none, ours always one. Given as
+    many, the same positions and tokens are committed.
+    """
+    canvases, num_steps, prompt = dream.canvases(run[0]), int(run["steps"]), dream.prompt_length
+    valid = np.ones(canvases[0].shape, bool)
+    if run["padded"]:
+        valid[:, :prompt] = dream.stored[f"sampler/prompt_b{len(valid)}_attention_mask"] == 1
+    assert len(canvases) == num_steps + 1
+    for step, (now, after) in enumerate(itertools.pairwise(canvases)):
+        masked = now == dream.mask
+        pace = DreamSchedule(num_steps=num_steps, step=step, measure=DREAM_SCORES[run["alg"]])
+        expected = np.asarray(pace.count(None, jnp.asarray(masked.sum(axis=1)), None))
+        np.testing.assert_array_equal(masked.sum(axis=1) - (after == dream.mask).sum(axis=1), expected)
+        if expected.any():
+            sampler = Confidence(passes=MANY_STEPS, eos=NO_EOS, draw=SamplingParams(temperature=0.0), pace=pace)
+            check_step(sampler, shifted(dream.logits(now, valid)), now, masked, 0, after)

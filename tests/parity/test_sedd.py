@@ -1,4 +1,4 @@
-"""SEDD's score entropy at its own noise: its stored scores through our bound (arXiv 2310.16834)."""
+"""SEDD's score entropy at stored noise: its stored scores through `AbsorbingScore` (arXiv 2310.16834)."""
 
 import dataclasses
 
@@ -8,8 +8,6 @@ import pytest
 
 from diffusion_lm.processes.score import AbsorbingScore
 from diffusion_lm.types import DenseLogits
-
-MASK = 60
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +25,11 @@ class LogLinear:
 
 
 @pytest.fixture(scope="module")
-def process():
-    return AbsorbingScore(schedule=LogLinear(), mask=MASK)
+def process(config):
+    """The mask is the row after the tokenizer's ids."""
+    assert config["graph"]["type"] == "absorb"
+    assert config["noise"]["type"] == "loglinear"
+    return AbsorbingScore(schedule=LogLinear(), mask=config["tokens"])
 
 
 def test_schedule(stored, process):
@@ -38,10 +39,10 @@ def test_schedule(stored, process):
     np.testing.assert_allclose(-process.schedule.dalpha(t) / alpha, stored["dsigma"], rtol=1e-5)
 
 
-def test_losses_at_stored_noise(stored, process):
+def test_loss_at_stored_noise(stored, process):
     t = jnp.asarray(stored["t"])[:, None]
     log_odds = jnp.log(process.schedule.alpha(t) / process.schedule.one_minus_alpha(t))[..., None]
-    logits = jnp.asarray(stored["forward/log_score"])[..., :MASK] - log_odds + np.log(MASK)
+    logits = jnp.asarray(stored["forward/log_score"])[..., : process.mask] - log_odds + np.log(process.mask)
     x0, xt = (jnp.asarray(stored[name], jnp.int32) for name in ("x0", "xt"))
     for row, expected in enumerate(stored["loss/per_example"]):
         one = slice(row, row + 1)
