@@ -256,8 +256,8 @@ def test_each_score_of_dream(dream, run):
     for step, (now, after) in enumerate(itertools.pairwise(canvases)):
         masked = now == dream.mask
         pace = DreamSchedule(num_steps=num_steps, step=step, measure=DREAM_SCORES[run["alg"]])
-        expected = np.asarray(pace.count(None, jnp.asarray(masked.sum(axis=1)), None))
-        np.testing.assert_array_equal(masked.sum(axis=1) - (after == dream.mask).sum(axis=1), expected)
-        if expected.any():
-            sampler = Confidence(passes=MANY_STEPS, eos=NO_EOS, draw=SamplingParams(temperature=0.0), pace=pace)
-            check_step(sampler, shifted(dream.logits(now, valid)), now, masked, 0, after)
+        if not np.asarray(pace.count(None, masked.sum(axis=1), None)).any():  # a step of ours commits at least one
+            np.testing.assert_array_equal(now, after)
+            continue
+        sampler = Confidence(passes=MANY_STEPS, eos=NO_EOS, draw=SamplingParams(temperature=0.0), pace=pace)
+        check_step(sampler, shifted(dream.logits(now, valid)), now, masked, 0, after)
