@@ -14,12 +14,18 @@ SMALL = ("data.document_unit=paragraph", "data.seq_len=64", "data.tokenizer_kind
          "train.eval_every=0")  # fmt: skip
 
 
-def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
+def environment(home: Path) -> dict[str, str]:
+    """Variables of a command in a process of its own, which finds the packages beside the tests."""
     # Half of the time would go into optimising programs that run once. --compile_cache keeps all, however quick.
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = {**os.environ, **quick, "JAX_PLATFORMS": "cpu", "HOME": str(home)}
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **quick, "JAX_PLATFORMS": "cpu", "HOME": str(home), "PYTHONPATH": path}
+
+
+def launch(name: str, *arguments: str, home: Path) -> subprocess.CompletedProcess:
+    """Runs a launcher in a process of its own."""
     command = [sys.executable, "-m", f"launch.{name}", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=300)
 
 
 def call(capsys, launcher, *arguments: str) -> tuple[int, str, str]:
