@@ -13,9 +13,8 @@ from extension_example.data import Sums, Utf8
 from extension_example.noise import MaskGIT
 from support.commands import ROOT, environment, launch
 
-from diffusion_lm.build import build, load_for_inference
+from diffusion_lm.build import load_for_inference
 from diffusion_lm.config import Config, encode, from_json, load, override, to_json
-from diffusion_lm.training.loop import run
 
 CONFIG = Path(__file__).parent / "extension_example/config.py"
 ALLOW = "--allow_import=extension_example"
@@ -30,9 +29,7 @@ def results(done):
 def whole(tmp_path_factory):
     """A run of 6 steps that nothing stops."""
     folder = tmp_path_factory.mktemp("whole")
-    config = load(str(CONFIG))
-    built = build(config, folder)
-    run(built.job, config.train, folder, built.checkpoints)
+    assert results(launch("train", f"--config={CONFIG}", f"--workdir={folder}", home=folder))["steps"] == 6
     return folder
 
 
