@@ -8,6 +8,7 @@ Values are read as `SEED.value` once `FLAGS.parse` has run. `command.FLAGS` are 
 
 import difflib
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,6 +101,10 @@ class Flags:
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; every option starts with --")
         self._mark_as_parsed()
+        for name in self.values:
+            value = self.values[name].value
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"--{name}={value} isn't a finite number")
         for name in sorted(self._required):
             if self.values[name].value is None:
                 raise ValueError(f"--{name} is missing. {self.values[name].help}")

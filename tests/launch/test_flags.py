@@ -13,6 +13,7 @@ def flags():
     made.string("workdir", None, "Folder of the run.", required=True)
     made.integer("max_new_tokens", 256, "Most tokens.", 1)
     made.multi_string("stop", [], "A string.")
+    made.float("temperature", 1.0, "Divides the logits.", 0)
     made.bool("ignore_eos", False, "Never ends.")
     return made
 
@@ -37,6 +38,8 @@ def test_values_are_set_and_set_back(flags):
         (["--workdir=a", "--max_new_tokens=0"], "--max_new_tokens=0"),
         (["--workdir=a", "--max_new_tokens=x"], "--max_new_tokens=x"),
         (["--workdir=a", "--host_timeout=1000"], "--host_timeout=1000"),
+        (["--workdir=a", "--temperature=nan"], "--temperature=nan isn't a finite number"),
+        (["--workdir=a", "--temperature=inf"], "--temperature=inf isn't a finite number"),
         (["--workdir=a", "train"], "unexpected argument 'train'"),
         (["--workdir"], "Missing value for flag --workdir"),
         ([], "--workdir is missing. Folder of the run."),
@@ -60,7 +63,8 @@ def test_two_launchers_may_have_flags_of_one_name():
 def test_rows_have_each_flag_with_its_default(flags):
     rows = {row.name: row.default for row in flags.rows()}
     assert rows == {
-        "host_timeout": "30", "ignore_eos": "false", "max_new_tokens": "256", "stop": "none", "workdir": "required"
+        "host_timeout": "30", "ignore_eos": "false", "max_new_tokens": "256", "stop": "none",
+        "temperature": "1.0", "workdir": "required"
     }  # fmt: skip
 
 

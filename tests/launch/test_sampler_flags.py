@@ -1,6 +1,8 @@
 """launch.sampler_flags: the table of samplers, and flags that don't apply."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from launch import sampler_flags
 
@@ -52,3 +54,31 @@ def test_contradictions_and_values_out_of_range_are_refused(arguments, cause):
 def test_the_help_explains_every_sampler():
     text = next(row.help for row in sampler_flags.FLAGS.rows() if row.name == "sampler")
     assert all(f"{name}: {kind.help}" in text for name, kind in sampler_flags.SAMPLERS.items())
+
+
+NUMBERS = st.one_of(
+    st.integers(-3, 70).map(str),
+    st.floats().map(str),
+    st.sampled_from(["", "x", "1e9", "-0", "nan", "inf", "0.5", "1"]),
+)
+FUZZED = [row.name for row in sampler_flags.FLAGS.rows() if row.name != "sampler"]
+ENUMS = {"score": ["margin", "entropy"], "approximate_cache": ["prefix", "dual", "delayed"],
+         "drafter": ["lookup", "masked", "tidar"], "ignore_eos": ["true", "x"],
+         "bad_words": ["a", "", "e"]}  # fmt: skip
+MEASURED = ("speculative", "auto")  # they time compiled programs when they are made
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_flags_make_a_sampler_or_one_line(data, model):
+    names = data.draw(st.lists(st.sampled_from(FUZZED), max_size=4))
+    values = [data.draw(st.sampled_from(ENUMS[name]) if name in ENUMS else NUMBERS) for name in names]
+    sampler = data.draw(st.sampled_from([name for name in sampler_flags.SAMPLERS if name not in MEASURED]))
+    try:
+        parse(f"--sampler={sampler}", *(f"--{name}={value}" for name, value in zip(names, values, strict=True)))
+        made = sampler_flags.text_sampler(model, record=False)
+        sampler_flags.logits_processor(model)
+    except ValueError as error:
+        assert str(error) and "\n" not in str(error).strip()
+    else:
+        assert hash(made) is not None  # programs are compiled for it
