@@ -21,7 +21,7 @@ from diffusion_lm.inference import presets
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training import loop
 from diffusion_lm.visualize.page import write_page
-from diffusion_lm.visualize.plots import denoising_picture
+from diffusion_lm.visualize.picture import denoising_picture
 from diffusion_lm.visualize.terminal import play
 from launch import command
 from launch.flags import Flags

@@ -258,7 +258,7 @@ def trace(
         length=len(prompt) + length,
         mask=mask,
         eos=model.tokenizer.eos,
-        pieces=model.tokenizer.pieces,
+        texts=model.tokenizer.pieces,
         title=title,
         subtitle=subtitle,
         canvas=canvas,

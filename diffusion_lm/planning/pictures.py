@@ -1,4 +1,4 @@
-"""In which order a grid was filled: one picture, each cell with the pass that wrote it."""
+"""The order in which a grid was decoded: one picture, each cell with the denoising step that committed it."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from diffusion_lm.visualize.page import write_whole
 
 CELL, GAP, HEAD, FOOT, PAD = 54, 26, 34, 40, 10  # pixels
 ACROSS = 3  # grids side by side
-DASH = "·"  # in place of a piece that is no text
+UNPRINTABLE = "·"
 COLOURS = {  # on light, on dark
     "ink": ("#23262b", "#e4e3de"),
     "soft": ("#5c626c", "#a0a6b1"),
@@ -25,13 +25,13 @@ COLOURS = {  # on light, on dark
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filling:
-    """One grid being filled.
+class GridHistory:
+    """One grid, after each denoising step.
 
-    title   said above it
-    given   a bool a cell: whether the prompt shows it
-    right   what should stand in each cell
-    frames  what stood in each cell after each pass; "" where nothing did
+    title   shown above it
+    given   a bool per cell: whether the prompt shows it
+    right   the correct text of each cell
+    frames  each cell's text after each denoising step; "" where it is masked
 
     Raises ValueError without frames, or where one has another number of cells.
     """
@@ -43,65 +43,77 @@ class Filling:
 
     def __post_init__(self):
         if not self.frames or {len(self.right), len(self.given), *map(len, self.frames)} != {len(self.right)}:
-            raise ValueError(f"{self.title}: a filling needs a frame, and {len(self.right)} cells in every one")
+            raise ValueError(f"{self.title}: a grid needs at least one frame, and {len(self.right)} cells in each")
 
 
-class Cell(NamedTuple):
-    """What became of a cell: its last text, the pass (from 1) that wrote it (0: none did), and what stood there before,
-    oldest first."""
+class CellHistory(NamedTuple):
+    """What happened to a cell.
+
+    text      its last text, "" if it ends masked
+    step      the denoising step, from 1, that committed this text; 0 if it ends masked
+    previous  texts that were committed there before, oldest first
+    """
 
     text: str
-    written: int
-    before: tuple[str, ...]
+    step: int
+    previous: tuple[str, ...]
 
 
-def cells(frames: Sequence[Sequence[str]]) -> list[Cell]:
-    """The story of each cell. Text that was taken back and written once more counts as written then."""
+def cell_histories(frames: Sequence[Sequence[str]]) -> list[CellHistory]:
+    """The history of each cell. Text that was masked again and committed once more counts from then."""
     found = []
-    for stood in zip(*frames, strict=True):
-        writes = [
-            (p, now) for p, (was, now) in enumerate(zip(("", *stood), stood, strict=False), 1) if now not in ("", was)
-        ]
-        gone = not stood[-1]
-        past = writes if gone else writes[:-1]
-        found.append(Cell(stood[-1], 0 if gone else writes[-1][0], tuple(text for _, text in past)))
+    for texts in zip(*frames, strict=True):
+        steps = enumerate(zip(("", *texts), texts, strict=False), 1)
+        commits = [(step, now) for step, (was, now) in steps if now not in ("", was)]
+        masked = not texts[-1]
+        earlier = commits if masked else commits[:-1]
+        found.append(CellHistory(texts[-1], 0 if masked else commits[-1][0], tuple(text for _, text in earlier)))
     return found
 
 
-def filling_picture(
-    fillings: Sequence[Filling], path: str | os.PathLike, *, columns: int, box: tuple[int, int] | None = None
+def decoding_order_picture(
+    grids: Sequence[GridHistory], path: str | os.PathLike, *, columns: int, box: tuple[int, int] | None = None
 ) -> None:
-    """Write an SVG of grids with `columns` cells a row, lines around boxes of (rows, columns) if given.
+    """Writes an SVG of grids that shows which denoising step committed each cell.
 
-    The later a cell was written, the darker; its pass stands in the corner, other text that stood there before is
-    struck out beside it, and wrong text is framed. It follows the reader's light or dark setting. Raises ValueError
-    where there is no grid, the cells make no rows, or path doesn't end in .svg; OSError where path cannot be written.
+    Later cells are darker, with the step in the corner. Text that was committed there before is struck out beside it,
+    and wrong text is framed. Colours follow the reader's light or dark setting.
+
+    Args:
+      grids: shown side by side.
+      path: ends in .svg.
+      columns: cells of a row.
+      box: (rows, columns) of the boxes that lines are drawn around; None: only the grid.
+
+    Raises:
+      ValueError: without a grid, if the cells don't fill whole rows, or path doesn't end in .svg.
+      OSError: if path cannot be written.
     """
     if Path(path).suffix != ".svg":
         raise ValueError(f"the picture is an SVG: name a file that ends in .svg, not {Path(path).name}")
-    if not fillings or columns < 1 or any(len(filling.right) % columns for filling in fillings):
-        raise ValueError(f"{len(fillings)} grids of {columns} columns: give one at least, its cells in whole rows")
-    write_whole(path, _picture(fillings, columns, box).encode())
+    if not grids or columns < 1 or any(len(grid.right) % columns for grid in grids):
+        raise ValueError(f"{len(grids)} grids of {columns} columns: give at least one, its cells in whole rows")
+    write_whole(path, _picture(grids, columns, box).encode())
 
 
-def _picture(fillings, columns, box):
-    across = min(ACROSS if columns <= 9 else 1, len(fillings))
+def _picture(grids, columns, box):
+    across = min(ACROSS if columns <= 9 else 1, len(grids))
     wide = max(columns * CELL, 210)
-    high = max(len(filling.right) for filling in fillings) // columns * CELL + HEAD
-    down = -(-len(fillings) // across)
+    high = max(len(grid.right) for grid in grids) // columns * CELL + HEAD
+    down = -(-len(grids) // across)
     width = max(2 * PAD + across * (wide + GAP) - GAP, 520)
     height = 2 * PAD + down * (high + GAP) - GAP + FOOT
-    grids = [
+    drawn = [
         f'<g transform="translate({PAD + k % across * (wide + GAP)} {PAD + k // across * (high + GAP)})">'
-        f"{_grid(filling, columns, box)}</g>"
-        for k, filling in enumerate(fillings)
+        f"{_grid(grid, columns, box)}</g>"
+        for k, grid in enumerate(grids)
     ]
-    titles = escape("; ".join(filling.title for filling in fillings))
+    titles = escape("; ".join(grid.title for grid in grids))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img"><title>The order in which cells were filled</title><desc>{titles}</desc>'
+        f'role="img"><title>The order in which cells were committed</title><desc>{titles}</desc>'
         f'<style>{_style()}</style><rect class="f-panel" width="{width}" height="{height}"/>'
-        f"{''.join(grids)}{_legend(height - 16)}</svg>\n"
+        f"{''.join(drawn)}{_legend(height - 16)}</svg>\n"
     )
 
 
@@ -116,10 +128,10 @@ def _style():
     )
 
 
-def _grid(filling, columns, box):
-    rows, last = len(filling.right) // columns, len(filling.frames)
-    parts = [f'<text class="h f-ink" y="16">{escape(filling.title)}</text><g transform="translate(0 {HEAD - 8})">']
-    for i, (cell, right, given) in enumerate(zip(cells(filling.frames), filling.right, filling.given, strict=True)):
+def _grid(grid, columns, box):
+    rows, last = len(grid.right) // columns, len(grid.frames)
+    parts = [f'<text class="h f-ink" y="16">{escape(grid.title)}</text><g transform="translate(0 {HEAD - 8})">']
+    for i, (cell, right, given) in enumerate(zip(cell_histories(grid.frames), grid.right, grid.given, strict=True)):
         parts.append(_cell(cell, right, given, i % columns * CELL, i // columns * CELL, last))
     high, wide = box or (rows, columns)
     lines = [f"M0 {y * CELL}h{columns * CELL}" for y in range(0, rows + 1, high)]
@@ -128,17 +140,17 @@ def _grid(filling, columns, box):
 
 
 def _cell(cell, right, given, x, y, last):
-    """Shade and border, text, pass, what stood there before."""
-    shade = 0.08 + 0.5 * (cell.written - 1) / max(last - 1, 1) if cell.written else 0
+    """Shade and border, text, step, previous texts."""
+    shade = 0.08 + 0.5 * (cell.step - 1) / max(last - 1, 1) if cell.step else 0
     ink = "wrong" if cell.text != right else "given" if given else "ink"
     parts = [
         f'<rect class="f-shade" x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill-opacity="{shade:.2f}"/>',
         f'<rect class="n s-line" x="{x}" y="{y}" width="{CELL}" height="{CELL}"/>',
         f'<text class="d {"g " if given else ""}f-{ink}" x="{x + CELL / 2:g}" y="{y + 38}">{_shown(cell.text)}</text>',
     ]
-    if cell.written:
-        parts.append(f'<text class="p f-soft" x="{x + 4}" y="{y + 13}">{cell.written}</text>')
-    if others := [text for text in dict.fromkeys(cell.before) if text != cell.text]:
+    if cell.step:
+        parts.append(f'<text class="p f-soft" x="{x + 4}" y="{y + 13}">{cell.step}</text>')
+    if others := [text for text in dict.fromkeys(cell.previous) if text != cell.text]:
         hue = "wrong" if any(text != right for text in others) else "soft"
         texts = "".join(map(_shown, others))
         parts.append(f'<text class="x f-{hue}" x="{x + CELL - 4}" y="{y + 14}">{texts}</text>')
@@ -151,14 +163,14 @@ def _cell(cell, right, given, x, y, last):
 
 
 def _shown(text):
-    return escape(text) if text.isprintable() else DASH
+    return escape(text) if text.isprintable() else UNPRINTABLE
 
 
 def _legend(y):
     said = [
-        ("soft", "corner: the pass that wrote it, darker later"),
+        ("soft", "corner: denoising step of the commit, darker is later"),
         ("given", "given"),
-        ("soft", "struck out: stood there before"),
+        ("soft", "struck out: committed before"),
         ("wrong", "framed: wrong"),
     ]
     spans = "".join(f'<tspan dx="{16 * (k > 0)}" class="f-{ink}">{text}</tspan>' for k, (ink, text) in enumerate(said))

@@ -1,4 +1,4 @@
-"""Second thoughts: how often a committed token was taken back, and whether that helped."""
+"""How often a sampler changed a committed token, and whether that made it correct."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,64 +8,84 @@ import numpy as np
 from diffusion_lm.samplers.base import Generation
 
 
-class TakeBacks(NamedTuple):
-    """What became of positions, from the first token each was given to its last one.
+class RemaskingStats(NamedTuple):
+    """Counts of positions, comparing the first token committed at each with its last.
 
-    positions  that were given a token at all
-    times      how often a standing token was masked again or exchanged; a position may count several times
-    mended     positions that were wrong at first and right in the end
-    spoiled    right at first, wrong in the end
-    other      wrong at first, and wrong in another way in the end
-    wrong      wrong at first, whatever came of them
-    doubted    of those, taken back at least once
+    positions       that a token was ever committed at
+    changes         times a committed token was masked again or replaced; a position may count several times
+    corrected       positions that were wrong first and correct last
+    broken          correct first, wrong last
+    still_wrong     wrong first, and wrong last with another token
+    first_wrong     wrong first, whatever came last
+    wrong_remasked  of first_wrong, those that were changed at least once
 
-    So mended less spoiled is what second thoughts added to the positions that are right, and doubted of wrong how often
-    a wrong commit was taken back.
+    corrected - broken is what changing tokens added to the correct positions. wrong_remasked / first_wrong is the share
+    of wrong commits that the sampler changed.
     """
 
     positions: int
-    times: int
-    mended: int
-    spoiled: int
-    other: int
-    wrong: int
-    doubted: int
+    changes: int
+    corrected: int
+    broken: int
+    still_wrong: int
+    first_wrong: int
+    wrong_remasked: int
 
-    def __add__(self, more: "TakeBacks") -> "TakeBacks":
-        return TakeBacks(*(a + b for a, b in zip(self, more, strict=True)))
+    def __add__(self, other: "RemaskingStats") -> "RemaskingStats":
+        return RemaskingStats(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def take_backs(frames: np.ndarray, right: np.ndarray, mask: int) -> TakeBacks:
-    """frames int [rows, passes, n], the text after each pass, `mask` where nothing stands; right int [rows, n], what
-    should stand there, `mask` where it doesn't matter. ValueError where their shapes don't fit."""
+def remasking_stats(frames: np.ndarray, right: np.ndarray, mask: int) -> RemaskingStats:
+    """Counts changes of committed tokens.
+
+    Args:
+      frames: int [rows, steps, n], the tokens after each denoising step; `mask` where none is committed.
+      right: int [rows, n], the correct tokens; `mask` at positions that don't count.
+      mask: the mask's id.
+
+    Raises:
+      ValueError: if the shapes don't fit.
+    """
     frames, right = np.asarray(frames), np.asarray(right)
     if frames.ndim != 3 or right.shape != (frames.shape[0], frames.shape[2]):
-        raise ValueError(f"frames {frames.shape} and right {right.shape}: give [rows, passes, n] and [rows, n]")
-    stands = frames != mask
-    counted = stands.any(axis=1) & (right != mask)
-    first = np.take_along_axis(frames, stands.argmax(axis=1)[:, None], axis=1)[:, 0]
+        raise ValueError(f"frames {frames.shape} and right {right.shape}: give [rows, steps, n] and [rows, n]")
+    committed = frames != mask
+    counted = committed.any(axis=1) & (right != mask)
+    first = np.take_along_axis(frames, committed.argmax(axis=1)[:, None], axis=1)[:, 0]
     last = frames[:, -1]
-    left = (stands[:, :-1] & (frames[:, 1:] != frames[:, :-1])).sum(axis=1)
+    changes = (committed[:, :-1] & (frames[:, 1:] != frames[:, :-1])).sum(axis=1)
     was, is_ = first == right, last == right
-    outcomes = (~was & is_, was & ~is_, ~was & ~is_ & (first != last), ~was, ~was & (left > 0))
-    return TakeBacks(int(counted.sum()), int(left[counted].sum()), *(int((o & counted).sum()) for o in outcomes))
+    outcomes = (~was & is_, was & ~is_, ~was & ~is_ & (first != last), ~was, ~was & (changes > 0))
+    return RemaskingStats(
+        int(counted.sum()), int(changes[counted].sum()), *(int((o & counted).sum()) for o in outcomes)
+    )
 
 
-def recorded(generation: Generation, prompts: Sequence[np.ndarray], length: int, mask: int) -> np.ndarray:
-    """int32 [rows, passes, length]: what stood behind each prompt after each pass, of all canvases one after the other.
+def answer_history(generation: Generation, prompts: Sequence[np.ndarray], length: int, mask: int) -> np.ndarray:
+    """The tokens after each prompt after each denoising step, over all canvases in a row.
 
-    prompts  the rows' token ids. ValueError if the generation wasn't recorded
+    Args:
+      generation: with a history.
+      prompts: token ids of each row's prompt.
+      length: positions of an answer.
+      mask: the mask's id.
+
+    Returns:
+      int32 [rows, steps, length].
+
+    Raises:
+      ValueError: if the generation has no history.
     """
     history = generation.history
     if history is None:
-        raise ValueError("no history: let the writer record its passes")
+        raise ValueError("the generation has no history: set record=True on the sampler")
     made, start, tokens = (np.asarray(a) for a in (history.made, history.start, history.tokens))
     frames = np.full((len(prompts), max(int(made.sum()), 1), length), mask, np.int32)
     for row, prompt in enumerate(prompts):
         text, at = np.full(start[:, row].max() + tokens.shape[-1] + len(prompt) + length, mask, np.int32), 0
-        for canvas, passes in enumerate(made):
-            for p in range(passes):
-                text[start[canvas, row] :][: tokens.shape[-1]] = tokens[canvas, p, row]
+        for canvas, steps in enumerate(made):
+            for step in range(steps):
+                text[start[canvas, row] :][: tokens.shape[-1]] = tokens[canvas, step, row]
                 frames[row, at] = text[len(prompt) :][:length]
                 at += 1
     return frames

@@ -1,4 +1,4 @@
-"""How many of a task's prompts were answered rightly, and how sure that is."""
+"""Accuracy on a task's prompts with confidence intervals, and the predictions it is computed from."""
 
 import functools
 import json
@@ -10,8 +10,8 @@ from typing import NamedTuple
 from diffusion_lm.planning.tasks.base import Example, Task
 
 
-class Share(NamedTuple):
-    """count of total, and the ends of its 95 % interval."""
+class Proportion(NamedTuple):
+    """count of total, with the ends of its 95 % confidence interval."""
 
     count: int
     total: int
@@ -24,74 +24,87 @@ class Share(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """exact: the answer is the example's own. verified: it is a right one."""
+    """exact: the answer equals the example's own. verified: it is correct, be it the example's own or another."""
 
-    exact: Share
-    verified: Share
+    exact: Proportion
+    verified: Proportion
 
 
-class Way(NamedTuple):
-    """How an answer was written: the decoding's name, and the denoising passes asked for, of all answers of which one
-    was kept. 0 passes: token by token."""
+class Setting(NamedTuple):
+    """How answers were generated: the decoding's name, and the denoising steps requested for an answer.
+
+    Where the best of several answers is kept, the steps count all of them. 0 steps: autoregressive decoding.
+    """
 
     decoding: str
-    passes: int
+    denoising_steps: int
 
 
-TOKENS = Way("tokens", 0)
+AUTOREGRESSIVE = Setting("autoregressive", 0)
 
 
 class Prediction(NamedTuple):
-    """An example and what a network wrote, with its `Way`. nfe: forward passes that its batch took in all, prompt,
-    commits and scores included."""
+    """An example and a network's answer to it, with its `Setting`.
+
+    nfe  forward passes that the answer's batch took, those for prompt, commits and scores included
+    """
 
     prompt: str
     answer: str
     prediction: str
     decoding: str
-    passes: int
+    denoising_steps: int
     nfe: int
 
     @property
-    def way(self) -> Way:
-        return Way(self.decoding, self.passes)
+    def setting(self) -> Setting:
+        return Setting(self.decoding, self.denoising_steps)
 
 
-def wilson(count: int, total: int, z: float = 1.959964) -> Share:
-    """Wilson's score interval for a share (JASA 22, 1927): sensible at 0 and at 1 too. ValueError if total is 0."""
+def wilson(count: int, total: int, z: float = 1.959964) -> Proportion:
+    """Wilson's score interval of a proportion (JASA 22, 1927), which also holds at 0 and 1.
+
+    Args:
+      count: successes.
+      total: trials, at least 1.
+      z: the normal quantile; the default gives 95 %.
+
+    Raises:
+      ValueError: unless 0 <= count <= total and total >= 1.
+    """
     if not 0 <= count <= total or total < 1:
-        raise ValueError(f"{count} of {total} is no share: give 0 <= count <= total, and some to count")
+        raise ValueError(f"{count} of {total} is no proportion: it takes 0 <= count <= total, and total >= 1")
     middle = (count + z * z / 2) / (total + z * z)
     half = z / (total + z * z) * math.sqrt(count * (total - count) / total + z * z / 4)
-    return Share(count, total, max(0.0, middle - half), min(1.0, middle + half))
+    return Proportion(count, total, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def accuracy(task: Task, predictions: Sequence[Prediction]) -> Accuracy:
-    """Both shares of the predictions. ValueError if there are none."""
+    """Both accuracies of predictions. ValueError if there are none."""
     exact = sum(p.prediction == p.answer for p in predictions)
     verified = sum(task.verify(p.prompt, p.prediction) for p in predictions)
     return Accuracy(wilson(exact, len(predictions)), wilson(verified, len(predictions)))
 
 
-def by_way(task: Task, predictions: Iterable[Prediction]) -> dict[Way, Accuracy]:
-    """Accuracy of each way: decodings in the order of their first prediction, passes ascending."""
+def by_setting(task: Task, predictions: Iterable[Prediction]) -> dict[Setting, Accuracy]:
+    """Accuracy of each setting: decodings in the order of their first prediction, steps ascending."""
     groups, order = {}, {}
     for prediction in predictions:
-        groups.setdefault(prediction.way, []).append(prediction)
+        groups.setdefault(prediction.setting, []).append(prediction)
         order.setdefault(prediction.decoding, len(order))
-    return {way: accuracy(task, groups[way]) for way in sorted(groups, key=lambda way: (order[way[0]], way[1]))}
+    return {key: accuracy(task, groups[key]) for key in sorted(groups, key=lambda key: (order[key[0]], key[1]))}
 
 
 def by_difficulty(task: Task, predictions: Iterable[Prediction]) -> dict[int, list[Prediction]]:
-    """The predictions apart by what the task measures of their examples, ascending."""
-    measured, groups = functools.cache(task.difficulty), {}
+    """Predictions grouped by their example's difficulty, ascending."""
+    difficulty, groups = functools.cache(task.difficulty), {}
     for one in predictions:
-        groups.setdefault(measured(Example(one.prompt, one.answer)), []).append(one)
+        groups.setdefault(difficulty(Example(one.prompt, one.answer)), []).append(one)
     return dict(sorted(groups.items()))
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
-    """A file of JSON lines, whole or not at all."""
+    """Writes a JSON Lines file, all of it or nothing."""
     path = Path(path)
     partial = path.with_name(path.name + ".tmp")
     partial.write_text("".join(json.dumps(p._asdict()) + "\n" for p in predictions), encoding="utf-8")
@@ -99,14 +112,11 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """The inverse of write_predictions; files from before there were several decodings have easiest first, or token by
-    token. ValueError naming the line of what isn't a prediction."""
+    """Reads what `write_predictions` wrote. ValueError naming the first line that isn't a prediction."""
     found = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:
-            record = json.loads(line)
-            older = {"decoding": "confidence" if record.get("passes") else TOKENS.decoding}
-            found.append(Prediction(**{**older, **record}))
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: no prediction ({error})") from None
+            found.append(Prediction(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not a prediction ({error})") from None
     return found

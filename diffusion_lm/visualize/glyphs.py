@@ -1,4 +1,4 @@
-"""Model output as characters on a grid: made harmless, measured, and broken into lines that don't jump."""
+"""Model output as characters on a grid: escaped, measured, and broken into lines that are stable between frames."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -9,16 +9,16 @@ from diffusion_lm.visualize.frames import Frame, State
 
 MASK = "░"
 NEWLINE = "↵"
-UNKNOWN = " ░░░"  # the room of a masked position whose text nobody knows
+UNKNOWN = " ░░░"  # a masked position whose final text is unknown
 BLANK = (" ", "\u00a0")
 JOINERS = "\u200c\u200d"
-MARKS = {State.JUST: "[]", State.GIVEN: "‹›"}  # what tells the states apart where there is no colour
+MARKS = {State.JUST: "[]", State.GIVEN: "‹›"}  # without colour
 
 
 class Glyph(NamedTuple):
-    """One character, the columns it takes, the position of its token (-1 for a mark of ours).
+    """One character, its columns, and its token's position (-1 for our own marks).
 
-    A line may break at a glyph that is, or stands for, a space.
+    A line may break at a `space`.
     """
 
     text: str
@@ -28,9 +28,9 @@ class Glyph(NamedTuple):
 
 
 def safe(text: str) -> str:
-    """The text with every control, direction override, surrogate and unassigned character made visible.
+    """The text with each control, direction override, surrogate and unassigned character made visible.
 
-    Newlines stay and a tab becomes four spaces; what a terminal might obey is gone.
+    Newlines stay and a tab becomes four spaces; nothing is left that a terminal would execute.
     """
     return "".join(character if character == "\n" else _safe(character) for character in text)
 
@@ -39,16 +39,16 @@ def _safe(character: str) -> str:
     if character == "\t":
         return "    "
     if ord(character) < 0x20:
-        return chr(0x2400 + ord(character))  # the control's picture: ␛ for escape
+        return chr(0x2400 + ord(character))  # the control's symbol: ␛ for escape
     if character in JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
         return character
     return character.encode("ascii", "backslashreplace").decode() if ord(character) > 0x7F else "␡"
 
 
 def columns(character: str) -> int:
-    """Terminal columns of a safe character. Where terminals disagree, the larger number: a line never overflows."""
+    """Terminal columns of a safe character; the larger number where terminals disagree, so that no line overflows."""
     if character == "\ufe0f":
-        return 1  # it may widen the sign before it
+        return 1  # it may widen the character before it
     if character in JOINERS or unicodedata.category(character) in ("Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
@@ -57,8 +57,15 @@ def columns(character: str) -> int:
 def lines(frame: Frame, *, width: int, final: Frame | None = None, marks: bool = False) -> list[list[Glyph]]:
     """The frame's text broken at spaces into lines of at most `width` columns.
 
-    A masked position takes the room of its text in `final`, so that lines break at the same places in every pass.
-    With `marks`, just committed and given text stand in brackets. Raises ValueError if width < 2.
+    Args:
+      frame: what to lay out.
+      width: columns, at least 2.
+      final: the trace's last frame; masked positions take the width of its text, so that lines break at the same
+        places in every frame.
+      marks: puts text committed in this step, and the prompt, in brackets.
+
+    Raises:
+      ValueError: if width < 2.
     """
     if width < 2:
         raise ValueError(f"width is {width}: a wide character needs 2 columns")
@@ -82,7 +89,7 @@ def glyphs(text: str, position: int = -1) -> list[Glyph]:
 
 
 def wrap(flow: Iterable[Glyph], width: int) -> list[list[Glyph]]:
-    """Greedy lines: broken at the last space that fits (the space goes), or inside a word longer than a line."""
+    """Greedy lines, broken at the last space that fits (which is dropped), or inside a word longer than a line."""
     done: list[list[Glyph]] = []
     line: list[Glyph] = []
     for glyph in flow:
@@ -113,16 +120,16 @@ def _cell(frame, i, final):
     if state == State.UNUSED:
         return []
     if state == State.MASKED:
-        blank = all(g.space for g in room)  # a piece of nothing but spaces is a block too
+        blank = all(g.space for g in room)  # a token of only spaces is a block too
         return [g if g.text == "\n" or (g.space and not blank) else g._replace(text=MASK * g.columns) for g in room]
     shown = glyphs(frame.tokens[i], i)
-    if state != State.JUST:  # ↵ is worth a look only once, but keeps its room
+    if state != State.JUST:  # ↵ is shown once, then its column stays blank
         shown = [g._replace(text=BLANK[1]) if g.text == NEWLINE else g for g in shown]
     return shown + [Glyph(" ", 1, i, True)] * (_width(room) - _width(shown) if final else 0)
 
 
 def _marked(frame, flow):
-    """All glyphs, with a bracket at both ends of each run of a marked state."""
+    """All glyphs, with brackets around each run of a marked state."""
     marked: list[Glyph] = []
     for i, cell in enumerate(flow):
         pair = MARKS.get(frame.state[i])

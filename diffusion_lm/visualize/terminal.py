@@ -1,4 +1,4 @@
-"""The canvas in a terminal: redrawn in place where somebody watches, a few plain frames where nobody does."""
+"""A trace in a terminal: redrawn in place on a terminal, a few plain frames in a file or a pipe."""
 
 import math
 import os
@@ -20,26 +20,41 @@ STYLE = {  # legible on dark and on light
     State.GIVEN: "\x1b[2;4m",
 }
 FRAMES_WITHOUT_TTY = 5
-CONTEXT = 3  # lines kept in view above the first masked one
+CONTEXT = 3  # lines shown above the first masked one
 
 
 def render(frame: Frame, *, width: int, colour: bool, trace: Trace | None = None) -> str:
-    """A header and the frame's text, each line at most `width` columns, without a newline at the end.
+    """A header and the frame's text, without a newline at the end.
 
-    Masked positions are blocks. With colour, just committed text is highlighted and given text dim and underlined;
-    without, they stand in [ ] and in ‹ ›. With its story, the frame's lines break where those of the last frame do.
-    Control characters in the pieces are made visible, never sent. Raises ValueError if width < 2.
+    Masked positions are blocks. Control characters in tokens are made visible, never sent.
+
+    Args:
+      frame: what to show.
+      width: columns of a line at most, at least 2.
+      colour: highlights text committed in this step and dims the prompt; without, they are in [ ] and ‹ ›.
+      trace: the frame's; lines then break at the same places in all of its frames.
+
+    Raises:
+      ValueError: if width < 2.
     """
     return "\n".join(_header(frame, width, trace) + _body(frame, width, colour, trace)[0])
 
 
 def play(trace: Trace, *, stream: TextIO, seconds_per_frame: float, width: int | None = None) -> None:
-    """Show a story on a stream.
+    """Shows a trace on a stream.
 
-    On a terminal every frame replaces the one before it, in colour unless NO_COLOR is set; where a frame is taller
-    than the terminal, the part around the first masked line is shown, and the last frame is printed whole. Anywhere
-    else: the first, the last and a few frames between, without escape codes or waiting.
-    Raises ValueError if seconds_per_frame is negative or not finite, or width < 2.
+    On a terminal each frame replaces the one before, in colour unless NO_COLOR is set. Of a frame taller than the
+    terminal the part around the first masked line is shown; the last frame is printed whole. Any other stream gets the
+    first, the last and a few frames between, without escape codes or waiting.
+
+    Args:
+      trace: what to show.
+      stream: a text stream.
+      seconds_per_frame: at least 0.
+      width: columns; None: the terminal's.
+
+    Raises:
+      ValueError: if seconds_per_frame is negative or not finite, or width < 2.
     """
     if not (math.isfinite(seconds_per_frame) and seconds_per_frame >= 0):
         raise ValueError(f"seconds_per_frame is {seconds_per_frame}: give a number of seconds from 0 up")
@@ -57,7 +72,7 @@ def play(trace: Trace, *, stream: TextIO, seconds_per_frame: float, width: int |
 def _play_in_place(trace, title, stream, seconds, width, height):
     colour = "NO_COLOR" not in os.environ
     up = ""
-    stream.write(f"{title}\n\n\x1b[?25l")  # the cursor hides
+    stream.write(f"{title}\n\n\x1b[?25l")  # hides the cursor
     try:
         for frame in trace.frames[:-1]:
             picture = _window(frame, width, height, colour, trace)
@@ -72,10 +87,10 @@ def _play_in_place(trace, title, stream, seconds, width, height):
 
 
 def _window(frame, width, height, colour, trace):
-    """The lines of a frame that fit a terminal's height: a cursor can't go up beyond its top."""
+    """The lines of a frame that fit a terminal's height: the cursor can't move above its top."""
     header = _header(frame, width, trace)
     body, front = _body(frame, width, colour, trace)
-    room = max(height - len(header) - 3, 1)  # a line tells what is hidden, one holds the cursor, the top stays free
+    room = max(height - len(header) - 3, 1)  # less a line for what is hidden, one for the cursor, one free at the top
     if len(body) <= room + 1:
         return header + body
     start = min(max(front - CONTEXT, 0), len(body) - room)
@@ -84,7 +99,9 @@ def _window(frame, width, height, colour, trace):
 
 
 def _header(frame, width, trace):
-    caption = trace.caption(frame) if trace else "pass {} · {} of {} committed".format(frame.pass_, *frame.committed)
+    caption = (
+        trace.caption(frame) if trace else "denoising step {} · {} of {} committed".format(frame.step, *frame.committed)
+    )
     return _text_lines(caption, width)
 
 
@@ -93,14 +110,14 @@ def _text_lines(text, width):
 
 
 def _body(frame, width, colour, trace):
-    """Painted lines, and the number of the first that holds a masked position."""
+    """Painted lines, and the index of the first with a masked position."""
     rows = lines(frame, width=width, final=trace.frames[-1] if trace else None, marks=not colour)
     masked = (r for r, row in enumerate(rows) if any(g.position >= 0 and not frame.state[g.position] for g in row))
     return [_paint(row, frame, colour) for row in rows], next(masked, 0)
 
 
 def _paint(row, frame, colour):
-    """One line; every style that it opens it also closes."""
+    """One line; it closes each style that it opens."""
     if not colour:
         return "".join(glyph.text for glyph in row)
     painted = ""

@@ -1,4 +1,4 @@
-"""Chain cell of the planning scoreboard: it loads, survives JSON, and what is compared differs in its kind alone."""
+"""Each experiment of configs/planning loads and survives JSON; the kinds of a task differ in nothing else."""
 
 import dataclasses
 import json
@@ -9,34 +9,34 @@ import flax.linen as nn
 import jax
 import pytest
 
-from configs.planning.cells import TASKS, kinds
+from configs.planning.experiments import TASKS, kinds
 from diffusion_lm.build import build
 from diffusion_lm.config import from_json, load, override, to_json
 from diffusion_lm.models.transformer import Transformer, init_params
 
 FOLDER = Path(__file__).parents[2] / "configs/planning"
 STATED = {"m1": 0.87e6, "m6": 5.4e6, "m85": 85e6}  # parameters, as their docstrings say
-CELLS = [f"{task}-{kind}" for task in TASKS for kind in kinds(TASKS[task])]
+EXPERIMENTS = [f"{task}-{kind}" for task in TASKS for kind in kinds(TASKS[task])]
 TINY = ["model.width=16", "model.layers=1", "model.heads=2", "model.mlp_dim=16", "train.steps=2", "train.batch_size=2"]
 
 
-def config_of(size, cell):
-    return load(f"{FOLDER}/{size}.py:{cell}")
+def config_of(size, experiment):
+    return load(f"{FOLDER}/{size}.py:{experiment}")
 
 
-def test_no_size_is_forgotten():
-    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "cells"} == set(STATED)
+def test_every_size_is_tested():
+    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "experiments"} == set(STATED)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_loads_and_survives_json(cell):
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_loads_and_survives_json(experiment):
     for size in STATED:
-        config = config_of(size, cell)
+        config = config_of(size, experiment)
         assert from_json(json.loads(json.dumps(to_json(config)))) == config
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_kinds_of_a_task_differ_in_objective_and_row_alone(task):
+def test_kinds_of_a_task_differ_only_in_objective_and_row(task):
     one, *others = [config_of("m1", f"{task}-{kind}") for kind in kinds(TASKS[task])]
     for other in others:
         data = dataclasses.replace(other.data, seq_len=one.data.seq_len, task=one.data.task)
@@ -52,19 +52,21 @@ def test_has_the_parameters_it_states(size):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == pytest.approx(STATED[size], rel=0.02)
 
 
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.startswith(("sudoku4", "countdown4", "path"))])
-def test_a_tiny_one_can_be_assembled(cell, tmp_path):
-    run = build(override(config_of("m1", cell), TINY), tmp_path)
+@pytest.mark.parametrize(
+    "experiment", [name for name in EXPERIMENTS if name.startswith(("sudoku4", "countdown4", "path"))]
+)
+def test_a_tiny_one_can_be_assembled(experiment, tmp_path):
+    run = build(override(config_of("m1", experiment), TINY), tmp_path)
     assert next(run.job.batches).tokens.shape == (2, run.config.data.seq_len)
 
 
-@pytest.mark.parametrize("cell", ["chess-ar", "sudoku4-gan", "sudoku4"])
-def test_a_cell_that_is_not_there_is_refused(cell):
-    with pytest.raises(ValueError, match=r"planning: .* is none of"):
-        config_of("m1", cell)
+@pytest.mark.parametrize("experiment", ["chess-ar", "sudoku4-gan", "sudoku4"])
+def test_an_unknown_experiment_is_refused(experiment):
+    with pytest.raises(ValueError, match=r"planning: the .* is none of"):
+        config_of("m1", experiment)
 
 
-def test_rows_that_are_too_short_are_refused(tmp_path):
+def test_a_seq_len_that_is_too_small_is_refused(tmp_path):
     config = override(config_of("m1", "sudoku4-masked"), [*TINY, "data.seq_len=33"])
     with pytest.raises(ValueError, match=r"data\.seq_len=33 is too small for the longest example: set it to 34"):
         build(config, tmp_path)

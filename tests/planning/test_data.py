@@ -1,4 +1,4 @@
-"""Rows of a task: what is given and what is a target, where canvases begin, and that nobody's draws depend on hosts."""
+"""Rows of a task: context and loss masks, where canvases begin, and batches that don't depend on hosts or workers."""
 
 import json
 
@@ -46,7 +46,7 @@ def drawn(found, number, *, batch=4, seed=0, mine=None, start=0):
     [TASK, PathPlanning(), Queens(), Satisfiability(), Satisfiability(variables=9), Sudoku(size=4, least=4, most=8)],
     ids=str,
 )
-def test_a_piece_for_every_character_and_back(task):
+def test_each_character_is_a_token_and_back(task):
     tokenizer = char_tokenizer(task.alphabet)
     assert tokenizer.vocab == len(set(task.alphabet)) + 3 < 128
     for one in (base.example(task, 0, i) for i in range(20)):
@@ -58,7 +58,7 @@ def test_a_piece_for_every_character_and_back(task):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_the_prompt_is_given_and_the_answer_is_a_target(objective):
+def test_the_prompt_is_context_and_the_answer_has_a_loss(objective):
     found = source(objective)
     (batch,) = drawn(found, 1, batch=50)
     tokenizer = found.tokenizer
@@ -66,7 +66,7 @@ def test_the_prompt_is_given_and_the_answer_is_a_target(objective):
         text = batch.segment_ids[i] == 1
         begin = text.argmax()
         assert batch.tokens[i, begin] == tokenizer.bos
-        assert text[begin:][: text.sum()].all(), "one run of positions"
+        assert text[begin:][: text.sum()].all(), "contiguous"
         assert (batch.positions[i][text] == np.arange(text.sum())).all()
         prompt = tokenizer.decode(batch.tokens[i][batch.context_mask[i]])
         answered = batch.tokens[i][batch.loss_mask[i]]
@@ -78,21 +78,21 @@ def test_the_prompt_is_given_and_the_answer_is_a_target(objective):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_canvases_lie_where_the_sampler_lays_them(objective):
-    """A sampler that reads prompts causally begins a canvas behind them; one that reads in blocks counts from the
-    begin of text; one that reads both ways has one canvas; and every canvas that is begun is full."""
+def test_canvases_lie_where_the_sampler_puts_them(objective):
+    """After a causal prompt a canvas begins with the answer; block-causal canvases count from the begin of text; the
+    whole row is one canvas. Every canvas that begins is full."""
     (batch,) = drawn(source(objective), 1, batch=50)
     layout = objective.layout
     canvas = layout.canvas_length(batch.tokens.shape[1])
-    behind = layout.denoises and layout.align == 1
+    aligned = layout.denoises and layout.align == 1
     for given, segment_ids in zip(batch.context_mask, batch.segment_ids, strict=True):
         first = given.nonzero()[0]
-        assert (first[-1] + 1) % canvas == 0 if behind else first[0] == 0
+        assert (first[-1] + 1) % canvas == 0 if aligned else first[0] == 0
         assert (segment_ids.nonzero()[0][-1] + 1) % canvas == 0
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_the_width_is_the_least_that_fits(objective):
+def test_min_seq_len_is_the_least_that_fits(objective):
     needed = min_seq_len(TASK, objective.layout)
     longest = [np.zeros(n, np.int32) for n in TASK.max_lengths]
     tokenizer = char_tokenizer(TASK.alphabet)
@@ -110,7 +110,7 @@ def test_resumes_to_the_same_batches():
     state = json.loads(json.dumps(batches.get_state()))
     after = [next(batches) for _ in range(3)]
     again = found.train_batches(length=found.data.seq_len, batch=4, seed=0)
-    next(again)  # whatever it was about to draw is forgotten
+    next(again)  # batches generated ahead are dropped
     again.set_state(state)
     assert all((next(again).tokens == batch.tokens).all() for batch in after)
     assert len({batch.tokens.tobytes() for batch in before + after}) == 6
@@ -118,7 +118,7 @@ def test_resumes_to_the_same_batches():
         again.set_state({"epoch": 3})
 
 
-def test_hosts_share_the_examples_out():
+def test_hosts_together_have_the_batch_of_one():
     found = source()
     shares = [(0, 1), (2, 5), (3, 4)]
     parts = [drawn(found, 2, batch=6, mine=mine) for mine in shares]
@@ -127,7 +127,7 @@ def test_hosts_share_the_examples_out():
             assert np.array_equal(part[number].tokens, whole.tokens[list(mine)])
 
 
-def test_workers_draw_what_a_thread_draws():
+def test_worker_processes_generate_what_a_thread_does():
     one, many = drawn(source(), 2), drawn(source(workers=1), 2)
     assert all((a.tokens == b.tokens).all() for a, b in zip(one, many, strict=True))
 
@@ -137,25 +137,25 @@ def test_seeds_differ():
     assert (one.tokens != other.tokens).any()
 
 
-def test_what_a_test_file_asks_is_not_trained_on(tmp_path):
+def test_a_test_file_is_kept_out_of_training(tmp_path):
     path = tmp_path / "test.jsonl"
     path.write_text(json.dumps({"input": TESTED.prompt, "output": TESTED.answer}))
-    kept = []
+    leaks = []
     for test in (None, str(path)):
         found = source(test=test)
         (batch,) = drawn(found, 1, batch=1500)
         texts = [
             found.tokenizer.decode(row[given]) for row, given in zip(batch.tokens, batch.context_mask, strict=True)
         ]
-        kept.append(sum(TASK.split_key(Example(text, "")) == "11" for text in texts))
-    assert kept[0] > 0 and kept[1] == 0
+        leaks.append(sum(TASK.split_key(Example(text, "")) == "11" for text in texts))
+    assert leaks[0] > 0 and leaks[1] == 0
     assert source().fingerprint != found.fingerprint
-    (looked,) = found.valid_batches(length=found.data.seq_len, batch=3)
-    assert found.tokenizer.decode(looked.tokens[0][looked.context_mask[0]]) == TESTED.prompt
-    assert not looked.loss_mask[1:].any() and not looked.segment_ids[1:].any()
+    (valid,) = found.valid_batches(length=found.data.seq_len, batch=3)
+    assert found.tokenizer.decode(valid.tokens[0][valid.context_mask[0]]) == TESTED.prompt
+    assert not valid.loss_mask[1:].any() and not valid.segment_ids[1:].any()
 
 
-def test_valid_examples_are_each_there_once():
+def test_each_validation_example_occurs_once():
     found = source(valid=10)
     batches = list(found.valid_batches(length=found.data.seq_len, batch=4))
     assert len(batches) == 3 and all(batch.tokens.shape == (4, found.data.seq_len) for batch in batches)

@@ -1,4 +1,4 @@
-"""Shares and their intervals; predictions that are written, read and counted again."""
+"""Accuracies and their confidence intervals; predictions written, read and counted again."""
 
 import json
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from diffusion_lm.planning.results import (
-    TOKENS,
     Prediction,
     accuracy,
-    by_way,
+    by_setting,
     read_predictions,
     wilson,
     write_predictions,
@@ -26,25 +25,25 @@ PREDICTIONS = [
 ]
 
 
-def test_another_right_answer_counts_as_right_and_not_as_exact():
-    found = by_way(TASK, PREDICTIONS)
+def test_another_correct_answer_is_verified_but_not_exact():
+    found = by_setting(TASK, PREDICTIONS)
     assert list(found) == [("random", 1), ("random", 4), ("entropy", 4)]
     assert found["random", 4].exact[:2] == (1, 3) and found["random", 4].verified[:2] == (2, 3)
     assert found["random", 1].exact[:2] == (0, 1) and found["random", 1].verified.value == 0
     assert found["entropy", 4].verified[:2] == (1, 1)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
-    """Of all counts that a true share can give, those whose interval holds it have about 95 % of the probability."""
+def test_the_interval_covers_the_true_proportion_in_95_percent():
+    """Counts whose interval holds the true proportion have about 95 % of the binomial probability."""
     rng = np.random.default_rng(0)
     for true in (0.02, 0.3, 0.5, 0.9, 0.995):
         counts = rng.binomial(500, true, size=20_000)
-        held = [wilson(int(c), 500).low <= true <= wilson(int(c), 500).high for c in np.unique(counts)]
-        covered = dict(zip(np.unique(counts), held, strict=True))
+        inside = [wilson(int(c), 500).low <= true <= wilson(int(c), 500).high for c in np.unique(counts)]
+        covered = dict(zip(np.unique(counts), inside, strict=True))
         assert 0.91 < np.mean([covered[c] for c in counts]) < 0.99
 
 
-def test_the_interval_at_its_ends():
+def test_the_interval_at_0_and_1():
     none, all_ = wilson(0, 100), wilson(100, 100)
     assert none.low == 0 and all_.high == 1
     assert none.high == pytest.approx(1 - all_.low) == pytest.approx(0.0370, abs=1e-4)  # z^2 / (n + z^2)
@@ -52,30 +51,27 @@ def test_the_interval_at_its_ends():
 
 
 @pytest.mark.parametrize("count, total", [(0, 0), (3, 2), (-1, 2)])
-def test_no_share_of_nothing(count, total):
-    with pytest.raises(ValueError, match="is no share"):
+def test_an_impossible_proportion_is_refused(count, total):
+    with pytest.raises(ValueError, match="is no proportion"):
         wilson(count, total)
 
 
-def test_no_accuracy_without_predictions():
-    with pytest.raises(ValueError, match="is no share"):
+def test_accuracy_needs_predictions():
+    with pytest.raises(ValueError, match="is no proportion"):
         accuracy(TASK, [])
 
 
-def test_predictions_come_back(tmp_path):
+def test_predictions_are_read_as_written(tmp_path):
     write_predictions(tmp_path / "p.jsonl", PREDICTIONS)
     assert read_predictions(tmp_path / "p.jsonl") == PREDICTIONS
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
 
 
-def test_predictions_without_a_decoding_are_easiest_first_or_token_by_token(tmp_path):
-    older = [{"prompt": "3", "answer": "4", "prediction": "4", "passes": passes, "nfe": 9} for passes in (0, 4)]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(one) + "\n" for one in older))
-    assert [one.way for one in read_predictions(tmp_path / "p.jsonl")] == [TOKENS, ("confidence", 4)]
+OLD = {"prompt": "3", "answer": "4", "prediction": "4", "decoding": "random", "passes": 4, "nfe": 9}
 
 
-@pytest.mark.parametrize("line", ['{"prompt": "3"}', "3", "{"])
-def test_what_is_no_prediction(tmp_path, line):
+@pytest.mark.parametrize("line", ['{"prompt": "3"}', "3", "{", json.dumps(OLD)])
+def test_a_line_that_is_no_prediction_is_refused(tmp_path, line):
     (tmp_path / "p.jsonl").write_text(line + "\n")
-    with pytest.raises(ValueError, match="line 1: no prediction"):
+    with pytest.raises(ValueError, match="line 1: not a prediction"):
         read_predictions(tmp_path / "p.jsonl")

@@ -1,4 +1,4 @@
-"""What is measured of an example, and a canvas of work before its answer."""
+"""The difficulty of an example, and the scratchpad before its answer."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def drawn(task, count=40, **where):
 
 
 @pytest.mark.parametrize(
-    ("task", "example", "measure"),
+    ("task", "example", "difficulty"),
     [
         (Countdown(), Example("86,28,13,31,96", "86+28=114,31-13=18,114-18=96"), 0),
         (Countdown(numbers=3), Example("3,5,2,16", "5+3=8,8*2=16"), 1),
@@ -34,12 +34,12 @@ def drawn(task, count=40, **where):
         (Satisfiability(variables=3, clauses=2), Example("1,2,3/1,2,8", "1,7,3"), 6),
     ],
 )
-def test_how_hard_an_example_is(task, example, measure):
-    assert task.verify(*example) and task.difficulty(example) == measure
+def test_difficulty(task, example, difficulty):
+    assert task.verify(*example) and task.difficulty(example) == difficulty
 
 
 @pytest.mark.parametrize("task", [FOUR, PathPlanning()], ids=str)
-def test_work_goes_before_an_answer_and_fills_a_canvas(task):
+def test_a_scratchpad_fills_a_canvas_before_the_answer(task):
     worked = Scratchpad(task=task)
     for plain, one in zip(drawn(task), drawn(worked), strict=True):  # the same examples, in the same order
         assert one.prompt == plain.prompt and worked.verify(*one) and worked.split_key(one) == task.split_key(plain)
@@ -49,17 +49,17 @@ def test_work_goes_before_an_answer_and_fills_a_canvas(task):
             and work.rstrip(".") == task.scratchpad(plain)
             and len(work) == task.max_lengths[1] + 1
         )
-        assert worked.verify(one.prompt, "?" * worked.canvas + answer)  # the work isn't judged
+        assert worked.verify(one.prompt, "?" * worked.canvas + answer)  # the scratchpad isn't verified
         assert not worked.verify(one.prompt, answer) and not worked.verify(one.prompt, work + answer[:-1])
         assert worked.difficulty(one) == task.difficulty(plain)
         assert set(one.answer) <= set(worked.alphabet) and len(one.answer) <= worked.max_lengths[1]
     assert drawn(worked, 5, test=True)[0].prompt == drawn(task, 5, test=True)[0].prompt
 
 
-def test_half_of_a_sudoku_is_what_follows_first():
+def test_a_sudoku_s_scratchpad_holds_half_of_the_deduction_rounds():
     grid = "1234341221434321"
     assert FOUR.scratchpad(Example("0234341221434321", grid)) == grid  # one round
-    # Three rounds: the 3 of the first row waits for its neighbours, which wait for cells below them.
+    # Three rounds: the first row's 3 depends on its neighbours, which depend on cells below them.
     assert FOUR.scratchpad(Example("0001000420100300", "4231312424131342")) == "4201312424131342"
     for one in drawn(FOUR):
         work = FOUR.scratchpad(one)
@@ -67,7 +67,7 @@ def test_half_of_a_sudoku_is_what_follows_first():
     assert any(FOUR.scratchpad(one) != one.prompt for one in drawn(FOUR))
 
 
-def test_the_way_back_ends_where_the_chains_meet():
+def test_a_path_s_scratchpad_goes_from_the_goal_to_the_shared_node():
     task = PathPlanning(nodes=5, length=3)
     assert task.scratchpad(Example("0,1/1,2/3,1/1,4-0,4", "0,1/1,4")) == "4,1"
     assert task.scratchpad(Example("0,1/1,2/0,3/3,4-0,4", "0,3/3,4")) == "4,3,0"

@@ -1,4 +1,4 @@
-"""A task through build and run: a stop changes nothing, and another task or test file is another experiment."""
+"""A task as a config's data: resuming changes nothing, and another task or test file is refused."""
 
 import json
 
@@ -27,7 +27,7 @@ def config(steps, **data):
         model=Architecture(width=16, layers=1, heads=2, mlp_dim=16),
         process=Absorbing(),
         objective=OBJECTIVE,
-        optim=AdamW(schedule=WarmupStableDecay(warmup=0, decay=0)),  # whatever the number of steps
+        optim=AdamW(schedule=WarmupStableDecay(warmup=0, decay=0)),  # independent of the number of steps
         train=Train(steps=steps, batch_size=4, eval_every=0, eval_batches=2, log_every=1),
         checkpoint=Checkpointing(save_every=2),
     )
@@ -40,7 +40,7 @@ def trained(workdir, *parts):
     return built, result
 
 
-def test_a_stop_changes_nothing_and_another_task_or_test_is_refused(tmp_path):
+def test_resuming_changes_nothing_and_another_task_or_test_file_is_refused(tmp_path):
     path = tmp_path / "test.jsonl"
     path.write_text(json.dumps({"input": "9,3,12", "output": "9+3=12"}))
     test = str(path)
@@ -59,6 +59,6 @@ def test_a_stop_changes_nothing_and_another_task_or_test_is_refused(tmp_path):
         build(config(4, test=test), tmp_path / "once")
 
 
-def test_a_task_is_no_text():
+def test_a_task_is_not_a_text_corpus():
     with pytest.raises(ValueError, match=r"data=Examples is not a text corpus.*launch\.planning\.scoreboard"):
         read_text(config(2))

@@ -1,4 +1,4 @@
-"""A made-up story: a sonnet's pieces, committed in random order with growing confidence."""
+"""A made-up trace: a sonnet's tokens, committed in random order with growing confidence."""
 
 import re
 
@@ -36,8 +36,8 @@ Death's second self, that seals up all in rest.
 EOS, MASK = 0, 1000
 
 
-def fake_story(n=256, passes=12, seed=0, *, text=VERSE, prompt_length=9, unused=7, second_thoughts=4) -> Trace:
-    """n positions of the text over and over; the last `unused` follow an end of text; a few change on the way."""
+def fake_trace(n=256, steps=12, seed=0, *, text=VERSE, prompt_length=9, unused=7, changes=4) -> Trace:
+    """n positions of the repeated text; the last `unused` follow an end of text; `changes` positions are revised."""
     rng = np.random.default_rng(seed)
     cut = re.findall(r" ?[^\W_]{1,6}|\n| ?[^\w\n]|\s|_", text)
     words = (cut * (n // len(cut) + 1))[:n]
@@ -49,30 +49,30 @@ def fake_story(n=256, passes=12, seed=0, *, text=VERSE, prompt_length=9, unused=
     free = np.arange(prompt_length, n)
     order = free[np.argsort(free / n + rng.normal(0, 0.6, len(free)))]
     when = np.zeros(n, int)
-    when[order] = 1 + (np.arange(len(order)) * passes) // len(order)
-    at = np.arange(1, passes + 1)[:, None]
+    when[order] = 1 + (np.arange(len(order)) * steps) // len(order)
+    at = np.arange(1, steps + 1)[:, None]
     tokens = np.where(when[None] <= at, final[None], MASK)
-    changed = rng.choice(free[: n - unused - prompt_length - 1], second_thoughts, replace=False)
-    for i in changed:  # another word stands here until three passes later, or until it is masked once more
+    changed = rng.choice(free[: n - unused - prompt_length - 1], changes, replace=False)
+    for i in changed:  # another word for three steps, or masked again
         tokens[when[i] - 1 : when[i] + 2, i] = rng.integers(1, len(names))
         if i % 2:
             tokens[when[i] : when[i] + 1, i] = MASK
     tokens[-1] = final
-    probability = rng.beta(3 + 6 * at / passes, 1.2, size=tokens.shape).astype(np.float32)
+    confidence = rng.beta(3 + 6 * at / steps, 1.2, size=tokens.shape).astype(np.float32)
     return trace_from_history(
         tokens,
-        probability,
+        confidence,
         prompt_length=prompt_length,
         length=n,
         mask=MASK,
         eos=EOS,
-        pieces=lambda ids: [names[i] for i in ids],
+        texts=lambda ids: [names[i] for i in ids],
         title="A sonnet out of noise",
         subtitle="confidence sampler, one canvas",
-        meta={"model": "a made-up story", "temperature": 0.7, "seed": seed},
+        meta={"model": "made up", "temperature": 0.7, "seed": seed},
     )
 
 
 @pytest.fixture(scope="session")
-def make_story():
-    return fake_story
+def make_trace():
+    return fake_trace

@@ -1,4 +1,4 @@
-"""What a position is after each pass follows from the tokens alone."""
+"""The state of each position after each denoising step, derived from the tokens alone."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ M, E = 9, 0  # mask, end of text
 NAMES = ["", "a", " b", "\n", ""]
 
 
-def tell(tokens, probability=None, **given):
+def traced(tokens, confidence=None, **given):
     tokens = np.array(tokens, np.int32)
-    probability = np.full(tokens.shape, 0.5, np.float32) if probability is None else np.array(probability, np.float32)
+    confidence = np.full(tokens.shape, 0.5, np.float32) if confidence is None else np.array(confidence, np.float32)
     options = {"prompt_length": 1, "length": tokens.shape[1], "mask": M, "eos": E, "title": "t"} | given
-    return trace_from_history(tokens, probability, pieces=lambda ids: [NAMES[i] for i in ids], **options)
+    return trace_from_history(tokens, confidence, texts=lambda ids: [NAMES[i] for i in ids], **options)
 
 
 def states(trace):
@@ -21,65 +21,65 @@ def states(trace):
 
 
 def test_masked_then_just_committed_then_earlier():
-    trace = tell([[1, M, 2, M], [1, 1, 2, M], [1, 1, 2, 3]])
+    trace = traced([[1, M, 2, M], [1, 1, 2, M], [1, 1, 2, 3]])
     assert states(trace) == ["3000", "3010", "3120", "3221"]
     assert trace.frames[-1].tokens == ("a", "a", " b", "\n")
     assert [frame.committed for frame in trace.frames] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
-def test_second_thoughts_are_masked_again_and_a_change_is_just_committed_again():
-    trace = tell([[1, 1, 1], [1, M, 2], [1, 1, 2]], [[0, 0.1, 0.2], [0, 0.3, 0.4], [0, 0.5, 0.6]])
+def test_a_remasked_token_is_masked_and_a_changed_one_is_just_committed():
+    trace = traced([[1, 1, 1], [1, M, 2], [1, 1, 2]], [[0, 0.1, 0.2], [0, 0.3, 0.4], [0, 0.5, 0.6]])
     assert states(trace) == ["300", "311", "301", "312"]
     assert trace.frames[2].tokens == ("a", "", " b")
-    chances = np.stack([frame.probability for frame in trace.frames])
-    np.testing.assert_allclose(chances[:, 1], [np.nan, 0.1, np.nan, 0.5])
-    np.testing.assert_allclose(chances[:, 2], [np.nan, 0.2, 0.4, 0.4])
+    confidence = np.stack([frame.confidence for frame in trace.frames])
+    np.testing.assert_allclose(confidence[:, 1], [np.nan, 0.1, np.nan, 0.5])
+    np.testing.assert_allclose(confidence[:, 2], [np.nan, 0.2, 0.4, 0.4])
 
 
 def test_positions_after_the_end_of_text_are_unused_until_it_moves():
-    trace = tell([[1, M, M, E, 2], [1, E, M, E, 2], [1, 1, 2, 2, E]])
+    trace = traced([[1, M, M, E, 2], [1, E, M, E, 2], [1, 1, 2, 2, E]])
     assert states(trace) == ["30000", "30014", "31444", "31111"]
     assert trace.frames[2].tokens == ("a", END_OF_TEXT, "", "", "")
 
 
 def test_a_prompt_keeps_its_own_end_of_text_and_length_cuts_the_row():
-    assert states(tell([[E, 1, M, M]], length=3)) == ["3004", "3104"]
+    assert states(traced([[E, 1, M, M]], length=3)) == ["3004", "3104"]
 
 
 def test_without_an_end_of_text_every_position_is_used():
-    assert states(tell([[1, E, 1]], eos=None)) == ["300", "311"]
+    assert states(traced([[1, E, 1]], eos=None)) == ["300", "311"]
 
 
-def test_a_committed_piece_without_text_is_seen():
-    assert tell([[1, 4]]).frames[-1].tokens[1] == EMPTY
+def test_a_committed_token_without_text_is_visible():
+    assert traced([[1, 4]]).frames[-1].tokens[1] == EMPTY
 
 
-def test_passes_are_counted_anew_in_each_canvas():
-    trace = tell([[1, 1, M], [1, 1, M], [1, 1, 2]], canvas=np.array([0, 0, 1]))
-    assert [(frame.canvas, frame.pass_) for frame in trace.frames] == [(0, 0), (0, 1), (0, 2), (1, 1)]
-    assert trace.caption(trace.frames[2]) == "canvas 1 of 2 · pass 2 of 2 · 1 of 2 committed"
-    assert trace.caption(trace.frames[3]) == "canvas 2 of 2 · pass 1 of 1 · 2 of 2 committed"
+def test_steps_are_counted_from_one_in_each_canvas():
+    trace = traced([[1, 1, M], [1, 1, M], [1, 1, 2]], canvas=np.array([0, 0, 1]))
+    assert [(frame.canvas, frame.step) for frame in trace.frames] == [(0, 0), (0, 1), (0, 2), (1, 1)]
+    assert trace.caption(trace.frames[2]) == "canvas 1 of 2 · denoising step 2 of 2 · 1 of 2 committed"
+    assert trace.caption(trace.frames[3]) == "canvas 2 of 2 · denoising step 1 of 1 · 2 of 2 committed"
 
 
 @pytest.mark.parametrize(
     ("tokens", "given", "complaint"),
     [
         ([[M, 1]], {}, "the prompt holds a mask"),
-        ([[1, 1], [2, 1]], {}, "changes between passes"),
+        ([[1, 1], [2, 1]], {}, "changes between steps"),
         ([[1, 1]], {"prompt_length": 3}, "prompt_length 3"),
         ([[1, 1]], {"length": 3}, "length 3"),
-        ([[1, 1]], {"probability": [[0.5]]}, "give both as"),
-        ([[1, 1]], {"probability": [[0.5, 1.5]]}, "outside 0..1"),
-        ([[1, 1]], {"canvas": np.zeros(2, int)}, "canvas of each pass"),
+        ([[1, 1]], {"confidence": [[0.5]]}, "give both as"),
+        ([[1, 1]], {"confidence": [[0.5, 1.5]]}, "outside 0..1"),
+        ([[1, 1]], {"canvas": np.zeros(2, int)}, "canvas of each step"),
         (np.zeros((0, 2)), {}, "not empty"),
     ],
 )
-def test_a_history_that_makes_no_sense_is_refused(tokens, given, complaint):
+def test_an_inconsistent_history_is_refused(tokens, given, complaint):
     with pytest.raises(ValueError, match=complaint):
-        tell(tokens, **given)
+        traced(tokens, **given)
 
 
-def test_pieces_must_answer_for_every_id():
+def test_texts_must_return_one_for_each_id():
     with pytest.raises(ValueError, match="one for each"):
         trace_from_history(
             np.array([[1, 2]]),
@@ -88,14 +88,14 @@ def test_pieces_must_answer_for_every_id():
             length=2,
             mask=M,
             eos=E,
-            pieces=lambda ids: ["joined"],
+            texts=lambda ids: ["joined"],
             title="t",
         )
 
 
-def test_frames_and_stories_hold_together():
+def test_inconsistent_frames_and_traces_are_refused():
     def frame(n=2, state=(0, 1)):
-        return Frame(tokens=["x"] * n, state=np.array(state), probability=np.full(n, np.nan), canvas=0, pass_=0)
+        return Frame(tokens=["x"] * n, state=np.array(state), confidence=np.full(n, np.nan), canvas=0, step=0)
 
     with pytest.raises(ValueError, match="shape"):
         frame(n=3)

@@ -1,4 +1,4 @@
-"""The page must stand alone, and hold whatever a model wrote without being broken by it."""
+"""The page needs nothing else, and no model output breaks it."""
 
 import json
 import re
@@ -23,7 +23,7 @@ HOSTILE = [
     "&lt;",
     "]]>",
 ]
-HOSTILE += ["\x00", "\x1b[2J", "\ud800", "\u202e", "{{story}}", "{{text}}", "\n", "", " a\n", "</pre>"]
+HOSTILE += ["\x00", "\x1b[2J", "\ud800", "\u202e", "{{trace}}", "{{text}}", "\n", "", " a\n", "</pre>"]
 
 
 class Page(HTMLParser):
@@ -56,65 +56,65 @@ def written(trace, path):
     write_page(trace, path)
     text = path.read_text(encoding="utf-8")
     page = Page(text)
-    return text, page, json.loads(page.texts["story"])
+    return text, page, json.loads(page.texts["trace"])
 
 
-def hostile_story():
+def hostile_trace():
     n = len(HOSTILE)
     frames = [
-        Frame(tokens=[""] * n, state=np.zeros(n, int), probability=np.full(n, np.nan), canvas=0, pass_=0),
-        Frame(tokens=HOSTILE, state=np.ones(n, int), probability=np.linspace(0, 1, n), canvas=0, pass_=1),
+        Frame(tokens=[""] * n, state=np.zeros(n, int), confidence=np.full(n, np.nan), canvas=0, step=0),
+        Frame(tokens=HOSTILE, state=np.ones(n, int), confidence=np.linspace(0, 1, n), canvas=0, step=1),
     ]
     return Trace(title="</title><b>", subtitle="</script>", frames=frames, meta={"</script>": "<img src=x>"})
 
 
 def replayed(data):
-    """Frames as (texts, states, probabilities), from what the page holds."""
-    told = {}
+    """Frames as (texts, states, confidences), from the page's JSON."""
+    cells = {}
     for frame in data["frames"]:
-        told.update({i: (data["pieces"][piece], sure) for i, piece, sure in frame["set"]})
-        texts, sure = zip(*(told[i] for i in range(len(frame["state"]))), strict=True)
-        yield texts, [int(s) for s in frame["state"]], [np.nan if p is None else p for p in sure]
+        cells.update({i: (data["texts"][index], confidence) for i, index, confidence in frame["set"]})
+        texts, confidence = zip(*(cells[i] for i in range(len(frame["state"]))), strict=True)
+        yield texts, [int(s) for s in frame["state"]], [np.nan if c is None else c for c in confidence]
 
 
 @pytest.mark.parametrize("n", [256, 1024])
-def test_the_page_holds_every_frame(make_story, tmp_path, n):
-    trace = make_story(n)
+def test_the_page_holds_every_frame(make_trace, tmp_path, n):
+    trace = make_trace(n)
     text, _, data = written(trace, tmp_path / "page.html")
-    for frame, (texts, state, sure) in zip(trace.frames, replayed(data), strict=True):
+    for frame, (texts, state, confidence) in zip(trace.frames, replayed(data), strict=True):
         assert texts == tuple(frame.tokens)
         np.testing.assert_array_equal(state, frame.state)
-        np.testing.assert_allclose(sure, frame.probability, atol=1e-4)
+        np.testing.assert_allclose(confidence, frame.confidence, atol=1e-4)
     assert (data["title"], data["subtitle"], data["meta"]["seed"]) == (trace.title, trace.subtitle, "0")
     assert len(text) < 120_000
 
 
-def test_hostile_tokens_come_back_and_break_nothing(make_story, tmp_path):
-    _, page, data = written(hostile_story(), tmp_path / "page.html")
-    _, plain, _ = written(make_story(64), tmp_path / "plain.html")
+def test_hostile_tokens_come_back_and_break_nothing(make_trace, tmp_path):
+    _, page, data = written(hostile_trace(), tmp_path / "page.html")
+    _, plain, _ = written(make_trace(64), tmp_path / "plain.html")
     assert page.tags == plain.tags and page.attributes == plain.attributes
     assert page.texts["title"] == "</title><b>"
     assert next(iter(list(replayed(data))[1:]))[0] == tuple(HOSTILE)
     assert page.open == []
-    raw = re.search(r'id="story">(.*?)</script>', (tmp_path / "page.html").read_text(encoding="utf-8"))[1]
+    raw = re.search(r'id="trace">(.*?)</script>', (tmp_path / "page.html").read_text(encoding="utf-8"))[1]
     assert raw.isascii() and not re.search("[<>&]", raw)
 
 
-def test_the_page_asks_the_network_for_nothing(make_story, tmp_path):
-    text, page, _ = written(make_story(256), tmp_path / "page.html")
+def test_the_page_loads_nothing_from_elsewhere(make_trace, tmp_path):
+    text, page, _ = written(make_trace(256), tmp_path / "page.html")
     assert not re.search(r"https?:|//\w+\.|@import|url\(", text)
     assert {(tag, value) for tag, name, value in page.attributes if name in ("src", "href")} == {("link", "data:,")}
     policy = [value for tag, name, value in page.attributes if (tag, name) == ("meta", "content")]
     assert any("default-src 'none'" in value for value in policy)
 
 
-def test_the_last_frame_can_be_read_without_javascript(make_story, tmp_path):
-    trace = make_story(256)
+def test_the_last_frame_can_be_read_without_javascript(make_trace, tmp_path):
+    trace = make_trace(256)
     assert written(trace, tmp_path / "page.html")[1].texts["pre"] == "".join(trace.frames[-1].tokens)
 
 
-def test_a_page_is_written_whole_or_not_at_all(make_story, tmp_path):
-    trace = make_story(64)
+def test_a_page_is_written_whole_or_not_at_all(make_trace, tmp_path):
+    trace = make_trace(64)
     with pytest.raises(FileNotFoundError, match=r"folder that exists.*nowhere"):
         write_page(trace, tmp_path / "nowhere" / "page.html")
     (tmp_path / "file").write_text("kept")
@@ -129,7 +129,7 @@ def test_a_page_is_written_whole_or_not_at_all(make_story, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.html"]
 
 
-def test_an_older_page_stays_where_the_disk_fills_up(make_story, tmp_path, monkeypatch):
+def test_an_older_page_stays_where_the_disk_fills_up(make_trace, tmp_path, monkeypatch):
     (tmp_path / "page.html").write_text("older")
 
     def full(path, content):
@@ -139,5 +139,5 @@ def test_an_older_page_stays_where_the_disk_fills_up(make_story, tmp_path, monke
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match=r"No space left on device.*page\.html"):
-        write_page(make_story(64), tmp_path / "page.html")
+        write_page(make_trace(64), tmp_path / "page.html")
     assert [p.read_text() for p in tmp_path.iterdir()] == ["older"]

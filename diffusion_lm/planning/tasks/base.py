@@ -79,7 +79,7 @@ def example(task: Task, seed: int, index: int, *, test: bool = False, exclude: C
     rng = random.Random(f"{seed}/{index}/{test}")
     for _ in range(MAX_TRIES):
         drawn = task.draw(rng)
-        value = _split_hash(task, drawn)
+        value = split_hash(task, drawn)
         if (value % TEST_ONE_IN == 0) == test and value not in exclude:
             return drawn
     split = "test" if test else "training"
@@ -98,10 +98,11 @@ def test_examples(task: Task, seed: int, count: int) -> list[Example]:
 
 def split_hashes(task: Task, tests: Collection[Example]) -> frozenset[int]:
     """What `examples` must exclude so that training shares no split key with these tests."""
-    return frozenset(_split_hash(task, test) for test in tests)
+    return frozenset(split_hash(task, test) for test in tests)
 
 
-def _split_hash(task: Task, drawn: Example) -> int:
+def split_hash(task: Task, drawn: Example) -> int:
+    """The hash of an example's split key, which decides its split."""
     return int.from_bytes(hashlib.sha256(task.split_key(drawn).encode()).digest()[:8])
 
 

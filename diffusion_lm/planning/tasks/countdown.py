@@ -1,4 +1,4 @@
-"""Countdown: reach a target with given numbers, each used once ("Stream of Search", arXiv 2404.03683)."""
+"""Countdown: combine numbers, each used once, to a target ("Stream of Search", arXiv 2404.03683)."""
 
 import random
 import re
@@ -8,16 +8,18 @@ from pathlib import Path
 from diffusion_lm.planning.tasks.base import Example, read_rows
 
 TARGETS = range(10, 101)
-LARGEST = 9999  # of a result on the way
+MAX_RESULT = 9999  # of an intermediate equation
 _EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)", re.ASCII)
 _PROMPT = re.compile(r"[1-9]\d*(,[1-9]\d*)+", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Countdown:
-    """`86,28,13,31,96` -> `86+28=114,31-13=18,114-18=96`: `numbers` from 1 to 99, then the target, 10 to 100.
+    """`86,28,13,31,96` -> `86+28=114,31-13=18,114-18=96`: numbers from 1 to 99, then the target, 10 to 100.
 
-    Results are whole and above 0. Unseen: the target.
+    All results are positive integers. Training and test share no target.
+
+    numbers  how many numbers there are beside the target, 2 to 9
     """
 
     numbers: int = 4
@@ -26,15 +28,15 @@ class Countdown:
 
     def __post_init__(self):
         if not 2 <= self.numbers <= 9:
-            raise ValueError(f"task.numbers must be 2 to 9, not {self.numbers}")
+            raise ValueError(f"task.numbers must be 2 to 9; got {self.numbers}")
 
     @property
     def max_lengths(self) -> tuple[int, int]:
-        """Answers that are longer (a few of 4 and more numbers) aren't drawn."""
+        """Longer answers (a few with 4 and more numbers) are never drawn."""
         return 3 * self.numbers + 3, 12 * (self.numbers - 1) - 3
 
     def draw(self, rng: random.Random) -> Example:
-        """Combines random numbers at random, until that ends at a target."""
+        """Combines random numbers at random until the result is a possible target."""
         while True:
             numbers = rng.choices(range(1, 100), k=self.numbers)
             if (steps := _combined(rng, numbers)) and len(answer := ",".join(steps)) <= self.max_lengths[1]:
@@ -70,7 +72,7 @@ class Countdown:
 
 
 def _results(a: int, b: int) -> dict[str, int]:
-    """What each sign makes of two numbers, where that is whole and above 0."""
+    """Operator -> result of two numbers, where that is a positive integer."""
     found = {"+": a + b, "*": a * b}
     if a > b:
         found["-"] = a - b
@@ -80,7 +82,7 @@ def _results(a: int, b: int) -> dict[str, int]:
 
 
 def _combined(rng: random.Random, numbers: list[int]) -> list[str] | None:
-    """Equations that use all numbers up and end at a target; None if a random try doesn't."""
+    """Random equations that use all numbers and end at a possible target; None if this try doesn't."""
     pool, steps = list(numbers), []
     while len(pool) > 1:
         i, j = sorted(rng.sample(range(len(pool)), 2))
@@ -89,7 +91,7 @@ def _combined(rng: random.Random, numbers: list[int]) -> list[str] | None:
         if a < b:
             choices += [(b, sign, a, c) for sign, c in _results(b, a).items() if sign in "-/"]
         a, sign, b, c = rng.choice(choices)
-        if c > LARGEST:
+        if c > MAX_RESULT:
             return None
         steps.append(f"{a}{sign}{b}={c}")
         pool.append(c)

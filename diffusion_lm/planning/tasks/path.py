@@ -1,4 +1,4 @@
-"""Path planning: which of two ways on, at the one node where two chains meet, leads to the goal."""
+"""Path planning: two chains of nodes share one node; find the path from start to goal through it."""
 
 import itertools
 import random
@@ -15,27 +15,30 @@ _ANSWER = re.compile(r"\d+,\d+(/\d+,\d+)*", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class PathPlanning:
-    """Edges `6,2/2,10/...-8,3` (then start and goal) -> the edges of a way `8,2/2,0/0,11/11,5/5,3`.
+    """Edges in random order, then start and goal, `6,2/2,10/...-8,3` -> the path's edges `8,2/2,0/0,11/11,5/5,3`.
 
-    Two chains of `length` nodes each out of `nodes`, one of which they share, as far down the one as down the other;
-    edges are in random order. Start and goal are an end of either chain. Unseen: the edges, start and goal.
+    The chains share one node, at the same depth of both. The start is the first node of either chain and the goal the
+    last of either. Training and test share no set of edges with start and goal.
+
+    nodes   possible node names, 0 to nodes - 1
+    length  nodes of a chain, at least 3
     """
 
     nodes: int = 12
     length: int = 6
     alphabet = "0123456789,/-"
-    difficulty_unit = "edges from where the chains meet to the goal"
+    difficulty_unit = "edges from the shared node to the goal"
 
     def __post_init__(self):
         if self.length < 3:
-            raise ValueError(f"task.length must be at least 3, not {self.length}: a way has a start, a middle, a goal")
+            raise ValueError(f"task.length must be at least 3; got {self.length}")
         if not 2 * self.length - 1 <= self.nodes <= 100:
             least = 2 * self.length - 1
-            raise ValueError(f"task.nodes must be {least} (two chains of {self.length}) to 100, not {self.nodes}")
+            raise ValueError(f"task.nodes must be {least} (two chains of {self.length}) to 100; got {self.nodes}")
 
     @property
     def max_lengths(self) -> tuple[int, int]:
-        """The nodes with the longest names stand where names are repeated most: where the chains meet, then inside."""
+        """Reached where the longest names repeat most: at the shared node, then inside the chains."""
         sizes = sorted((len(str(node)) for node in range(self.nodes)), reverse=True)
         edges = self.length - 1
         prompt = [4] + [2] * (2 * self.length - 4) + [1, 1]
@@ -52,28 +55,30 @@ class PathPlanning:
         other.insert(at, one[at])
         edges = _edges(one) + _edges(other)
         rng.shuffle(edges)
-        way = rng.choice([one, other])[:at] + rng.choice([one, other])[at:]
-        return Example(f"{'/'.join(edges)}-{way[0]},{way[-1]}", "/".join(_edges(way)))
+        path = rng.choice([one, other])[:at] + rng.choice([one, other])[at:]
+        return Example(f"{'/'.join(edges)}-{path[0]},{path[-1]}", "/".join(_edges(path)))
 
     def verify(self, prompt: str, answer: str) -> bool:
         if not _PROMPT.fullmatch(prompt) or not _ANSWER.fullmatch(answer):
             return False
         edges, _, ends = prompt.partition("-")
-        (start, goal), way = ends.split(","), answer.split("/")
+        (start, goal), path = ends.split(","), answer.split("/")
         known = edges.split("/")
-        if len(known) != 2 * (self.length - 1) or not set(way) <= set(known):
+        if len(known) != 2 * (self.length - 1) or not set(path) <= set(known):
             return False
-        firsts, lasts = zip(*(edge.split(",") for edge in way), strict=True)
+        firsts, lasts = zip(*(edge.split(",") for edge in path), strict=True)
         return firsts[0] == start and lasts[-1] == goal and firsts[1:] == lasts[:-1]
 
     def difficulty(self, example: Example) -> int:
-        """How far has to be looked ahead. The chains are as long before they meet as behind, so that the node where
-        they do is at the same place in any way."""
-        way = [edge.split(",")[0] for edge in example.answer.split("/")]
-        return self.length - 1 - _meeting(way, example.prompt)
+        """How far a model has to look ahead where the chains branch.
+
+        Both chains reach the shared node at the same depth, so that it has the same place in every path.
+        """
+        path = [edge.split(",")[0] for edge in example.answer.split("/")]
+        return self.length - 1 - _shared_index(path, example.prompt)
 
     def scratchpad(self, example: Example) -> str:
-        """From the goal back to where the chains meet: `3,5,11`. What is ahead of that node is then known."""
+        """The nodes from the goal back to the shared one, `3,5,11`: they decide which branch to take."""
         back = [edge.split(",")[1] for edge in reversed(example.answer.split("/"))]
         start = example.answer.partition(",")[0]
         return ",".join([*back, start][: self.difficulty(example) + 1])
@@ -86,11 +91,11 @@ class PathPlanning:
         return read_rows(self, path, "input", "output")
 
 
-def _meeting(way: list[str], prompt: str) -> int:
-    """The place in a way of the node that stands in other edges too than the way's; its end, if none before it does."""
+def _shared_index(path: list[str], prompt: str) -> int:
+    """The index in a path of the node that other edges share too; the path's length if there is none."""
     edges = [edge.split(",") for edge in prompt.partition("-")[0].split("/")]
     froms, tos = Counter(a for a, _ in edges), Counter(b for _, b in edges)
-    return next((at for at, node in enumerate(way) if max(froms[node], tos[node]) == 2), len(way))
+    return next((at for at, node in enumerate(path) if max(froms[node], tos[node]) == 2), len(path))
 
 
 def _edges(chain: list[str]) -> list[str]:

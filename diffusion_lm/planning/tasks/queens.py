@@ -1,4 +1,4 @@
-"""Queens: complete a board on which no two attack each other. Most first moves look free, and few can be completed."""
+"""N queens: complete a board on which no two queens attack each other. Few of the free squares lead to a solution."""
 
 import functools
 import random
@@ -13,20 +13,23 @@ COLUMNS = "123456789abc"
 
 @dataclass(frozen=True, kw_only=True)
 class Queens:
-    """A column a row, 0 where the row is still empty: `0200000084` -> `72a6195384` (columns 1 to 9, a, b, c).
+    """The queen's column in each row, 0 where the row is empty: `0200000084` -> `72a6195384` (1 to 9, a, b, c).
 
-    size rows and columns; `given` of the rows are filled. Any completion is right. Unseen: the prompt.
+    Any completion is correct. Training and test share no prompt.
+
+    size   rows and columns
+    given  rows that the prompt fills
     """
 
     size: int = 10
     given: int = 3
-    difficulty_unit = "ways to complete the board"
+    difficulty_unit = "completions of the board"
 
     def __post_init__(self):
         if not 4 <= self.size <= len(COLUMNS):
-            raise ValueError(f"task.size must be 4 to {len(COLUMNS)}, not {self.size}")
+            raise ValueError(f"task.size must be 4 to {len(COLUMNS)}; got {self.size}")
         if not 0 <= self.given < self.size:
-            raise ValueError(f"task.given must be 0 to {self.size - 1}, not {self.given}")
+            raise ValueError(f"task.given must be 0 to {self.size - 1}; got {self.given}")
 
     @property
     def alphabet(self) -> str:
@@ -61,12 +64,12 @@ class Queens:
 
 @functools.cache
 def _boards(size: int) -> list[str]:
-    """All full boards: 2 of 4 rows, 724 of 10, 14,200 of 12."""
+    """All solved boards: 2 of size 4, 724 of size 10, 14,200 of size 12."""
     return ["".join(COLUMNS[column] for column in columns) for columns in _completed(size, ())]
 
 
 def _completed(size: int, placed: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """The completions of the first rows' columns."""
+    """All completions of a board whose first rows are placed."""
     row = len(placed)
     if row == size:
         yield placed

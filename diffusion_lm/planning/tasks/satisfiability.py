@@ -1,4 +1,4 @@
-"""3-SAT: an assignment that makes every clause true."""
+"""3-SAT: find an assignment that satisfies every clause."""
 
 import functools
 import itertools
@@ -14,25 +14,28 @@ CLAUSES = {5: 41, 7: 45, 9: 51}  # of the public sets
 
 @dataclass(frozen=True, kw_only=True)
 class Satisfiability:
-    """Clauses `1,4,0/1,9,5/...` -> an assignment `1,2,3,9,5`, by the literals that it makes true.
+    """Clauses `1,4,0/1,9,5/...` -> an assignment `1,2,3,9,5`, written as its true literals.
 
-    Literals are written as the public sets do: variable v is the digit v; its negation is the digit v + 5 (0 for 10)
-    where there are 5 variables, and the v-th letter from b on where there are more. Clauses differ from one another.
-    clauses 0: as many as the public set of so many variables has. Unseen: the set of clauses.
+    Literals are those of the public sets: variable v is the digit v. Its negation is the digit v + 5 (0 for 10) with
+    5 variables, and the v-th letter from b on with more. All clauses of a prompt differ. Training and test share no
+    set of clauses.
+
+    variables  3 to 9
+    clauses    of a prompt; 0: as many as the public set of so many variables has
     """
 
     variables: int = 5
     clauses: int = 0
-    difficulty_unit = "right assignments"
+    difficulty_unit = "satisfying assignments"
 
     def __post_init__(self):
         if not 3 <= self.variables <= 9:
-            raise ValueError(f"task.variables must be 3 to 9, not {self.variables}")
+            raise ValueError(f"task.variables must be 3 to 9; got {self.variables}")
         if not self.clauses and self.variables not in CLAUSES:
             raise ValueError(f"no public set has {self.variables} variables: set task.clauses")
         most = 7 * math.comb(self.variables, 3)
         if not 0 <= self.clauses <= most:
-            raise ValueError(f"task.clauses must be at most {most} for {self.variables} variables, not {self.clauses}")
+            raise ValueError(f"task.clauses must be at most {most} for {self.variables} variables; got {self.clauses}")
 
     @property
     def count(self) -> int:
@@ -53,10 +56,10 @@ class Satisfiability:
         return 6 * self.count - 1, 2 * self.variables - 1
 
     def draw(self, rng: random.Random) -> Example:
-        """A random assignment, and random clauses of those that it makes true."""
+        """A random assignment, and random clauses among those that it satisfies."""
         assignment = tuple(rng.random() < 0.5 for _ in range(self.variables))
         clauses = rng.sample(_satisfied(self.literals, assignment), self.count)
-        return Example("/".join(clauses), ",".join(_written(self.literals, enumerate(assignment))))
+        return Example("/".join(clauses), ",".join(_literals(self.literals, enumerate(assignment))))
 
     def verify(self, prompt: str, answer: str) -> bool:
         clauses, chosen = [clause.split(",") for clause in prompt.split("/")], answer.split(",")
@@ -69,7 +72,7 @@ class Satisfiability:
     def difficulty(self, example: Example) -> int:
         clauses = [set(clause.split(",")) for clause in example.prompt.split("/")]
         signs = itertools.product((True, False), repeat=self.variables)
-        assignments = (_written(self.literals, enumerate(choice)) for choice in signs)
+        assignments = (_literals(self.literals, enumerate(choice)) for choice in signs)
         return sum(not any(clause.isdisjoint(chosen) for clause in clauses) for chosen in assignments)
 
     def split_key(self, example: Example) -> str:
@@ -85,16 +88,16 @@ class Satisfiability:
         return self.literals.index(literal) % self.variables
 
 
-def _written(literals: str, signs) -> list[str]:
-    """The literals of (variable, whether it is true)."""
+def _literals(literals: str, signs) -> list[str]:
+    """The true literals of pairs (variable, whether it is true)."""
     return [literals[variable + (0 if true else len(literals) // 2)] for variable, true in signs]
 
 
 @functools.cache
 def _satisfied(literals: str, assignment: tuple[bool, ...]) -> list[str]:
-    """Chain clause that an assignment makes true: seven of the eight of any three variables."""
+    """Each clause that an assignment satisfies: seven of the eight of any three variables."""
     return [
-        ",".join(_written(literals, zip(trio, signs, strict=True)))
+        ",".join(_literals(literals, zip(trio, signs, strict=True)))
         for trio in itertools.combinations(range(len(assignment)), 3)
         for signs in itertools.product((True, False), repeat=3)
         if any(assignment[variable] == sign for variable, sign in zip(trio, signs, strict=True))

@@ -1,4 +1,4 @@
-"""Sudoku: every row, column and box holds every digit once."""
+"""Sudoku: every row, column and box holds each digit once."""
 
 import functools
 import random
@@ -11,10 +11,10 @@ from typing import Literal
 from diffusion_lm.planning.tasks.base import Example, read_rows
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows and columns of a box
-PUZZLES = 1000  # that are dug by search; each then stands for all that it can be turned into
-FEWEST = {4: 4, 6: 9, 9: 17}  # givens that digging is asked for
-DUG = 23  # givens of 81 down to which digging comes within a few tries
-# Puzzles of 17 givens, the fewest that leave 81 cells one solution. Digging at random never finds one.
+PUZZLES = 1000  # base puzzles found by search; each yields all puzzles that a symmetry maps it to
+MIN_GIVENS = {4: 4, 6: 9, 9: 17}  # that removing digits can be asked for
+SEARCHABLE = 23  # givens of 81: with fewer, removing digits at random takes too many tries
+# Puzzles with 17 givens, the fewest with a unique solution. Removing digits at random never finds one.
 SEVENTEEN = (
     "000000010400000000020000000000050407008000300001090000300400200050100000000806000",
     "000000010400000000020000000000050604008000300001090000300400200050100000000807000",
@@ -31,11 +31,15 @@ SEVENTEEN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Sudoku:
-    """The grid row by row, 0 for a blank -> the full grid. 4, 6 or 9 digits; `least` to `most` of a grid are given.
+    """The grid row by row, 0 for a blank -> the full grid. Each puzzle has one solution.
 
-    A puzzle has one solution. Puzzles are dug by search, then turned (digits renamed, rows and columns and whole bands
-    of them exchanged, mirrored) and given some more digits. Below 23 givens of 81, all come from ten puzzles of 17.
-    Unseen: of 4 x 4, of which there are 288, the full grid; of others every grid that it can be turned into.
+    A base puzzle is found by removing digits, then some digits are added and a random symmetry is applied: digits
+    renamed, rows, columns and bands permuted, the grid transposed. With less than 23 givens of 81, all base puzzles
+    are ten with 17 givens. Training and test share no full grid of 4 x 4 (there are 288); of larger sizes, no grid
+    that a symmetry maps to the other.
+
+    size         digits, and rows and columns: 4, 6 or 9
+    least, most  number of givens
     """
 
     size: Literal[4, 6, 9] = 9
@@ -45,12 +49,10 @@ class Sudoku:
 
     def __post_init__(self):
         if self.size not in BOXES:
-            raise ValueError(f"task.size must be 4, 6 or 9, not {self.size}")
-        if not FEWEST[self.size] <= self.least <= self.most < self.size**2:
-            raise ValueError(
-                f"task.least={self.least} and task.most={self.most}: of {self.size**2} digits give {FEWEST[self.size]} "
-                f"to {self.size**2 - 1}"
-            )
+            raise ValueError(f"task.size must be 4, 6 or 9; got {self.size}")
+        if not MIN_GIVENS[self.size] <= self.least <= self.most < self.size**2:
+            bounds = f"{MIN_GIVENS[self.size]} to {self.size**2 - 1}"
+            raise ValueError(f"task.least={self.least} and task.most={self.most} must be {bounds} givens, least first")
 
     @property
     def alphabet(self) -> str:
@@ -62,15 +64,15 @@ class Sudoku:
 
     def draw(self, rng: random.Random) -> Example:
         givens = rng.randint(self.least, self.most)
-        if self.size == 9 and self.least < DUG:
+        if self.size == 9 and self.least < SEARCHABLE:
             puzzle = rng.choice(SEVENTEEN)
-            grid = _solved(puzzle)
+            grid = _solution(puzzle)
         else:
-            puzzle, grid = _dug(self.size, rng.randrange(PUZZLES), self.least)
+            puzzle, grid = base_puzzle(self.size, rng.randrange(PUZZLES), self.least)
         blanks = [cell for cell, digit in enumerate(puzzle) if digit == "0"]
         given = set(rng.sample(blanks, givens - (len(grid) - len(blanks))))
         puzzle = "".join([grid[cell] if cell in given else digit for cell, digit in enumerate(puzzle)])
-        return Example(*_turned(rng, self.size, puzzle, grid))
+        return Example(*transform(rng, self.size, puzzle, grid))
 
     def verify(self, prompt: str, answer: str) -> bool:
         if len(prompt) != self.size**2 or len(answer) != self.size**2:
@@ -84,13 +86,13 @@ class Sudoku:
         return example.prompt.count("0")
 
     def scratchpad(self, example: Example) -> str:
-        """The grid after half of the rounds (rounded up) in which blanks follow from what stands (see `_rounds`)."""
+        """The grid after half of the deduction rounds, rounded up (see `_rounds`)."""
         rounds = _rounds(self.size, *example)
         half = (max(rounds) + 1) // 2
         return "".join([digit if when <= half else "0" for digit, when in zip(example.answer, rounds, strict=True)])
 
     def split_key(self, example: Example) -> str:
-        return example.answer if self.size == 4 else _class(self.size, example.answer)
+        return example.answer if self.size == 4 else symmetry_invariant(self.size, example.answer)
 
     def read(self, path: str | Path) -> list[Example]:
         return read_rows(self, path, "quizzes", "solutions")
@@ -101,7 +103,7 @@ class Sudoku:
 
 @functools.cache
 def _units(size: int) -> tuple[tuple[int, ...], ...]:
-    """The cells of every row, column and box."""
+    """The cells of each row, column and box."""
     high, wide = BOXES[size]
     rows = [tuple(range(r * size, (r + 1) * size)) for r in range(size)]
     columns = [tuple(range(c, size * size, size)) for c in range(size)]
@@ -111,52 +113,52 @@ def _units(size: int) -> tuple[tuple[int, ...], ...]:
 
 
 @functools.cache
-def _homes(size: int) -> tuple[tuple[int, int, int], ...]:
-    """The row, column and box of each cell, as numbers of units."""
+def _units_of(size: int) -> tuple[tuple[int, int, int], ...]:
+    """The row, column and box of each cell, as indices of units."""
     units = _units(size)
     return tuple(tuple(u for u, unit in enumerate(units) if cell in unit) for cell in range(size * size))
 
 
 def solutions(size: int, puzzle: str, rng: random.Random | None = None) -> Iterator[str]:
-    """The full grids that keep a puzzle's givens: in order of digits, or in random order."""
-    homes, free = _homes(size), [(1 << size) - 1] * (3 * size)
+    """All solutions of a puzzle, in order of digits or, with a generator, in random order."""
+    units_of, free = _units_of(size), [(1 << size) - 1] * (3 * size)
     cells = [0] * size**2
     for cell, digit in enumerate(puzzle):
         if digit != "0":
             bit = 1 << int(digit) - 1
-            if not all(free[unit] & bit for unit in homes[cell]):
+            if not all(free[unit] & bit for unit in units_of[cell]):
                 return
-            _toggle(free, homes[cell], bit)
+            _toggle(free, units_of[cell], bit)
             cells[cell] = bit
-    yield from _filled(cells, [cell for cell, bit in enumerate(cells) if not bit], free, homes, rng)
+    yield from _filled(cells, [cell for cell, bit in enumerate(cells) if not bit], free, units_of, rng)
 
 
-def _filled(cells, blanks, free, homes, rng) -> Iterator[str]:
-    """Fills the cell that has the fewest candidates, or a digit that has one place left in a row, column or box."""
+def _filled(cells, blanks, free, units_of, rng) -> Iterator[str]:
+    """Backtracking: fills the cell with fewest candidates, or a digit with one place left in a unit."""
     if not blanks:
         yield "".join(str(bit.bit_length()) for bit in cells)
         return
-    candidates = {cell: free[homes[cell][0]] & free[homes[cell][1]] & free[homes[cell][2]] for cell in blanks}
+    candidates = {cell: free[units_of[cell][0]] & free[units_of[cell][1]] & free[units_of[cell][2]] for cell in blanks}
     best = min(candidates, key=lambda cell: candidates[cell].bit_count())
     if candidates[best].bit_count() > 1:
-        best, candidates[best] = _only_place(candidates, free, homes) or (best, candidates[best])
+        best, candidates[best] = _only_place(candidates, free, units_of) or (best, candidates[best])
     bits = [1 << i for i in range(9) if candidates[best] >> i & 1]
     if rng:
         rng.shuffle(bits)
     rest = [cell for cell in blanks if cell != best]
     for bit in bits:
-        _toggle(free, homes[best], bit)
+        _toggle(free, units_of[best], bit)
         cells[best] = bit
-        yield from _filled(cells, rest, free, homes, rng)
-        _toggle(free, homes[best], bit)
+        yield from _filled(cells, rest, free, units_of, rng)
+        _toggle(free, units_of[best], bit)
         cells[best] = 0
 
 
-def _only_place(candidates, free, homes) -> tuple[int, int] | None:
-    """(cell, bit) of a digit that fits one cell of a unit only; (some cell, 0) if it fits none."""
+def _only_place(candidates, free, units_of) -> tuple[int, int] | None:
+    """(cell, bit) of a digit that fits only one cell of a unit; (any cell, 0) if it fits none."""
     once, twice = [0] * len(free), [0] * len(free)
     for cell, bits in candidates.items():
-        for unit in homes[cell]:
+        for unit in units_of[cell]:
             twice[unit] |= once[unit] & bits
             once[unit] |= bits
     for unit, missing in enumerate(free):
@@ -164,19 +166,22 @@ def _only_place(candidates, free, homes) -> tuple[int, int] | None:
             return next(iter(candidates)), 0
         if single := once[unit] & ~twice[unit]:
             bit = single & -single
-            return next(c for c, bits in candidates.items() if bits & bit and unit in homes[c]), bit
+            return next(c for c, bits in candidates.items() if bits & bit and unit in units_of[c]), bit
     return None
 
 
 def _rounds(size: int, puzzle: str, grid: str) -> list[int]:
-    """The round that finds each cell of a puzzle's grid: 0 a given one; each round those that have one candidate, or
-    are the one place of a digit in a row, column or box, by what stood before. What no round finds comes last."""
-    units, homes = _units(size), _homes(size)
+    """The deduction round that fills each cell of a puzzle: 0 for a given.
+
+    A round fills the cells that have one candidate, or are a digit's only place in a unit, given the rounds before.
+    Cells that no round can deduce share the last one.
+    """
+    units, units_of = _units(size), _units_of(size)
     rounds, standing, number = [0 if digit != "0" else None for digit in puzzle], list(puzzle), 0
     while None in rounds:
         number += 1
         candidates = {
-            cell: set(grid) - {standing[i] for unit in homes[cell] for i in units[unit]}
+            cell: set(grid) - {standing[i] for unit in units_of[cell] for i in units[unit]}
             for cell, when in enumerate(rounds)
             if when is None
         }
@@ -184,7 +189,7 @@ def _rounds(size: int, puzzle: str, grid: str) -> list[int]:
         found = [
             cell
             for cell, digits in candidates.items()
-            if len(digits) == 1 or any(places[unit][grid[cell]] == 1 for unit in homes[cell])
+            if len(digits) == 1 or any(places[unit][grid[cell]] == 1 for unit in units_of[cell])
         ]
         for cell in found or candidates:
             rounds[cell], standing[cell] = number, grid[cell]
@@ -200,13 +205,13 @@ def _toggle(free: list[int], units: tuple[int, int, int], bit: int) -> None:
 
 
 @functools.cache
-def _solved(puzzle: str) -> str:
+def _solution(puzzle: str) -> str:
     return next(solutions(9, puzzle))
 
 
 @functools.cache
-def _dug(size: int, number: int, least: int) -> tuple[str, str]:
-    """A puzzle of at most `least` givens with one solution, and that."""
+def base_puzzle(size: int, number: int, least: int) -> tuple[str, str]:
+    """A puzzle of at most `least` givens with a unique solution, and the solution."""
     rng = random.Random(f"puzzle {size} {number}")
     while True:
         grid = next(solutions(size, "0" * size**2, rng))
@@ -220,7 +225,7 @@ def _dug(size: int, number: int, least: int) -> tuple[str, str]:
 
 
 def _another(size: int, puzzle: list[str], cell: int, digit: str) -> bool:
-    """Whether there is a solution with another digit in a cell."""
+    """Whether a solution has another digit in a cell."""
     trial = list(puzzle)
     for other in "123456789"[:size]:
         if other != digit:
@@ -230,8 +235,8 @@ def _another(size: int, puzzle: list[str], cell: int, digit: str) -> bool:
     return False
 
 
-def _turned(rng: random.Random, size: int, *grids: str) -> list[str]:
-    """The same random symmetry of sudoku for all."""
+def transform(rng: random.Random, size: int, *grids: str) -> list[str]:
+    """The grids under one random symmetry of sudoku."""
     high, wide = BOXES[size]
     rows, columns = _lines(rng, size, high), _lines(rng, size, wide)
     cells = [row * size + column for row in rows for column in columns]
@@ -244,13 +249,13 @@ def _turned(rng: random.Random, size: int, *grids: str) -> list[str]:
 
 
 def _lines(rng: random.Random, size: int, together: int) -> list[int]:
-    """Rows (or columns) in a new order that keeps those of a box together."""
+    """Rows (or columns) permuted so that those of a box stay together."""
     bands = rng.sample(range(size // together), size // together)
     return [band * together + line for band in bands for line in rng.sample(range(together), together)]
 
 
-def _class(size: int, grid: str) -> str:
-    """What no symmetry changes: of lines that cross the same boxes, how the digits of one go over into another's."""
+def symmetry_invariant(size: int, grid: str) -> str:
+    """A text that no symmetry changes: cycle lengths of the digits' permutations between lines of a band."""
     high, wide = BOXES[size]
     units = _units(size)
     sides = [_cycles(grid, units[:size], high), _cycles(grid, units[size : 2 * size], wide)]
@@ -258,7 +263,7 @@ def _class(size: int, grid: str) -> str:
 
 
 def _cycles(grid: str, lines: tuple[tuple[int, ...], ...], together: int) -> str:
-    """The lengths of the permutations' cycles, over all pairs of lines in a band."""
+    """The cycle lengths over all pairs of lines in a band, counted."""
     found = Counter()
     for a in range(len(lines)):
         for b in range(a + 1, a - a % together + together):

@@ -1,7 +1,7 @@
-"""What the configs of configs/planning share: the tasks, the kinds of network, and one training setting for all kinds.
+"""What the configs of configs/planning share: the tasks, the kinds of models, and one training setup for all kinds.
 
-A cell is TASK-KIND. Every kind of a task sees the same examples in the same order, for as many steps, in a network of
-one size, under one optimizer.
+An experiment is named TASK-KIND. All kinds of a task train on the same examples in the same order, for the same number
+of steps, in a network of the same size with the same optimizer.
 """
 
 import math
@@ -44,9 +44,16 @@ TASKS: dict[str, Task] = {
 
 
 def kinds(task: Task) -> dict[str, tuple[Task, Objective]]:
-    """The kinds of network, each with what it writes: ar; masked (the bound) and mgdm (token reweighting); fixed, the
-    control without diffusion; block and joint, whose canvases hold half an answer and a whole one; scratch, which is
-    joint with a canvas of work before the answer's, of tasks that have any."""
+    """The kinds of models of a task, each with its task and objective.
+
+    ar       autoregressive
+    masked   masked diffusion, trained on the ELBO
+    mgdm     masked diffusion with token reweighting
+    fixed    a bidirectional network with one masking rate: the control without diffusion
+    block    block diffusion, two canvases an answer
+    joint    block diffusion and autoregression in one network, one canvas an answer
+    scratch  joint, with a scratchpad's canvas before the answer's, for tasks that have one
+    """
     answer = task.max_lengths[1] + 1
     joint = Joint(block_size=answer)
     plain = {
@@ -61,20 +68,22 @@ def kinds(task: Task) -> dict[str, tuple[Task, Objective]]:
     return {**{kind: (task, objective) for kind, objective in plain.items()}, **scratch}
 
 
-def kind_of(cell: str) -> tuple[Task, Objective]:
-    """What a cell writes and learns by. ValueError for one that isn't there."""
-    name, _, kind = cell.partition("-")
+def task_and_objective(experiment: str) -> tuple[Task, Objective]:
+    """The task and objective of TASK-KIND. ValueError for an unknown one."""
+    name, _, kind = experiment.partition("-")
     if name not in TASKS:
-        raise ValueError(f"planning: task {name!r} is none of {', '.join(TASKS)}")
+        raise ValueError(f"planning: the task {name!r} is none of {', '.join(TASKS)}")
     known = kinds(TASKS[name])
     if kind not in known:
-        raise ValueError(f"planning: kind {kind!r} is none of {', '.join(known)}: name a cell as sudoku4-masked")
+        raise ValueError(
+            f"planning: the kind {kind!r} is none of {', '.join(known)}: give TASK-KIND, as sudoku4-masked"
+        )
     return known[kind]
 
 
-def config(cell: str, model: Architecture, *, steps: int, batch: int, lr: float) -> Config:
-    """The experiment of a cell. ValueError for one that isn't there."""
-    task, objective = kind_of(cell)
+def config(experiment: str, model: Architecture, *, steps: int, batch: int, lr: float) -> Config:
+    """The config of TASK-KIND. ValueError for an unknown one."""
+    task, objective = task_and_objective(experiment)
     return Config(
         data=Examples(task=task, seq_len=min_seq_len(task, objective.layout)),
         model=model,
