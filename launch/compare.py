@@ -281,16 +281,14 @@ def draw(lines: list[dict], path: Path) -> None:
     for line in lines:
         nats = {n: found["nats_per_token"] for n, found in line.get("samples", {}).items()}
         series[line["kind"]] = [nats.get(n, next(iter(nats.values()))) for n in step_counts()] if nats else []
-    labels = {
-        "x_label": f"log2 of the denoising steps a canvas ({', '.join(DENOISING_STEPS.value)})",
-        "y_label": "nats per token (by ar)",
-    }
     curve(
-        np.log2(step_counts()),
+        step_counts(),
         {name: ys for name, ys in series.items() if ys},
         path,
         title="Quality of samples",
-        **labels,
+        x_label="denoising steps a canvas",
+        y_label="nats per token (by ar)",
+        log_x=True,
     )
 
 

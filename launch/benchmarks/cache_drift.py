@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from diffusion_lm.build import LoadedModel, load_for_inference
@@ -58,12 +57,10 @@ def cache_drift(workdir: str, out: Path) -> list[Row]:
             found = _at_temperature(model, name, policy, texts, temperature, None if temperature else timings)
             lines[f"{name}, temperature {temperature:g}"] = [row.value for row in found]
             rows += found
-    labels = {
-        "x_label": f"log2 of the refresh interval ({BLOCKS * STEPS_PER_BLOCK}: never)",
-        "y_label": "share of equal tokens",
-    }
-    xs = np.log2([refresh or BLOCKS * STEPS_PER_BLOCK for refresh in REFRESH])
-    curve(xs, lines, out / "cache_drift.svg", title="Tokens equal to those of exact passes", **labels)
+    never = BLOCKS * STEPS_PER_BLOCK
+    labels = {"x_label": f"refresh interval in steps ({never}: never)", "y_label": "share of equal tokens"}
+    xs = [refresh or never for refresh in REFRESH]
+    curve(xs, lines, out / "cache_drift.svg", title="Tokens equal to those of exact passes", log_x=True, **labels)
     return rows
 
 

@@ -75,8 +75,8 @@ def _by_steps(model: LoadedModel, judge: LoadedModel, out: Path) -> list[Row]:
         lines[name], rows = [row.value for row in found], rows + found
     for name, schedule in SCHEDULES.items():
         rows.append(judged_row(name, presets.confidence(model, pace=schedule, passes=STEPS[-1], **options)))
-    labels = {"x_label": "log2 of the denoising steps a canvas", "y_label": "nats per token, by the judge"}
-    curve(np.log2(STEPS), lines, out / "quality.svg", title="Quality by denoising steps", **labels)
+    labels = {"x_label": "denoising steps a canvas", "y_label": "nats per token, by the judge"}
+    curve(STEPS, lines, out / "quality.svg", title="Quality by denoising steps", log_x=True, **labels)
     return rows
 
 
@@ -134,16 +134,22 @@ def _by_length(model: LoadedModel, out: Path) -> list[Row]:
             ratio = timing.times_faster(timed, first)
             note = f"{length / timed.wall:,.0f} tokens/s"
             rows.append(Row(name=f"{name}, {length} tokens", value=1e3 * timed.wall, unit="ms", ratio=ratio, note=note))
-    labels = {"x_label": "log2 of the new tokens", "y_label": "log10 of seconds"}
-    at, logs = np.log2(lengths), {name: np.log10(seconds) for name, seconds in lines.items()}
-    plain, diffusion, *_ = logs.values()
-    crossings = _crossings(at, plain, diffusion)
-    marks = {f"equal at {2**x:,.0f} tokens": x for x in crossings}
-    curve(at, logs, out / "length.svg", title="Seconds by output length, batch size 1", marks=marks, **labels)
-    name = "diffusion is as fast as autoregressive"
-    return rows + [
-        Row(name=name, value=2**x, unit="tokens", note="interpolated between measured lengths") for x in crossings
-    ]
+    plain, diffusion, *_ = (np.log(seconds) for seconds in lines.values())
+    crossings = np.exp(_crossings(np.log(lengths), plain, diffusion))
+    curve(
+        lengths,
+        lines,
+        out / "length.svg",
+        title="Time by output length, batch size 1",
+        x_label="new tokens",
+        y_label="time of a generation",
+        marks={f"equal at {x:,.0f} tokens": x for x in crossings},
+        log_x=True,
+        log_y=True,
+        y_unit="s",
+    )
+    name, note = "diffusion is as fast as autoregressive", "interpolated between measured lengths"
+    return rows + [Row(name=name, value=float(x), unit="tokens", note=note) for x in crossings]
 
 
 def _crossings(at: np.ndarray, one: np.ndarray, other: np.ndarray) -> list[float]:
@@ -204,14 +210,15 @@ def _by_context(model: LoadedModel, out: Path) -> list[Row]:
         }
         timings = timing.alternate(cases, repeats=15)
         for name, timed in timings.items():
-            lines[name].append(1e3 * timed.best)
+            lines[name].append(timed.best)
         flops = [_flops(model, tokens, context + canvas) for tokens in (canvas, context + canvas)]
         note = f"{flops[0] / 1e6:,.1f} and {flops[1] / 1e6:,.1f} MFLOP"
         ratio = timings["without"].best / timings["with the cache"].best
-        rows.append(Row(name=f"a pass after {context} tokens", value=lines["with the cache"][-1], unit="ms",
-                        reference=lines["without"][-1], ratio=ratio, note=note))  # fmt: skip
-    labels = {"x_label": "tokens of context", "y_label": "milliseconds of a pass"}
-    curve(contexts, lines, out / "context.svg", title=f"A pass over a canvas of {canvas}", **labels)
+        cached, recomputed = (1e3 * seconds[-1] for seconds in lines.values())
+        name = f"a pass after {context} tokens"
+        rows.append(Row(name=name, value=cached, unit="ms", reference=recomputed, ratio=ratio, note=note))
+    labels = {"x_label": "tokens of context", "y_label": "time of a forward pass", "y_unit": "s"}
+    curve(contexts, lines, out / "context.svg", title=f"A forward pass over a canvas of {canvas}", **labels)
     return rows
 
 
