@@ -15,7 +15,7 @@ from diffusion_lm.build import load_for_inference
 
 ROOT = Path(__file__).parents[2]
 TEXT = "\n\n".join(f"Line {i}: the {word} sat on the mat." for i in range(80) for word in ("cat", "dog", "hen"))
-STUDENT = "distilled:objective.num_timesteps=1"
+STUDENT = "distilled:objective.student_steps=1"
 SMALL = [f"--set={s}" for s in ("model.width=16", "model.layers=1", "model.heads=2", "train.batch_size=4")]
 
 
@@ -57,7 +57,7 @@ def test_the_seed_is_that_of_the_runs(compared):
 def test_a_student_has_its_settings_and_its_teacher(compared):
     work = compared[0] / "work"
     objective = load_for_inference(work / STUDENT).config.objective
-    assert (objective.num_timesteps, objective.teacher) == (1, str(work / "masked"))
+    assert (objective.student_steps, objective.teacher) == (1, str(work / "masked"))
 
 
 def changed(path, change):
