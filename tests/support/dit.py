@@ -1,4 +1,4 @@
-"""The published diffusion transformer of MDLM, BD3-LM and ReMDM, forward only, in float64 NumPy: a reference network.
+"""The published diffusion transformer of MDLM, BD3-LM, ReMDM and SEDD: a forward pass in float64 NumPy, a reference.
 
 All sizes come from the config (heads) and from the shapes of the weights (layers, widths, vocabulary).
 """
@@ -12,12 +12,12 @@ class DiT:
     """A transformer with adaptive layer norm (adaLN) conditioned on the noise level sigma.
 
     Args:
-        config: config.json of the family; `n_heads` is read.
+        config: config.json of the family; `n_heads` is read, in SEDD's under "model".
         weights: name -> array, matrices [out, in], with or without the prefix "backbone.".
     """
 
     def __init__(self, *, config: dict, weights: dict[str, np.ndarray]):
-        self.heads = config["n_heads"]
+        self.heads = config.get("model", config)["n_heads"]
         self.weights = {name.removeprefix("backbone."): array for name, array in weights.items()}
         self.layers = sum(name.endswith("attn_qkv.weight") for name in self.weights)
 
