@@ -183,12 +183,10 @@ class ExampleRows:
         return table
 
     def __call__(self, examples: Sequence[Example | None]) -> Batch:
-        pairs = [example and tuple(map(self._encode, example)) for example in examples]
+        # By a table, since a call of the tokenizer costs about as much as generating the example.
+        encode = lambda text: self._table[np.frombuffer(text.encode("ascii"), np.uint8)]  # noqa: E731
+        pairs = [example and tuple(map(encode, example)) for example in examples]
         return pack(self.layout, pairs, self.length, self.tokenizer)
-
-    def _encode(self, text: str) -> np.ndarray:
-        """The ids of tokenizer.encode, by a table: the tokenizer costs about as much as generating the example."""
-        return self._table[np.frombuffer(text.encode("ascii"), np.uint8)]
 
 
 def _batch(task: Task, rows: ExampleRows, exclude, seed: int, batch: int, mine: Sequence[int], number: int) -> Batch:

@@ -101,7 +101,7 @@ def _picture(grids, columns, box):
     wide = max(columns * CELL, 210)
     high = max(len(grid.right) for grid in grids) // columns * CELL + HEAD
     down = -(-len(grids) // across)
-    width = max(2 * PAD + across * (wide + GAP) - GAP, 520)
+    width = max(2 * PAD + across * (wide + GAP) - GAP, 620)  # the legend needs 600
     height = 2 * PAD + down * (high + GAP) - GAP + FOOT
     drawn = [
         f'<g transform="translate({PAD + k % across * (wide + GAP)} {PAD + k // across * (high + GAP)})">'

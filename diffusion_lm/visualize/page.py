@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lm.visualize.frames import Frame, Trace
+from diffusion_lm.visualize.frames import Trace
 
 
 def write_page(trace: Trace, path: str | os.PathLike) -> None:
@@ -24,7 +24,7 @@ def write_page(trace: Trace, path: str | os.PathLike) -> None:
     middle, rest = rest.split("{{text}}")
     data, tail = rest.split("{{trace}}")
     text = "".join(trace.frames[-1].tokens)
-    parts = head, html.escape(trace.title), middle, html.escape(text), data, _embedded(_json(trace)), tail
+    parts = head, html.escape(trace.title), middle, html.escape(text), data, _json(trace), tail
     write_whole(path, "".join(parts).encode("utf-8", "xmlcharrefreplace"))
 
 
@@ -42,27 +42,22 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
         raise OSError(error.errno, f"cannot write ({error.strerror}): {remedy}", str(path)) from error
 
 
-def _json(trace: Trace) -> dict:
-    """The trace as JSON values. `set` lists [position, text, confidence] where a frame differs from the one before."""
+def _json(trace: Trace) -> str:
+    """The trace as JSON. `set` lists [position, text, confidence] where a frame differs from the one before.
+
+    No HTML parser can mistake it for markup: it is ASCII without < > &.
+    """
     index = {text: i for i, text in enumerate(dict.fromkeys(t for frame in trace.frames for t in frame.tokens))}
     shown: list[tuple] = [(None, None)] * len(trace.frames[0].tokens)
     frames = []
     for frame in trace.frames:
-        now = _tokens(frame, index)
+        confidence = [None if math.isnan(c) else round(float(c), 4) for c in np.asarray(frame.confidence)]
+        now = [(index[text], c) for text, c in zip(frame.tokens, confidence, strict=True)]
         changes = [[i, *new] for i, (new, old) in enumerate(zip(now, shown, strict=True)) if new != old]
         state = "".join(str(int(s)) for s in frame.state)
         frames.append({"caption": trace.caption(frame), "state": state, "set": changes, "canvas": int(frame.canvas)})
         shown = now
     meta = {str(key): str(value) for key, value in trace.meta.items()}
-    return {"title": trace.title, "subtitle": trace.subtitle, "meta": meta, "texts": list(index), "frames": frames}
-
-
-def _tokens(frame: Frame, index: dict[str, int]) -> list[tuple]:
-    confidence = [None if math.isnan(c) else round(float(c), 4) for c in np.asarray(frame.confidence)]
-    return [(index[text], c) for text, c in zip(frame.tokens, confidence, strict=True)]
-
-
-def _embedded(value: dict) -> str:
-    """JSON that no HTML parser can mistake for markup: ASCII, without < > &."""
+    value = {"title": trace.title, "subtitle": trace.subtitle, "meta": meta, "texts": list(index), "frames": frames}
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

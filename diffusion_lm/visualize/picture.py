@@ -105,7 +105,7 @@ def _style():
 def _panel(trace, frame, text, wide, high):
     done, total = frame.committed
     share = done / max(total, 1) * (wide - 2 * PAD)
-    where = trace.caption(frame).rsplit(" · ", 1)[0]
+    where = trace.caption(frame).rsplit(" · ", 1)[0].replace("denoising step", "step")  # fits beside the count
     parts = [
         f'<rect class="panel" width="{wide:g}" height="{high:g}" rx="10"/>',
         f'<text class="h t-ink" x="{PAD}" y="23">{_clean(where)}</text>',

@@ -19,7 +19,7 @@ def drawn(trace, path, **options):
 def test_each_frame_is_a_panel(make_trace, tmp_path):
     picture = drawn(make_trace(128), tmp_path / "a.svg", frames=(0, 3, 12))
     heads = [text.text for text in picture.iter(SVG + "text") if text.get("class", "").startswith("h ")]
-    assert heads == [f"denoising step {step} of 12" for step in (0, 3, 12)]
+    assert heads == [f"step {step} of 12" for step in (0, 3, 12)]
 
 
 def test_the_last_panel_holds_all_the_text(make_trace, tmp_path):

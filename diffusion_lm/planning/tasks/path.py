@@ -74,8 +74,12 @@ class PathPlanning:
 
         Both chains reach the shared node at the same depth, so that it has the same place in every path.
         """
+        edges = [edge.split(",") for edge in example.prompt.partition("-")[0].split("/")]
+        froms, tos = Counter(a for a, _ in edges), Counter(b for _, b in edges)
         path = [edge.split(",")[0] for edge in example.answer.split("/")]
-        return self.length - 1 - _shared_index(path, example.prompt)
+        # The node that other edges share too; the goal, which is not in this list, if there is none.
+        shared = next((at for at, node in enumerate(path) if max(froms[node], tos[node]) == 2), len(path))
+        return self.length - 1 - shared
 
     def scratchpad(self, example: Example) -> str:
         """The nodes from the goal back to the shared one, `3,5,11`: they decide which branch to take."""
@@ -89,13 +93,6 @@ class PathPlanning:
 
     def read(self, path: str | File) -> list[Example]:
         return read_rows(self, path, "input", "output")
-
-
-def _shared_index(path: list[str], prompt: str) -> int:
-    """The index in a path of the node that other edges share too; the path's length if there is none."""
-    edges = [edge.split(",") for edge in prompt.partition("-")[0].split("/")]
-    froms, tos = Counter(a for a, _ in edges), Counter(b for _, b in edges)
-    return next((at for at, node in enumerate(path) if max(froms[node], tos[node]) == 2), len(path))
 
 
 def _edges(chain: list[str]) -> list[str]:

@@ -65,7 +65,9 @@ class Satisfiability:
         clauses, chosen = [clause.split(",") for clause in prompt.split("/")], answer.split(",")
         if len(clauses) != self.count or any(len(clause) != 3 or not self._known(clause) for clause in clauses):
             return False
-        if not self._known(chosen) or [self._variable(literal) for literal in chosen] != list(range(self.variables)):
+        if not self._known(chosen) or [self.literals.index(c) % self.variables for c in chosen] != list(
+            range(self.variables)
+        ):
             return False
         return all(set(chosen) & set(clause) for clause in clauses)
 
@@ -83,9 +85,6 @@ class Satisfiability:
 
     def _known(self, literals: list[str]) -> bool:
         return all(len(literal) == 1 and literal in self.literals for literal in literals)
-
-    def _variable(self, literal: str) -> int:
-        return self.literals.index(literal) % self.variables
 
 
 def _literals(literals: str, signs) -> list[str]:
