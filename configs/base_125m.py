@@ -11,7 +11,7 @@ Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec, Execution
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import MeshShape
@@ -30,7 +30,8 @@ def get_config() -> Config:
             vocab_size=32_768,
             token_cache_dir="runs/base_125m-tokens",
         ),
-        model=Architecture(width=768, layers=12, heads=12, kv_heads=4, tie_embeddings=False, remat="full"),
+        model=DenoiserSpec(width=768, layers=12, heads=12, kv_heads=4, tie_embeddings=False),
+        exec=Execution(remat="full"),
         process=Absorbing(),
         objective=Joint(block_size=32),
         optim=AdamW(lr=1e-3, schedule=WarmupStableDecay(warmup=500, decay=2000)),

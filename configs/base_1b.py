@@ -12,7 +12,7 @@ Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec, Execution
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import MeshShape
@@ -31,7 +31,8 @@ def get_config() -> Config:
             vocab_size=32_768,
             token_cache_dir="runs/base_1b-tokens",
         ),
-        model=Architecture(width=2048, layers=20, heads=16, kv_heads=4, tie_embeddings=False, remat="full"),
+        model=DenoiserSpec(width=2048, layers=20, heads=16, kv_heads=4, tie_embeddings=False),
+        exec=Execution(remat="full"),
         process=Absorbing(),
         objective=Joint(block_size=32),
         optim=AdamW(lr=4e-4, schedule=WarmupStableDecay(warmup=1000, decay=4000)),

@@ -12,7 +12,7 @@ Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec, Execution
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import MeshShape
@@ -31,7 +31,7 @@ def get_config() -> Config:
             vocab_size=131_072,
             token_cache_dir="runs/base_8b-tokens",
         ),
-        model=Architecture(
+        model=DenoiserSpec(
             width=4096,
             layers=32,
             heads=32,
@@ -39,8 +39,8 @@ def get_config() -> Config:
             mlp_dim=14_336,
             tie_embeddings=False,
             rope_theta=500_000.0,
-            remat="full",
         ),
+        exec=Execution(remat="full"),
         process=Absorbing(),
         objective=Joint(block_size=32),
         optim=AdamW(lr=2e-4, schedule=WarmupStableDecay(warmup=2000, decay=8000)),

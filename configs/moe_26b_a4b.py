@@ -13,7 +13,7 @@ Number to expect: not yet run. Learning rate and schedule are untuned.
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec, Execution
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import MeshShape
@@ -32,7 +32,7 @@ def get_config() -> Config:
             vocab_size=262_144,
             token_cache_dir="runs/moe_26b_a4b-tokens",
         ),
-        model=Architecture(
+        model=DenoiserSpec(
             width=2816,
             layers=30,
             heads=48,
@@ -43,8 +43,8 @@ def get_config() -> Config:
             num_experts_per_token=8,
             tie_embeddings=False,
             rope_theta=500_000.0,
-            remat="full",
         ),
+        exec=Execution(remat="full"),
         process=Absorbing(),
         objective=Joint(block_size=32),
         optim=AdamW(lr=2e-4, schedule=WarmupStableDecay(warmup=2000, decay=8000)),

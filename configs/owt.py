@@ -18,7 +18,7 @@ Differences from the papers, all untested:
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
@@ -46,7 +46,7 @@ def get_config(kind: str = "masked") -> Config:
         data=Data(
             path="openwebtext.jsonl", seq_len=1024, val_fraction=0.0125, vocab_size=50_257, token_cache_dir=tokens
         ),
-        model=Architecture(width=768, layers=12, heads=12, tie_embeddings=False),
+        model=DenoiserSpec(width=768, layers=12, heads=12, tie_embeddings=False),
         process=Absorbing(),
         objective=objective,
         optim=AdamW(lr=3e-4, b2=0.999, weight_decay=0.0, schedule=WarmupStableDecay(warmup=2500, decay=0)),

@@ -8,7 +8,7 @@ Number to expect, bits per byte: 2.556 autoregressive, at most 2.913 by diffusio
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training.checkpoint import Checkpointing
@@ -19,7 +19,7 @@ from diffusion_lm.training.optimizer import AdamW, WarmupCosine
 def get_config() -> Config:
     return Config(
         data=Data(path="python-docs", seq_len=512, val_fraction=0.1, tokenizer_kind="unigram", vocab_size=2048),
-        model=Architecture(width=256, layers=4, heads=4),
+        model=DenoiserSpec(width=256, layers=4, heads=4),
         process=Absorbing(),
         objective=Joint(block_size=256),
         optim=AdamW(lr=2e-3, schedule=WarmupCosine(warmup=20, final=0.05)),

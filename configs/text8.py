@@ -14,7 +14,7 @@ The optimizer is MDLM's for OpenWebText; it has dropout 0.1, which is missing he
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
@@ -40,7 +40,7 @@ def get_config(kind: str = "masked") -> Config:
         raise ValueError(f"text8: kind {kind!r} is none of {', '.join(OBJECTIVES)}")
     return Config(
         data=Data(path="text8", seq_len=256, val_fraction=0.1, tokenizer_kind="char", vocab_size=512),
-        model=Architecture(width=768, layers=12, heads=12, tie_embeddings=False),
+        model=DenoiserSpec(width=768, layers=12, heads=12, tie_embeddings=False),
         process=Absorbing(),
         objective=OBJECTIVES[kind],
         optim=AdamW(lr=3e-4, b2=0.999, weight_decay=0.0, schedule=WarmupStableDecay(warmup=2500, decay=0)),

@@ -17,7 +17,7 @@ with 4 steps for 16 of its ODE.
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.distillation import Distillation
@@ -71,7 +71,7 @@ def get_config(kind: str = "joint") -> Config:
     length = objective.layout.round_up(65)
     return Config(
         data=Data(path="tinyshakespeare.txt", seq_len=length, val_fraction=0.1, tokenizer_kind="char", vocab_size=512),
-        model=Architecture(width=128, layers=4, heads=4, **INPUTS.get(kind, {})),
+        model=DenoiserSpec(width=128, layers=4, heads=4, **INPUTS.get(kind, {})),
         process=process,
         objective=objective,
         optim=AdamW(lr=1e-3, b2=0.99, schedule=WarmupCosine(warmup=100, final=0.1)),

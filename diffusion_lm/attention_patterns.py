@@ -167,10 +167,11 @@ class AttentionPattern:
         """
         return _delayed(hidden, segment_ids, before)
 
-    def num_pairs(self, length: int) -> int:
-        """How many (query, key) pairs attention computes for one document of `length` positions, without a cache."""
+    def num_pairs(self, length: int, window: int = 0) -> int:
+        """How many (query, key) pairs attention computes for one document of `length` positions, without a cache;
+        window: of a sliding window, 0 for none."""
         with jax.ensure_compile_time_eval():
-            ranges = [r for group in self.key_ranges(length) for r in group]
+            ranges = [r.sliding(window) if window else r for group in self.key_ranges(length) for r in group]
             sizes = [np.inf if r.keys is None else r.keys[1] - r.keys[0] for r in ranges]
             ends = [
                 np.minimum(r.last, min(size, self.row_length(length)) - 1)

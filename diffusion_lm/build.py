@@ -16,6 +16,7 @@ from diffusion_lm.config import Config, allowed_by, decode, encode, from_json, t
 from diffusion_lm.data.source import TokenizedCorpus, TokenizedData
 from diffusion_lm.data.tokenizer import Tokenizer
 from diffusion_lm.models import flops
+from diffusion_lm.models.base import Vocabulary
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.objectives.distillation import Distillation
@@ -38,16 +39,16 @@ class LoadedModel(NamedTuple):
     config: Config
     tokenizer: Tokenizer
     process: Process
-    bound: BoundModel
+    network: BoundModel
     step: int
     meta: CheckpointMeta
     ready: dict  # networks made ready to sample, by their products' type: rounding a large one takes a while
 
     def for_sampling(self, rows: int) -> BoundModel:
         """`Bound.for_sampling`, once."""
-        compute_dtype = self.bound.sampling_dtype(rows)
+        compute_dtype = self.network.sampling_dtype(rows)
         if compute_dtype not in self.ready:
-            self.ready[compute_dtype] = self.bound.for_sampling(rows)
+            self.ready[compute_dtype] = self.network.for_sampling(rows)
         return self.ready[compute_dtype]
 
 
@@ -125,7 +126,10 @@ def build_model(config: Config, tokenizer: Tokenizer) -> tuple[Transformer, Proc
     if isinstance(config.process, Gaussian):
         sizes["width"] = config.model.width
     process = dataclasses.replace(config.process, **sizes)
-    return Transformer(architecture=config.model, vocab=tokenizer.vocab), process
+    vocabulary = config.model.vocabulary or Vocabulary(
+        size=tokenizer.vocab, mask=tokenizer.mask, eos=tokenizer.eos, bos=tokenizer.bos
+    )
+    return Transformer(config.model, vocabulary, config.exec), process
 
 
 def build_init(module: Transformer, process: Process) -> Callable:
@@ -188,7 +192,7 @@ def load_teacher(config: Config, tokenizer: Tokenizer) -> BoundModel | None:
     }
     if other := [name for name, equal in same.items() if not equal]:
         raise ValueError(f"objective.teacher={config.objective.teacher} has another {', '.join(other)}: set them alike")
-    return teacher.bound.replace(params=jax.device_get(teacher.bound.params))
+    return teacher.network.replace(params=jax.device_get(teacher.network.params))
 
 
 def update_flops(config: Config, module: Transformer, process: Process) -> int:

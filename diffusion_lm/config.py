@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_lm.data.source import Data, DataSource
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import Execution, ModelSpec, check_execution
 from diffusion_lm.objectives.base import Objective
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.checkpoint import Checkpointing
@@ -38,7 +38,8 @@ class Config:
     """One experiment. Every part may be a frozen dataclass of your own.
 
     data        what is trained on
-    model       the network's sizes
+    model       what the network is
+    exec        how it runs
     process     how tokens become noise
     objective   the loss
     optim       the optimizer and its learning rate
@@ -49,9 +50,10 @@ class Config:
     """
 
     data: DataSource
-    model: Architecture
+    model: ModelSpec
     process: Any
     objective: Objective
+    exec: Execution = field(default_factory=Execution)
     optim: Optimizer = field(default_factory=AdamW)
     train: Train = field(default_factory=Train)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
@@ -61,6 +63,7 @@ class Config:
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32); got {self.seed}")
+        check_execution(self.model, self.exec)
         if self.checkpoint.save_every % self.train.steps_per_call:
             raise ValueError(f"train.steps_per_call={self.train.steps_per_call} doesn't divide checkpoint.save_every")
 

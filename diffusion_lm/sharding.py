@@ -154,7 +154,7 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 def cache_shardings(mesh: Mesh, cache: Any) -> Any:
     """Shardings of a key-value cache: arrays [B, kv_heads, ...], or [B]. The table is the parameters'."""
-    axes = {1: ("batch",), 4: ("batch", "kv_heads", None, None)}
+    axes = {1: ("batch",), 3: ("batch", None, None), 4: ("batch", "kv_heads", None, None)}
     specs = jax.tree.map(lambda a: nn.logical_to_mesh_axes(axes[a.ndim], RULES), cache)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     jax.tree_util.tree_map_with_path(_check_divides, cache, shardings)

@@ -186,11 +186,11 @@ def _score(model: LoadedModel, record: Record) -> None:
     if "bits_per_byte" in record:
         return
     text, config = read_text(model.config, model.meta).valid, model.config
-    loss = build_loss(config, model.bound.module, model.process, bound=True)
+    loss = build_loss(config, model.network.module, model.process, bound=True)
     losses = jax.jit(lambda params, key, batch: loss(params, key, batch))
     batches = loader.eval_batches(text, length=config.data.seq_len, batch=64)
     found = held_out(
-        lambda key, batch: losses(model.bound.params, key, batch), batches, text, jax.random.key(SEED.value)
+        lambda key, batch: losses(model.network.params, key, batch), batches, text, jax.random.key(SEED.value)
     )
     errors = {part: e.standard_error * e.bits_per_byte / e.nats_per_token for part, e in found.items()}
     record.keep(bits_per_byte={part: e.bits_per_byte for part, e in found.items()}, standard_error=errors)
@@ -230,7 +230,7 @@ _JUDGE = jax.jit(lambda bound, rows: judged(bound.denoise, rows))
 
 
 def _quality(judge: LoadedModel, rows: np.ndarray) -> dict[str, float]:
-    return quality(_JUDGE(judge.bound, rows), rows, PROMPT_LENGTH)._asdict()
+    return quality(_JUDGE(judge.network, rows), rows, PROMPT_LENGTH)._asdict()
 
 
 def rows(records: dict[str, dict]) -> list[dict]:

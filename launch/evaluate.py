@@ -30,10 +30,10 @@ CHECKPOINT_STEP = FLAGS.integer("checkpoint_step", None, "Step of the checkpoint
 def main() -> dict:
     model = load_for_inference(WORKDIR.value, step=CHECKPOINT_STEP.value, allow_import=command.ALLOW_IMPORT.value)
     tokens = _tokens(model)
-    loss = build_loss(model.config, model.bound.module, model.process, bound=True)
+    loss = build_loss(model.config, model.network.module, model.process, bound=True)
     losses = jax.jit(lambda key, batch, params: loss(params, key, batch))
     estimates = held_out(
-        lambda key, batch: losses(key, batch, model.bound.params),
+        lambda key, batch: losses(key, batch, model.network.params),
         loader.eval_batches(tokens, length=model.config.data.seq_len, batch=BATCH_SIZE.value),
         tokens,
         jax.random.key(0),

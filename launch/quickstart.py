@@ -63,10 +63,10 @@ def main() -> dict:
 
 def _quality(model, tokens: loader.TokenArray) -> dict:
     """The likelihood of held-out text: exact for the autoregressive part, an upper bound for the canvas part."""
-    loss = build_loss(model.config, model.bound.module, model.process, bound=True)
+    loss = build_loss(model.config, model.network.module, model.process, bound=True)
     losses = jax.jit(lambda params, key, batch: loss(params, key, batch))
     batches = loader.eval_batches(tokens, length=model.config.data.seq_len, batch=model.config.train.batch_size)
-    return held_out(lambda key, batch: losses(model.bound.params, key, batch), batches, tokens, jax.random.key(1))
+    return held_out(lambda key, batch: losses(model.network.params, key, batch), batches, tokens, jax.random.key(1))
 
 
 def _compressors(config) -> dict[str, float]:

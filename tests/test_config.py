@@ -6,7 +6,7 @@ import pytest
 
 from diffusion_lm.config import Config, Data, from_json, load, override, to_json
 from diffusion_lm.data.tokenizer import train_tokenizer
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.schedules import Polynomial
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
 CONFIG = Config(
     data=Data(path="text.txt"),
-    model=Architecture(width=64, layers=2, heads=2),
+    model=DenoiserSpec(width=64, layers=2, heads=2),
     process=Absorbing(schedule=Polynomial(power=2.0)),
     objective=BlockELBO(block_size=8),
     optim=AdamW(schedule=WarmupStableDecay(warmup=5)),
@@ -135,7 +135,7 @@ def changed_json(path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("model.depth", 3, "config.model of class Architecture has no field depth"),
+        ("model.depth", 3, "config.model of class DenoiserSpec has no field depth"),
         ("model.class", "os:system", "'os:system' is not a dataclass of diffusion_lm"),
         ("model.class", "diffusion_lm.config:load", "is not a dataclass of diffusion_lm"),
         ("model.class", "diffusion_lm.nothing:Here", "is not a dataclass of diffusion_lm"),

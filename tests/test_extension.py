@@ -61,7 +61,7 @@ runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
 
 
 def params(folder):
-    return load_for_inference(folder, allow_import=("extension_example",)).bound.params
+    return load_for_inference(folder, allow_import=("extension_example",)).network.params
 
 
 def test_a_killed_run_resumes_bit_for_bit(whole, killed):

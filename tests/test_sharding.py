@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from support.small import module_of
 
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.models.base import DenoiserSpec
+from diffusion_lm.models.transformer import init_params
 from diffusion_lm.sharding import AXES, RULES, MeshShape, cut, make_mesh, on, state_shardings
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +85,7 @@ def test_eight_devices_give_what_one_gives():
 
 
 def test_more_devices_than_heads_are_refused():
-    module = Transformer(Architecture(width=32, layers=2, heads=4), vocab=127)
+    module = module_of(DenoiserSpec(width=32, layers=2, heads=4), 127)
     boxed = jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
     devices = jax.sharding.AbstractMesh((1, 1, 1, 1, 8), AXES)
     with pytest.raises(ValueError, match=r"mesh\.tensor=8 doesn't divide"):

@@ -7,7 +7,7 @@ of steps, in a network of the same size with the same optimizer.
 import math
 
 from diffusion_lm.config import Config
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.base import Objective
 from diffusion_lm.objectives.block import BlockELBO
@@ -81,7 +81,7 @@ def task_and_objective(experiment: str) -> tuple[Task, Objective]:
     return known[kind]
 
 
-def config(experiment: str, model: Architecture, *, steps: int, batch: int, lr: float) -> Config:
+def config(experiment: str, model: DenoiserSpec, *, steps: int, batch: int, lr: float) -> Config:
     """The config of TASK-KIND. ValueError for an unknown one."""
     task, objective = task_and_objective(experiment)
     return Config(

@@ -8,9 +8,9 @@ results, with dates, and what was not run: docs/results/planning.md.
 
 from configs.planning import experiments
 from diffusion_lm.config import Config
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 
 
 def get_config(experiment: str = "sudoku4-masked") -> Config:
     """experiment: TASK-KIND, of those in experiments.py."""
-    return experiments.config(experiment, Architecture(width=128, layers=4, heads=4), steps=1200, batch=32, lr=2e-3)
+    return experiments.config(experiment, DenoiserSpec(width=128, layers=4, heads=4), steps=1200, batch=32, lr=2e-3)

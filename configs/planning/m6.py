@@ -8,9 +8,9 @@ Batch and peak learning rate are the published ones. Not run yet.
 
 from configs.planning import experiments
 from diffusion_lm.config import Config
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 
 
 def get_config(experiment: str = "sudoku9-masked") -> Config:
     """experiment: TASK-KIND, of those in experiments.py."""
-    return experiments.config(experiment, Architecture(width=384, layers=3, heads=6), steps=40_000, batch=1024, lr=1e-3)
+    return experiments.config(experiment, DenoiserSpec(width=384, layers=3, heads=6), steps=40_000, batch=1024, lr=1e-3)

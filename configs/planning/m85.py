@@ -8,11 +8,11 @@ Batch and peak learning rate are the published ones. Not run yet.
 
 from configs.planning import experiments
 from diffusion_lm.config import Config
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 
 
 def get_config(experiment: str = "countdown4-masked") -> Config:
     """experiment: TASK-KIND, of those in experiments.py."""
     return experiments.config(
-        experiment, Architecture(width=768, layers=12, heads=12), steps=60_000, batch=1024, lr=3e-4
+        experiment, DenoiserSpec(width=768, layers=12, heads=12), steps=60_000, batch=1024, lr=3e-4
     )

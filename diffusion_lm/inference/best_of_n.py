@@ -95,7 +95,7 @@ def by_causal(model: LoadedModel, answer: GenerationOutput) -> np.ndarray:
     if not model.config.objective.trains_ar:
         raise ValueError(f"{type(model.config.objective).__name__} reads no text causally: score by_bound")
     batch = scored(model, answer)
-    nats = np.asarray(_judged(model.bound, batch.tokens), np.float64)
+    nats = np.asarray(_judged(model.network, batch.tokens), np.float64)
     return -(nats * batch.loss_mask).sum(axis=1) / batch.loss_mask.sum(axis=1)
 
 
@@ -106,7 +106,7 @@ def by_bound(model: LoadedModel, answer: GenerationOutput, *, draws: int = 8, se
         raise ValueError("a bound needs a network that denoises, and 1 draw of noise or more: score by_causal")
     batch, keys = scored(model, answer), jax.random.split(jax.random.key(seed), draws)
     objective = objective_of(model.config, bound=True)
-    return -np.asarray(_bounds(model.bound, keys, batch, objective, model.process), np.float64)
+    return -np.asarray(_bounds(model.network, keys, batch, objective, model.process), np.float64)
 
 
 _judged = jax.jit(lambda bound, rows: judged(bound.denoise, rows))

@@ -1,4 +1,4 @@
-"""A denoiser with its parameters: what objectives, samplers and evaluation are handed."""
+"""A denoiser with its parameters: what objectives, samplers and evaluation are given."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from flax import struct
 from diffusion_lm.attention_patterns import AttentionPattern, DraftAndVerify, Full
 from diffusion_lm.models.transformer import Transformer
 from diffusion_lm.nn import cache as kv_cache
-from diffusion_lm.nn.cache import KVCache
+from diffusion_lm.nn.cache import KVCache, NewEntries
 from diffusion_lm.nn.dot import dot
 from diffusion_lm.nn.lm_head import unit
 from diffusion_lm.sharding import platform
@@ -20,7 +20,7 @@ Array = jax.Array
 
 @struct.dataclass
 class BoundModel:
-    """module and params; a pytree, so that it passes through jit."""
+    """A module and its parameters; a pytree, so that it passes through jit."""
 
     module: Transformer = struct.field(pytree_node=False)
     params: dict
@@ -35,57 +35,59 @@ class BoundModel:
     def for_sampling(self, rows: int = 0) -> "BoundModel":
         """The same network with its layers apart and its matrices already rounded to the products' type.
 
-        rows: how many rows of activations a pass multiplies (batch x canvas, or batch x 1), 0 for many.
+        Args:
+            rows: how many rows of activations a pass multiplies (batch x canvas, or batch x 1), 0 for many.
         """
         compute_dtype = self.sampling_dtype(rows)
         params = unstacked(self.params) if self.module.scan else self.params
         params = jax.tree_util.tree_map_with_path(lambda path, a: _rounded(path[-1].key, a, compute_dtype), params)
-        architecture = dataclasses.replace(self.module.architecture, compute_dtype=compute_dtype)
-        return BoundModel(module=self.module.clone(scan=False, architecture=architecture), params=params)
+        execution = dataclasses.replace(self.module.exec, compute_dtype=compute_dtype)
+        return BoundModel(module=self.module.clone(scan=False, exec=execution), params=params)
 
     def sampling_dtype(self, rows: int) -> str:
-        """The type of products that suits so many rows. A CPU multiplies a single row faster in float32: a bfloat16
-        matrix-vector product isn't vectorised there."""
+        """The type of products that is fastest for so many rows. A CPU multiplies a single row faster in float32: XLA
+        doesn't vectorise a bfloat16 matrix-vector product there."""
         single = rows == 1 and platform() == "cpu"
-        return "float32" if single else self.module.architecture.compute_dtype
+        return "float32" if single else self.module.exec.compute_dtype
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         """A cache for `batch` rows of at most `slots` positions."""
-        a = self.module.architecture.resolved
-        sizes = {"layers": a.layers, "kv_heads": a.kv_heads, "head_dim": a.head_dim}
-        return kv_cache.empty(batch=batch, slots=slots, dtype=a.compute_dtype, **sizes)
+        s = self.module.spec
+        layers = [group.layer.attention for group in s.groups for _ in range(group.repeat)]
+        heads = tuple((a.kv_heads, a.head_dim) for a in layers)
+        width = s.width if s.logit_shift else 0
+        return kv_cache.empty(heads=heads, batch=batch, slots=slots, dtype=self.module.exec.compute_dtype, width=width)
 
     def extend(
         self, cache: KVCache, tokens: Array, count: Array, attention: AttentionPattern
     ) -> tuple[LogitsHead, KVCache]:
-        """Reads the next count[b] of clean tokens [B, T] as `reading` says: what it says of all T, the longer cache."""
-        head, new = self._read(cache, tokens, jnp.zeros((tokens.shape[0], 1)), attention)
+        """A forward pass over clean tokens [B, T] after the cache: predictions at all T, and the cache with the first
+        count[b] of them."""
+        head, new = self._after(cache, tokens, jnp.zeros((tokens.shape[0], 1)), attention)
         return head, _appended(cache, head, new, count)
 
     def fork(self, cache: KVCache, tokens: Array, count: Array, masks: int) -> tuple[LogitsHead, LogitsHead, KVCache]:
-        """Reads the next count[b] of clean tokens [B, T] as `extend` does causally, and in the same pass a canvas of so
-        many masks behind each of them, as `read_canvas` at time 1 would if the text ended there.
+        """`extend` under causal attention and, in the same pass, a canvas of so many masks after each of the tokens, as
+        `read_canvas` at time 1 would predict it if the text ended there.
 
-        Returns what it says of the tokens, [B, T], of all canvases, [B, T * masks], and the cache with the tokens.
+        Returns:
+            Predictions at the tokens [B, T] and at all canvases [B, T * masks], and the cache with the tokens.
         """
-        rows, text = tokens.shape
-        canvases = jnp.full((rows, text * masks), self.module.vocab, jnp.int32)
-        at = jnp.arange(text, dtype=jnp.int32)
-        behind = at[:, None] + 1 + jnp.arange(masks, dtype=jnp.int32)[None]
-        positions = cache.length[:, None] + jnp.concatenate([at, behind.reshape(-1)])[None]
-        t = jnp.concatenate([jnp.zeros((rows, 1)), jnp.ones((rows, masks))], axis=1)
-        (said, ahead), new = self.module.apply(
+        (rows, text), mask = tokens.shape, self.module.vocabulary.mask
+        attention, at = DraftAndVerify(text, masks), jnp.arange(text, dtype=jnp.int32)
+        canvases = at[:, None] + 1 + jnp.arange(masks, dtype=jnp.int32)[None]
+        (head, drafts), new = self.module.apply(
             {"params": self.params},
-            jnp.concatenate([tokens, canvases], axis=1),
-            t,
-            attention=DraftAndVerify(text, masks),
-            positions=positions,
+            attention.join(tokens, jnp.full((rows, text * masks), mask, jnp.int32)),
+            attention.join(jnp.zeros((rows, 1)), jnp.ones((rows, masks))),
+            attention=attention,
+            positions=cache.length[:, None] + jnp.concatenate([at, canvases.reshape(-1)])[None],
             cache=cache,
         )
-        return said, ahead, _appended(cache, said, tuple(layer.cut(0, text) for layer in new), count)
+        return head, drafts, _appended(cache, head, new.cut(0, text), count)
 
     def truncate(self, cache: KVCache, count: Array) -> KVCache:
-        """Forgets the last count[b] positions that were read."""
+        """The cache without the last count[b] positions."""
         return kv_cache.truncate(cache, count)
 
     def resize(self, cache: KVCache, rows: Array, slots: int | None = None) -> KVCache:
@@ -93,53 +95,62 @@ class BoundModel:
         return kv_cache.resize(cache, rows, slots)
 
     def read_canvas(self, cache: KVCache, canvas: Array, t: Array, **vectors) -> Array:
-        """Logits [B, K, V] of a noisy canvas [B, K] at times t [B] that stands after the cache; writes nothing.
+        """Logits [B, K, V] of a noisy canvas [B, K] at times t [B] that follows the cache; the cache stays as it is.
 
-        vectors: `soft` and `mixed`, as in `types.Denoise`; segment_ids int32 [B, K]: see `samplers.base.Model`.
+        vectors: `self_cond` and `embeddings`, as in `types.Denoise`; segment_ids int32 [B, K], documents of the canvas.
         """
-        head, _ = self._read(cache, canvas, t[:, None], Full(), **vectors)
+        head, _ = self._after(cache, canvas, t[:, None], Full(), **vectors)
         return head.logits()
 
     def expected_embedding(self, logits: Array) -> Array:
-        """softmax(logits) [B, K, V] @ the pieces' vectors, float32 [B, K, E]."""
-        vectors = unit(self.params["embedding"][: self.module.vocab])
-        return dot("bkv,ve->bke", jax.nn.softmax(logits, axis=-1), vectors, self.module.architecture.compute_dtype)
+        """softmax(logits) [B, K, V] @ the tokens' embeddings, float32 [B, K, E]."""
+        vectors = unit(self.params["embedding"][: self.module.vocabulary.size])
+        return dot("bkv,ve->bke", jax.nn.softmax(logits, axis=-1), vectors, self.module.exec.compute_dtype)
 
     def forward_positions(self, cache: KVCache, tokens: Array, at: Array, t: Array) -> tuple[Array, KVCache]:
-        """Reads tokens [B, W] at times t [B] as the positions `at` int32 [B, W] of rows that are read both ways.
+        """A forward pass over some positions of rows under full attention.
 
-        They see one another, and every other position as the cache holds it from when it was last read: an
-        approximation, unless nothing has changed. The cache has a slot for each of the row's L positions, which must
-        all have been read once. Returns logits [B, W, V], and the cache with what was read. A row's entries of `at`
-        differ, except that L stands for no position: nobody sees it, its logits mean nothing. With W = L, the i-th
-        is i or L.
+        They attend to one another, and to every other position as the cache holds it from the pass that last computed
+        it: an approximation, unless nothing has changed since.
+
+        Args:
+            cache: with a slot for each of the row's L positions, all of which have been computed once.
+            tokens: int32 [B, W], at times t [B].
+            at: int32 [B, W], their positions, all different in a row; L stands for none: nothing attends to it, and its
+                logits mean nothing. With W = L, the i-th is i or L.
+
+        Returns:
+            Logits [B, W, V], and the cache with these positions.
         """
-        head, layers = self.module.apply(
-            {"params": self.params}, tokens, t[:, None], attention=Full(), positions=at, cache=cache, again=True
+        head, new = self.module.apply(
+            {"params": self.params}, tokens, t[:, None], attention=Full(), positions=at, cache=cache, recompute=True
         )
-        return head.logits(), cache.replace(layers=layers)
+        return head.logits(), cache.replace(layers=new.layers, hidden=new.hidden)
 
-    def _read(self, cache: KVCache, tokens: Array, t: Array, attention: AttentionPattern, **vectors):
+    def _after(self, cache: KVCache, tokens: Array, t: Array, attention: AttentionPattern, **vectors):
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         where = {"positions": positions, "cache": cache}
         return self.module.apply({"params": self.params}, tokens, t, attention=attention, **where, **vectors)
 
 
-def _appended(cache: KVCache, head: LogitsHead, new: tuple, count: Array) -> KVCache:
-    """The cache with what a pass has read."""
-    # Never 1. A write that waits for all reads is made in place; one that might come first is made in a copy.
-    late = (head.hidden[0, 0, 0] > 1e38).astype(jnp.int32)
-    return kv_cache.append(cache.replace(length=cache.length + late), new, count)
+def _appended(cache: KVCache, head: LogitsHead, new: NewEntries, count: Array) -> KVCache:
+    """The cache with a pass's new entries."""
+    # The write waits for the pass to end: a cache that nothing reads any more is written in place, not in a copy.
+    return kv_cache.append(cache.replace(length=kv_cache.after(cache.length, head.hidden)), new, count)
 
 
 def _rounded(name: str, a: Array, compute_dtype: str) -> Array:
-    """Matrices, but not the one that chooses experts: its products are float32 in training, too."""
-    return a.astype(compute_dtype) if a.ndim > 1 and name != "router" else a
+    """Matrices only, and not the router's: its products are float32 in training, too."""
+    return a.astype(compute_dtype) if a.ndim > 1 and name != "router" and not name.endswith("_bias") else a
 
 
 def unstacked(params: dict) -> dict:
-    """{'layers': stacked} -> {'layer_0': ..., 'layer_1': ...}: the layers that `Transformer(scan=False)` names."""
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    apart = {f"layer_{i}": jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(count)}
-    return rest | apart
+    """{'layers': stacked} or {'layers_0': stacked, ...} -> {'layer_0': ..., 'layer_1': ...}: the names of the layers of
+    `Transformer(scan=False)`."""
+    groups = sorted((name for name in params if name.startswith("layers")), key=lambda n: int(n[7:] or 0))
+    apart = []
+    for name in groups:
+        count = jax.tree.leaves(params[name])[0].shape[0]
+        apart += [jax.tree.map(lambda a, i=i: a[i], params[name]) for i in range(count)]
+    rest = {name: value for name, value in params.items() if name not in groups}
+    return rest | {f"layer_{i}": layer for i, layer in enumerate(apart)}

@@ -15,6 +15,7 @@ import jax
 from diffusion_lm.attention_patterns import AttentionPattern
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
+from diffusion_lm.nn.specs import ExpertsSpec
 from diffusion_lm.types import Batch
 
 BACKWARD = 3  # a step's operations for each of its forward pass: the pass, and two products for each of its products
@@ -31,13 +32,18 @@ def of_pass(
         past: positions of a cache that all queries attend to.
         num_logits: of how many positions a row logits are computed; 0 for all.
     """
-    a = module.architecture.resolved
-    positions = attention.row_length(length)
-    projections = a.head_dim * (2 * a.heads + 2 * a.kv_heads)
-    mlp = 3 * a.mlp_dim * (a.num_experts_per_token or 1) + a.num_experts
-    weights = positions * a.layers * a.width * (projections + mlp) + (num_logits or positions) * a.width * module.vocab
-    pairs = attention.num_pairs(length) + positions * past
-    return 2 * rows * (weights + 2 * pairs * a.layers * a.heads * a.head_dim)
+    width, positions = module.spec.width, attention.row_length(length)
+    total = (num_logits or positions) * width * module.vocabulary.size
+    for group in module.spec.groups:
+        a, mlp = group.layer.attention, group.layer.mlp
+        weights = a.head_dim * (2 * a.heads + 2 * a.kv_heads)
+        if isinstance(mlp, ExpertsSpec):
+            weights += 3 * mlp.dim * mlp.num_experts_per_token + mlp.num_experts
+        else:
+            weights += (3 if mlp.gated else 2) * mlp.dim
+        pairs = attention.num_pairs(length, a.window) + positions * min(past, a.window or past)
+        total += group.repeat * (positions * width * weights + 2 * pairs * a.heads * a.head_dim)
+    return 2 * rows * total
 
 
 def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
@@ -55,7 +61,7 @@ def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
             def denoise(tokens, t, *, attention, positions, segment_ids, **vectors):
                 where = {"rows": len(positions), "length": positions.shape[1], "attention": attention}
                 found.append(times * of_pass(module, **where))
-                if times == BACKWARD and module.architecture.self_conditioning and attention.may_be_noisy:
+                if times == BACKWARD and module.spec.self_conditioning and attention.may_be_noisy:
                     found.append(_told(module, **where))
                 return bound.denoise(
                     tokens, t, attention=attention, positions=positions, segment_ids=segment_ids, **vectors
@@ -72,5 +78,5 @@ def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
 
 def _told(module: Transformer, rows: int, length: int, attention: AttentionPattern) -> int:
     """Half of a first reading, and of the mean vectors that it gives."""
-    mean = 2 * rows * length * module.architecture.width * module.vocab
+    mean = 2 * rows * length * module.spec.width * module.vocabulary.size
     return (of_pass(module, rows=rows, length=length, attention=attention, num_logits=length) + mean) // 2

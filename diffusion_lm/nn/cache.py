@@ -1,4 +1,4 @@
-"""The key-value cache. `append` and `rewrite` write one, `truncate` forgets, `resize` resizes: nobody else touches it."""
+"""The key-value cache. `append` and `scatter` write it, `truncate` and `resize` change its size: no other file does."""
 
 from typing import NamedTuple
 
@@ -28,14 +28,17 @@ class LayerKV(struct.PyTreeNode):
 
 @struct.dataclass
 class KVCache:
-    """What a network has read of each row: slots 0..length-1 are filled, the others must not be looked at.
+    """Keys and values of each row's first positions: slots 0..length-1 are filled, the others are never used.
 
-    layers  one LayerKV of S slots a layer (apart, not stacked: slicing a stack in a decoding loop copies it)
-    length  int32 [B]
+    Args:
+        layers: one LayerKV of S slots a layer (not stacked: slicing a stack in a decoding loop copies it).
+        length: int32 [B].
+        hidden: [B, S, E], the last hidden states, kept for a head that predicts the next token; None for other networks.
     """
 
     layers: tuple[LayerKV, ...]
     length: Array
+    hidden: Array | None = None
 
     @property
     def slots(self) -> int:
@@ -43,28 +46,58 @@ class KVCache:
 
 
 class CachedLayer(NamedTuple):
-    """What one layer finds in a cache: kv, of which length[b] slots are filled; and, where a pass reads positions
-    again, their slots int32 [B, L]: then all slots are seen, these as the pass reads them."""
+    """One layer of a cache: kv, of which length[b] slots are filled. Where a pass computes positions anew, `slots`
+    int32 [B, L] are theirs: all slots are then attended to, these with their new keys and values."""
 
     kv: LayerKV
     length: Array
     slots: Array | None
 
 
-def empty(*, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype) -> KVCache:
-    """A cache in which nothing has been read."""
+class NewEntries(NamedTuple):
+    """What a forward pass computed for a cache: a LayerKV a layer, and hidden states [B, L, E] where a cache keeps them."""
 
-    k, v = (batch, kv_heads, head_dim, slots), (batch, kv_heads, slots, head_dim)
+    layers: tuple[LayerKV, ...]
+    hidden: Array | None
+
+    def cut(self, start: int, stop: int) -> "NewEntries":
+        """Positions start..stop-1."""
+        hidden = None if self.hidden is None else self.hidden[:, start:stop]
+        return NewEntries(tuple(layer.cut(start, stop) for layer in self.layers), hidden)
+
+
+def empty(*, heads: tuple[tuple[int, int], ...], batch: int, slots: int, dtype, width: int = 0) -> KVCache:
+    """A cache without filled slots.
+
+    Args:
+        heads: of each layer, the number of key-value heads and their width.
+        batch, slots: rows, and slots of each.
+        dtype: of keys, values and hidden states.
+        width: of the hidden states that are kept; 0 for none.
+    """
     return KVCache(
-        layers=tuple(LayerKV(k=jnp.zeros(k, dtype), v=jnp.zeros(v, dtype)) for _ in range(layers)),
+        layers=tuple(
+            LayerKV(k=jnp.zeros((batch, g, d, slots), dtype), v=jnp.zeros((batch, g, slots, d), dtype))
+            for g, d in heads
+        ),
         length=jnp.zeros(batch, jnp.int32),
+        hidden=jnp.zeros((batch, slots, width), dtype) if width else None,
     )
 
 
-def append(cache: KVCache, new: tuple[LayerKV, ...], count: Array) -> KVCache:
+def after(x: Array, done: Array) -> Array:
+    """The integers x, available once `done` has been computed.
+
+    An optimization barrier would say so, but XLA's CPU compiler removes barriers before it decides which buffers to copy.
+    This is a dependency of data instead: no float exceeds infinity, so nothing is added.
+    """
+    return x + (done[(0,) * done.ndim] > jnp.inf).astype(x.dtype)
+
+
+def append(cache: KVCache, new: NewEntries, count: Array) -> KVCache:
     """Adds the first count[b] of T new positions to row b.
 
-    The caller sees to it that length + T <= S for every row: all T are written, and those past count are overwritten
+    The caller makes sure that length + T <= S for every row: all T are written, and those past count are overwritten
     by the next append. XLA would clamp a write past the end onto older slots.
     """
 
@@ -75,9 +108,11 @@ def append(cache: KVCache, new: tuple[LayerKV, ...], count: Array) -> KVCache:
         return jax.vmap(one)(old, add.astype(old.dtype), cache.length)
 
     layers = tuple(
-        LayerKV(k=write(o.k, n.k, axis=2), v=write(o.v, n.v, axis=1)) for o, n in zip(cache.layers, new, strict=True)
+        LayerKV(k=write(o.k, n.k, axis=2), v=write(o.v, n.v, axis=1))
+        for o, n in zip(cache.layers, new.layers, strict=True)
     )
-    return KVCache(layers=layers, length=cache.length + count)
+    hidden = None if cache.hidden is None else write(cache.hidden, new.hidden, axis=0)
+    return KVCache(layers=layers, length=cache.length + count, hidden=hidden)
 
 
 def scatter(old: LayerKV, new: LayerKV, slots: Array) -> LayerKV:
@@ -100,8 +135,14 @@ def scatter(old: LayerKV, new: LayerKV, slots: Array) -> LayerKV:
     )
 
 
+def scatter_hidden(old: Array, new: Array, slots: Array) -> Array:
+    """[B, S, E] with new hidden states [B, W, E] in slots int32 [B, W]; an index of S is dropped."""
+    rows = jnp.arange(old.shape[0], dtype=jnp.int32)[:, None]
+    return old.at[rows, slots].set(new.astype(old.dtype), mode="drop")
+
+
 def truncate(cache: KVCache, count: Array) -> KVCache:
-    """Forgets the last count[b] positions of row b, at most all."""
+    """Removes the last count[b] positions of row b, at most all."""
     return cache.replace(length=cache.length - count)
 
 
@@ -109,12 +150,13 @@ def resize(cache: KVCache, rows: Array, slots: int | None = None) -> KVCache:
     """The chosen rows, int32 [n], with `slots` slots (None: as many). ValueError for fewer than there are."""
     more = 0 if slots is None else slots - cache.slots
     if more < 0:
-        raise ValueError(f"a cache of {cache.slots} slots can't be refitted to {slots}: what it has read would be lost")
+        raise ValueError(f"a cache of {cache.slots} slots can't be resized to {slots}: filled slots would be lost")
 
-    def one(layer: LayerKV) -> LayerKV:
-        k, v = jnp.take(layer.k, rows, axis=0), jnp.take(layer.v, rows, axis=0)
-        return LayerKV(
-            k=jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, more))), v=jnp.pad(v, ((0, 0), (0, 0), (0, more), (0, 0)))
-        )
+    def one(a: Array, axis: int) -> Array:
+        return jnp.pad(jnp.take(a, rows, axis=0), [(0, more if i == axis else 0) for i in range(a.ndim)])
 
-    return KVCache(layers=tuple(one(layer) for layer in cache.layers), length=jnp.take(cache.length, rows))
+    return KVCache(
+        layers=tuple(LayerKV(k=one(layer.k, 3), v=one(layer.v, 2)) for layer in cache.layers),
+        length=jnp.take(cache.length, rows),
+        hidden=None if cache.hidden is None else one(cache.hidden, 1),
+    )

@@ -1,8 +1,10 @@
-"""The one matrix product: bfloat16 factors, float32 sums, forward and backward; forward, if asked, of int8 factors."""
+"""The one way to make a weight matrix, and the one matrix product: bfloat16 factors and float32 sums, forward and backward;
+forward, if asked, int8 factors."""
 
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -11,9 +13,15 @@ _STEPS = 127  # int8's largest number: as many steps on either side of zero
 _TERMS = (2**31 - 1) // _STEPS**2  # so many products of two such numbers an int32 holds
 
 
+def matrix(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> Array:
+    """A float32 parameter drawn from N(0, 1 / fan_in), or zeros for fan_in 0, with named axes."""
+    init = nn.initializers.normal(1 / math.sqrt(fan_in)) if fan_in else nn.initializers.zeros
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def dot(spec: str, a: Array, b: Array, compute_dtype: str = "bfloat16", quantization: str = "none") -> Array:
-    """einsum(spec, a, b) with factors rounded to `products` and a float32 result.
+    """einsum(spec, a, b) with factors rounded to `compute_dtype` and a float32 result.
 
     Asking for a float32 result matters even on a CPU: without it XLA sums in bfloat16 and at a fraction of the speed.
     So does asking for float32 factors on TPUs and GPUs, which else round them to bfloat16 or TF32.

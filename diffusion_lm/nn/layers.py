@@ -7,114 +7,155 @@ import jax.numpy as jnp
 from diffusion_lm.attention_patterns import AttentionPattern, Ranges, valid_mask
 from diffusion_lm.nn.attention import dot_product_attention
 from diffusion_lm.nn.cache import CachedLayer, LayerKV, scatter
-from diffusion_lm.nn.dot import dot
-from diffusion_lm.nn.matrix import matrix
+from diffusion_lm.nn.dot import dot, matrix
 from diffusion_lm.nn.moe import Experts
+from diffusion_lm.nn.rope import rotate
+from diffusion_lm.nn.specs import AttentionSpec, Execution, ExpertsSpec, LayerSpec, MLPSpec, NormSpec
 from diffusion_lm.sharding import cut
 
 Array = jax.Array
-_EPSILON = 1e-6
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x), times a learned scale, over the last axis (arXiv 1910.07467)."""
+class Norm(nn.Module):
+    """A normalisation over the last axis, times a learned scale."""
 
+    spec: NormSpec
     axis_name: str = "embed"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis_name,))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
-        normal = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + _EPSILON)
-        return normal * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+        def param(name, start):
+            init = nn.with_logical_partitioning(nn.initializers.constant(start), (self.axis_name,))
+            return self.param(name, init, (x.shape[-1],), jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
-
-def rotate(x: Array, angles: Array) -> Array:
-    """Rotary positions (arXiv 2104.09864): x [B, H, L, D], angles float32 [B, L, D / 2]."""
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        scale = param("scale", 1.0 - self.spec.offset)
+        if self.spec.kind == "layer":
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        normal = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.spec.eps)
+        normal = normal * (self.spec.offset + scale if self.spec.offset else scale)
+        return normal + param("bias", 0.0) if self.spec.bias else normal
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245) as a reading says, over the row itself and what a cache holds."""
+    """Attention of a row to itself, and to what a cache holds, under an attention pattern."""
 
-    architecture: "Architecture"  # noqa: F821  (the denoiser's file is above this one)
+    spec: AttentionSpec
+    exec: Execution
 
     @nn.compact
     def __call__(
-        self, x: Array, angles: Array, attention: AttentionPattern, ranges: Ranges, past: CachedLayer | None
+        self, x: Array, angles: Array | None, attention: AttentionPattern, ranges: Ranges, past: CachedLayer | None
     ) -> tuple[Array, LayerKV]:
-        a = self.architecture
-        wq = matrix(self, "query", (a.width, a.heads, a.head_dim), ("embed", "heads", "head_dim"), a.width)
-        shape = (a.width, 2, a.kv_heads, a.head_dim)
-        wkv = matrix(self, "key_value", shape, ("embed", None, "kv_heads", "head_dim"), a.width)
-        wo = matrix(self, "output", (a.heads, a.head_dim, a.width), ("heads", "head_dim", "embed"), 0)
-        q = jnp.swapaxes(dot("ble,ehd->blhd", x, wq, a.compute_dtype, a.quantization), 1, 2)
-        k, v = jnp.transpose(dot("ble,ecgd->blcgd", x, wkv, a.compute_dtype, a.quantization), (2, 0, 3, 1, 4))
-        if a.qk_norm:
-            q, k = RMSNorm(axis_name="head_dim", name="query_norm")(q), RMSNorm("head_dim", name="key_norm")(k)
-        # The barrier: XLA would fold the turn into the product of k's gradient, in a form that its CPU can't run.
-        k = jax.lax.optimization_barrier(jnp.swapaxes(rotate(k, angles), 2, 3))
+        a, width, product = self.spec, x.shape[-1], self.exec.product
+        wq = matrix(self, "query", (width, a.heads, a.head_dim), ("embed", "heads", "head_dim"), width)
+        shape = (width, 2, a.kv_heads, a.head_dim)
+        wkv = matrix(self, "key_value", shape, ("embed", None, "kv_heads", "head_dim"), width)
+        wo = matrix(self, "output", (a.heads, a.head_dim, width), ("heads", "head_dim", "embed"), 0)
+        q, kv = product("ble,ehd->blhd", x, wq), product("ble,ecgd->blcgd", x, wkv)
+        if a.qkv_bias:
+            q += matrix(self, "query_bias", (a.heads, a.head_dim), ("heads", "head_dim"), 0)[None, None]
+            bias = matrix(self, "key_value_bias", shape[1:], (None, "kv_heads", "head_dim"), 0)
+            kv += bias[None, None]
+        q, (k, v) = jnp.swapaxes(q, 1, 2), jnp.transpose(kv, (2, 0, 3, 1, 4))
+        if a.qk_norm is not None:
+            q = Norm(a.qk_norm, axis_name="head_dim", name="query_norm")(q)
+            k = Norm(a.qk_norm, axis_name="head_dim", name="key_norm")(k)
+        if a.rope is not None:
+            k = rotate(a.rope, k, angles)
+        # The barrier: XLA would fold the rotation into the product of k's gradient, in a form that its CPU can't run.
+        k = jax.lax.optimization_barrier(jnp.swapaxes(k, 2, 3))
         # Every device that holds a part of a row gets all of its keys and values.
         new = LayerKV(k=cut(k, "batch", "kv_heads", None, None), v=cut(v, "batch", "kv_heads", None, None))
-        q = rotate(q, angles)
+        q = q if a.rope is None else rotate(a.rope, q, angles)
         if past is not None and past.slots is not None:
             new = scatter(past.kv, new, past.slots)
-        mixed = dot_product_attention(
-            q, new, attention, ranges, past, compute_dtype=a.compute_dtype, kernel=a.attention_kernel
-        )
-        mixed = jnp.swapaxes(mixed, 1, 2)
-        # Flat, so that no compiler thinks of turning the weights over instead of a few activations.
-        mixed, wo = mixed.reshape(*x.shape[:2], -1), wo.reshape(-1, a.width)
-        return dot("blm,me->ble", mixed, wo, a.compute_dtype, a.quantization), new
+        how = {"compute_dtype": self.exec.compute_dtype, "kernel": self.exec.attention_kernel, "window": a.window}
+        mixed = jnp.swapaxes(dot_product_attention(q, new, attention, ranges, past, **how), 1, 2)
+        # Flat, so that no compiler transposes the weights in place of a few activations.
+        out = product("blm,me->ble", mixed.reshape(*x.shape[:2], -1), wo.reshape(-1, width))
+        return (out + matrix(self, "output_bias", (width,), ("embed",), 0)[None, None] if a.out_bias else out), new
 
 
-class SwiGLU(nn.Module):
-    """silu(x W_gate) * (x W_up) W_down (arXiv 2002.05202)."""
+class MLP(nn.Module):
+    """A feed-forward layer, gated (SwiGLU and its like, arXiv 2002.05202) or plain."""
 
-    architecture: "Architecture"  # noqa: F821
+    spec: MLPSpec
+    exec: Execution
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        a = self.architecture
-        up = matrix(self, "gate_up", (a.width, 2, a.mlp_dim), ("embed", None, "mlp"), a.width)
-        down = matrix(self, "down", (a.mlp_dim, a.width), ("mlp", "embed"), 0)
-        gate, value = jnp.moveaxis(dot("ble,ecm->blcm", x, up, a.compute_dtype, a.quantization), 2, 0)
-        return dot("blm,me->ble", jax.nn.silu(gate) * value, down, a.compute_dtype, a.quantization)
+        m, width, product = self.spec, x.shape[-1], self.exec.product
+        activation, parts = ACTIVATIONS[m.activation], 2 if m.gated else 1
+        up = matrix(self, "gate_up", (width, parts, m.dim), ("embed", None, "mlp"), width)
+        down = matrix(self, "down", (m.dim, width), ("mlp", "embed"), 0)
+        hidden = product("ble,ecm->blcm", x, up)
+        if m.bias:
+            hidden += matrix(self, "gate_up_bias", (parts, m.dim), (None, "mlp"), 0)[None, None]
+        gate, *value = jnp.moveaxis(hidden, 2, 0)
+        out = product("blm,me->ble", activation(gate) * value[0] if m.gated else activation(gate), down)
+        return out + matrix(self, "down_bias", (width,), ("embed",), 0)[None, None] if m.bias else out
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + SwiGLU(norm(x)), or a mixture of such experts; with a time, norms are modulated
-    and sums gated (adaLN-zero, arXiv 2212.09748).
+    """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    Returns x and, where there are such, the new keys and values and the experts' balance loss.
+    Returns x, and the new keys and values (None without a cache) with the experts' load-balancing loss (None without).
     """
 
-    architecture: "Architecture"  # noqa: F821
+    spec: LayerSpec
+    exec: Execution
 
     @nn.compact
-    def __call__(self, x: Array, past, time: Array | None, angles: Array, attention, ranges):
-        a = self.architecture
-        shift, scale, gate = self._modulation(time, x.shape[1])
-        h = RMSNorm(name="attention_norm")(x)
-        h, new = Attention(a, name="attention")(h * (1 + scale[0]) + shift[0], angles, attention, ranges, past)
+    def __call__(
+        self, x: Array, past, time: Array | None, angles: Array | None, attention: AttentionPattern, ranges: Ranges
+    ):
+        s, aux = self.spec, None
+        shift, scale, gate = self._modulation(time, x.shape[1], x.shape[2])
+        h = Norm(s.norm, name="attention_norm")(x)
+        h, new = Attention(s.attention, self.exec, name="attention")(
+            h * (1 + scale[0]) + shift[0], angles, attention, ranges, past
+        )
+        h = h if s.post_norm is None else Norm(s.post_norm, name="attention_post_norm")(h)
         x = x + gate[0] * h
-        h, uneven = RMSNorm(name="mlp_norm")(x) * (1 + scale[1]) + shift[1], None
-        if a.num_experts:
-            h, uneven = Experts(a, name="experts")(h, valid_mask(ranges))
+        h = Norm(s.norm, name="mlp_norm")(x) * (1 + scale[1]) + shift[1]
+        if isinstance(s.mlp, ExpertsSpec):
+            h, aux = Experts(s.mlp, self.exec, name="experts")(h, valid_mask(ranges))
         else:
-            h = SwiGLU(a, name="mlp")(h)
-        x = cut(x + gate[1] * h, "batch", "length", "embed")
-        return x, (new if past is not None else None, uneven)
+            h = MLP(s.mlp, self.exec, name="mlp")(h)
+        h = h if s.post_norm is None else Norm(s.post_norm, name="mlp_post_norm")(h)
+        return cut(x + gate[1] * h, "batch", "length", "embed"), (new if past is not None else None, aux)
 
-    def _modulation(self, time: Array | None, length: int):
-        """time [B, n, E] -> shift, scale, gate, each two of [B, L, E]; none: 0, 0, 1."""
-        if time is None:
+    def _modulation(self, time: Array | None, length: int, width: int):
+        """time [B, n, E] -> shift, scale, gate, each two of [B, L, E]; without a time: 0, 0, 1."""
+        if not self.spec.time_conditioning:
             return (0.0, 0.0), (0.0, 0.0), (1.0, 1.0)
-        width = self.architecture.width
         w = matrix(self, "modulation", (width, 6, width), ("embed", None, None), 0)
-        parts = dot("bne,ecf->bncf", jax.nn.silu(time), w, self.architecture.compute_dtype)
+        parts = dot("bne,ecf->bncf", jax.nn.silu(time), w, self.exec.compute_dtype)
         parts = jnp.repeat(parts, length // time.shape[1], axis=1, total_repeat_length=length)
         shift_a, shift_m, scale_a, scale_m, gate_a, gate_m = jnp.moveaxis(parts, 2, 0)
         return (shift_a, shift_m), (scale_a, scale_m), (1 + gate_a, 1 + gate_m)
+
+
+class SelfConditioning(nn.Module):
+    """Adds a gated feed-forward of the normalised expected embedding of the previous prediction to the embedded tokens,
+    and normalises the sum: the form of DiffusionGemma's public code, of the idea of arXiv 2208.04202, section 3.
+
+    x, self_cond: float32 [B, L, E]; self_cond None stands for zeros, of which nothing is added.
+    """
+
+    mlp: MLPSpec
+    norm: NormSpec
+    exec: Execution
+
+    @nn.compact
+    def __call__(self, x: Array, self_cond: Array | None) -> Array:
+        if self_cond is None and self.is_initializing():
+            self_cond = jnp.zeros_like(x)
+        if self_cond is not None:
+            x = x + MLP(self.mlp, self.exec, name="mlp")(Norm(self.norm, name="soft_norm")(self_cond))
+        return Norm(self.norm, name="sum_norm")(x)

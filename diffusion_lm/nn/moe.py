@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_lm.nn.dot import dot
-from diffusion_lm.nn.matrix import matrix
+from diffusion_lm.nn.dot import dot, matrix
+from diffusion_lm.nn.specs import Execution, ExpertsSpec
 from diffusion_lm.sharding import each_device
 
 Array = jax.Array
@@ -22,34 +22,41 @@ _BLOCK = 512  # rows of a block at most
 
 
 class Experts(nn.Module):
-    """SwiGLUs (arXiv 2002.05202) of which each position takes `num_experts_per_token`: those that the router scores
-    highest, weighed by the softmax over their scores."""
+    """SwiGLUs (arXiv 2002.05202), of which each position uses the `num_experts_per_token` that the router scores highest,
+    weighted by the softmax over their scores."""
 
-    architecture: "Architecture"  # noqa: F821  (the denoiser's file is above this one)
+    spec: ExpertsSpec
+    exec: Execution
 
     @nn.compact
     def __call__(self, x: Array, counted: Array | None = None) -> tuple[Array, Array]:
-        """x [B, L, E] -> the same shape, and the balance loss, float32 [], of the positions that are counted, bool
-        [B, L] (None: all)."""
-        a = self.architecture
-        router = matrix(self, "router", (a.width, a.num_experts), ("embed", None), a.width)
-        up = matrix(self, "gate_up", (a.num_experts, a.width, 2, a.mlp_dim), ("experts", "embed", None, "mlp"), a.width)
-        down = matrix(self, "down", (a.num_experts, a.mlp_dim, a.width), ("experts", "mlp", "embed"), 0)
+        """Applies the experts.
+
+        Args:
+            x: [B, L, E].
+            counted: bool [B, L], the positions that the load-balancing loss counts; None for all.
+
+        Returns:
+            float32 [B, L, E], and the load-balancing loss, float32 [].
+        """
+        a, width = self.spec, x.shape[-1]
+        router = matrix(self, "router", (width, a.num_experts), ("embed", None), width)
+        up = matrix(self, "gate_up", (a.num_experts, width, 2, a.dim), ("experts", "embed", None, "mlp"), width)
+        down = matrix(self, "down", (a.num_experts, a.dim, width), ("experts", "mlp", "embed"), 0)
         scores = dot("ble,ex->blx", x, router, "float32")
         own, rows = ("batch", "length", None), ("routed", "length", None)
         # Each device's own: the partitioner would give every device the scores of all.
         best, chosen = each_device(functools.partial(jax.lax.top_k, k=a.num_experts_per_token), (own,))(scores)
         # A device has all positions of its rows, and the experts (of those, the hidden units) that lie on it.
         share = each_device(
-            functools.partial(_share, compute_dtype=a.compute_dtype),
+            functools.partial(_share, compute_dtype=self.exec.compute_dtype),
             (rows, rows, rows, ("experts",), ("experts", None, None, "mlp"), ("experts", "mlp", None)),
             summed=("experts", "mlp"),
         )
         numbers = jnp.arange(a.num_experts, dtype=jnp.int32)
         # What moves between devices is rounded before, not after.
-        return share(x.astype(a.compute_dtype), jax.nn.softmax(best, axis=-1), chosen, numbers, up, down), balance(
-            scores, chosen, counted
-        )
+        mixed = share(x.astype(self.exec.compute_dtype), jax.nn.softmax(best, axis=-1), chosen, numbers, up, down)
+        return mixed, balance(scores, chosen, counted)
 
 
 def balance(scores: Array, chosen: Array, counted: Array | None = None) -> Array:

@@ -112,9 +112,9 @@ def _baselines(model: LoadedModel, texts: Array) -> list[Row]:
 
 
 def _in_float32(model: LoadedModel) -> LoadedModel:
-    module = model.bound.module
-    architecture = dataclasses.replace(module.architecture, compute_dtype="float32")
-    return model._replace(bound=model.bound.replace(module=module.clone(architecture=architecture)), ready={})
+    module = model.network.module
+    execution = dataclasses.replace(module.exec, compute_dtype="float32")
+    return model._replace(network=model.network.replace(module=module.clone(exec=execution)), ready={})
 
 
 def _timings(model: LoadedModel, policy: CachePolicy, text: Array) -> dict[int, Timing]:
@@ -149,7 +149,7 @@ def _generation(
     """The rest of the context after `tokens`, int32 [B, P]. Its cache is a `WatchedCache` if `watch` is set."""
     prompt = Prompt(tokens=tokens, length=jnp.full(len(tokens), tokens.shape[1], jnp.int32))
     bound = model.for_sampling(len(tokens) * sampler.canvas)
-    network = WatchedDenoiser(bound=bound, mask=sampler.mask) if watch else bound
+    network = WatchedDenoiser(network=bound, mask=sampler.mask) if watch else bound
     cache = network.empty_cache(len(tokens), sampler.canvas)
     keys = jax.random.split(jax.random.key(seed), len(tokens))
     return _generate(network, cache, prompt, keys, sampler=sampler, length=sampler.canvas - tokens.shape[1])
@@ -180,22 +180,22 @@ class WatchedDenoiser:
     Without an end of text every changed token is recomputed, so that `canvas` is the sampler's canvas.
     """
 
-    bound: BoundModel
+    network: BoundModel
     mask: int = struct.field(pytree_node=False)
 
     def empty_cache(self, rows: int, slots: int) -> WatchedCache:
         """The network's own cache, and a canvas of masks."""
         canvas, nothing = jnp.full((rows, slots), self.mask, jnp.int32), jnp.zeros(())
-        return WatchedCache(cache=self.bound.empty_cache(rows, slots), canvas=canvas, nats=nothing, count=nothing)
+        return WatchedCache(cache=self.network.empty_cache(rows, slots), canvas=canvas, nats=nothing, count=nothing)
 
     def forward_positions(
         self, watched: WatchedCache, tokens: Array, at: Array, t: Array
     ) -> tuple[Array, WatchedCache]:
         """See `BoundModel.forward_positions`."""
-        logits, cache = self.bound.forward_positions(watched.cache, tokens, at, t)
+        logits, cache = self.network.forward_positions(watched.cache, tokens, at, t)
         rows, length = jnp.arange(at.shape[0], dtype=jnp.int32)[:, None], watched.canvas.shape[1]
         canvas = watched.canvas.at[rows, at].set(tokens, mode="drop")
-        exact = self.bound.read_canvas(self.bound.empty_cache(at.shape[0], 0), canvas, t)
+        exact = self.network.read_canvas(self.network.empty_cache(at.shape[0], 0), canvas, t)
         exact = jnp.take_along_axis(exact, jnp.minimum(at, length - 1)[..., None], axis=1)
         log_p, log_q = jax.nn.log_softmax(exact, axis=-1), jax.nn.log_softmax(logits, axis=-1)
         nats = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.build import build_init, noise_of
+from diffusion_lm.models.base import DenoiserSpec, Vocabulary
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
-from diffusion_lm.nn.lm_head import ChunkedLogits
+from diffusion_lm.models.transformer import Transformer, init_params
+from diffusion_lm.nn.lm_head import ChunkedLogits, LogitsSpec
 from diffusion_lm.objectives.base import Objective
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.base import Generation, Prompt
@@ -34,14 +35,15 @@ class Sizes:
     def transformer(self, *, tied: bool, **options: bool) -> Transformer:
         sizes = {"width": self.width, "layers": self.layers, "heads": self.heads, "mlp_dim": self.mlp}
         return Transformer(
-            architecture=Architecture(**sizes, qk_norm=False, tie_embeddings=tied, **options), vocab=self.vocab
+            DenoiserSpec(**sizes, qk_norm=False, tie_embeddings=tied, **options),
+            Vocabulary(size=self.vocab, mask=self.vocab),
         )
 
 
 class TrainStep:
     """One update a call, on `batch` rows of `length` random tokens.
 
-    `options` are fields of the architecture, such as time_conditioning; `parameters` is their number.
+    `options` are fields of `DenoiserSpec`, such as time_conditioning; `parameters` is their number.
     """
 
     def __init__(self, sizes: Sizes, objective: Objective, process: Any = None, *, batch: int, length: int, **options):
@@ -89,7 +91,7 @@ def generation(network: BoundModel, sampler: Any, *, prompt: int, new: int) -> C
 
     The end of text must not be sampled: give the sampler an `eos` that is no token.
     """
-    tokens = jax.random.randint(jax.random.key(1), (1, prompt), 0, network.module.vocab)
+    tokens = jax.random.randint(jax.random.key(1), (1, prompt), 0, network.module.vocabulary.size)
     request = Prompt(tokens=tokens, length=jnp.full(1, prompt, jnp.int32))
     keys = jax.random.split(jax.random.key(2), 1)
     generate = jax.jit(
@@ -110,13 +112,13 @@ def loss_memory(*, vocab: int, positions: int, width: int, compute_dtype: str = 
 
     def chunked(hidden, table, targets, weights):
         head = ChunkedLogits(
-            hidden=hidden, table=table, vocab=vocab, alignment=Alignment.SAME, compute_dtype=compute_dtype
+            hidden=hidden, table=table, spec=LogitsSpec(vocab, compute_dtype), alignment=Alignment.SAME
         )
         return head.cross_entropy(targets, weights)
 
     def full(hidden, table, targets, weights):
         head = ChunkedLogits(
-            hidden=hidden, table=table, vocab=vocab, alignment=Alignment.SAME, compute_dtype=compute_dtype
+            hidden=hidden, table=table, spec=LogitsSpec(vocab, compute_dtype), alignment=Alignment.SAME
         )
         return DenseLogits(values=head.logits()).cross_entropy(targets, weights)
 

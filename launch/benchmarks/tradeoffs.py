@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_lm.attention_patterns import Full
+from diffusion_lm.attention_patterns import Causal, Full
 from diffusion_lm.build import LoadedModel, load_for_inference, read_text
 from diffusion_lm.evaluation.generation_quality import judged, quality
 from diffusion_lm.inference import presets
+from diffusion_lm.models import flops
 from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import EntropyBound, Threshold
@@ -83,7 +84,7 @@ def _by_steps(model: LoadedModel, judge: LoadedModel, out: Path) -> list[Row]:
 def _judged_row(model: LoadedModel, judge: LoadedModel, name: str, sampler: Any, *, texts, prompts, length: int) -> Row:
     generation = presets.write(model, sampler, prompts, length=length, seed=0).generation
     rows = np.concatenate([texts, np.asarray(generation.tokens)], axis=1)
-    found = quality(_JUDGE(judge.bound, rows), rows, PROMPT_LENGTH)
+    found = quality(_JUDGE(judge.network, rows), rows, PROMPT_LENGTH)
     per_pass = length / int(generation.nfe)
     note = f"entropy {found.entropy:.2f}, repeated 4-grams {found.repeated:.3f}, {per_pass:.2f} tokens a pass"
     log.info("%s: %.3f nats/token, %s", name, found.nats_per_token, note)
@@ -236,7 +237,4 @@ def _whole(bound, tokens):
 
 def _flops(model: LoadedModel, tokens: int, keys: int) -> float:
     """Of a forward pass over `tokens` that each attend to `keys`: 2 a weight, 4 a key and attention channel."""
-    a = model.config.model.resolved
-    weights = a.width * a.head_dim * (2 * a.heads + 2 * a.kv_heads) + 3 * a.width * a.mlp_dim
-    attention = 4 * a.heads * a.head_dim * keys
-    return tokens * (a.layers * (2 * weights + attention) + 2 * a.width * model.tokenizer.vocab)
+    return tokens * flops.of_pass(model.network.module, rows=1, length=1, attention=Causal(), past=keys - 1)

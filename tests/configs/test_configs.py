@@ -12,6 +12,7 @@ import pytest
 
 from diffusion_lm.build import build
 from diffusion_lm.config import from_json, load, override, to_json
+from diffusion_lm.models.base import Vocabulary
 from diffusion_lm.models.transformer import Transformer, init_params
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def test_kinds_of_a_file_are_different_experiments():
 @pytest.mark.parametrize("name", STATED)
 def test_has_the_parameters_it_states(name):
     stated, vocab = STATED[name]
-    module = Transformer(architecture=config_of(name).model, vocab=vocab)
+    module = Transformer(config_of(name).model, Vocabulary(size=vocab, mask=vocab))
     shapes = nn.meta.unbox(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == pytest.approx(stated, rel=0.02)
 

@@ -12,6 +12,7 @@ import pytest
 from configs.planning.experiments import TASKS, kinds
 from diffusion_lm.build import build
 from diffusion_lm.config import from_json, load, override, to_json
+from diffusion_lm.models.base import Vocabulary
 from diffusion_lm.models.transformer import Transformer, init_params
 
 FOLDER = Path(__file__).parents[2] / "configs/planning"
@@ -47,7 +48,7 @@ def test_kinds_of_a_task_differ_only_in_objective_and_row(task):
 
 @pytest.mark.parametrize("size", STATED)
 def test_has_the_parameters_it_states(size):
-    module = Transformer(architecture=config_of(size, "sudoku9-masked").model, vocab=31)
+    module = Transformer(config_of(size, "sudoku9-masked").model, Vocabulary(size=31, mask=31))
     shapes = nn.meta.unbox(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == pytest.approx(STATED[size], rel=0.02)
 

@@ -50,7 +50,7 @@ def test_a_uniform_canvas_over_a_causal_prefix(text, tmp_path):
     """DiffusionGemma's way, end to end; what doesn't go with it says so."""
     result, model = trained("joint_uniform", text, tmp_path)
     assert np.isfinite(result.values["loss/canvas"]) and np.isfinite(result.values["loss/causal"])
-    assert "self_conditioning" in model.bound.params
+    assert "self_conditioning" in model.network.params
     answer = presets.write(model, presets.renoising(model, **asked(model)), ["7 green"], length=16, seed=0)
     assert 0 < answer.generation.nfe <= 5 and answer.generation.tokens.shape == (1, 16)
     with pytest.raises(ValueError, match="single passes"):
@@ -80,7 +80,7 @@ def test_exponents_are_learned_with_the_network(text, tmp_path):
     result, model = trained("learned", text, tmp_path / "learned", "train.eval_every=3", "train.ema_decay=0.5")
     powers = np.array(model.process.powers)
     assert powers.shape == (model.tokenizer.mask,) and 0 < np.abs(np.log(powers)).max() < 0.01
-    np.testing.assert_allclose(np.exp(model.bound.params["noise"]["log_powers"]), powers, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(model.network.params["noise"]["log_powers"]), powers, rtol=1e-6)
     assert np.isfinite(result.values["valid/canvas"]) and build(model.config, tmp_path / "learned").job.flops() > 0
     answer = presets.write(model, presets.reverse(model, **asked(model)), ["7 green"], length=20, seed=0)
     assert (answer.generation.tokens < model.tokenizer.mask).all()
@@ -93,7 +93,7 @@ def test_a_student_begins_as_its_teacher(text, flow, tmp_path):
     home, _, teacher = flow
     named = f"objective.teacher={home}"
     student = build(config_of("distilled_embedding", text, named), tmp_path / "student").job.initial().params
-    jax.tree.map(np.testing.assert_array_equal, student, teacher.bound.params)
+    jax.tree.map(np.testing.assert_array_equal, student, teacher.network.params)
     for setting, cause in (
         ("objective.teacher=", "needs a trained workdir"),
         ("model.tie_embeddings=false", "has another model"),

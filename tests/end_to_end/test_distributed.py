@@ -17,7 +17,7 @@ from diffusion_lm.training.checkpoint import Checkpoints
 ROOT = Path(__file__).parents[2]
 STEPS = 8
 SETTINGS = ("data.document_unit=paragraph", "data.seq_len=32", "data.val_fraction=0", "model.width=32",
-            "model.layers=2", "model.heads=2", "model.compute_dtype=float32", f"train.steps={STEPS}",
+            "model.layers=2", "model.heads=2", "exec.compute_dtype=float32", f"train.steps={STEPS}",
             "train.batch_size=8", "train.log_every=1", "checkpoint.save_every=3")  # fmt: skip
 
 # The launcher, in a process that does something to itself at some step: `what` names it, as in "stop 2".

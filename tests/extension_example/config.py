@@ -4,7 +4,7 @@ python -m launch.train --config=tests/extension_example/config.py --workdir=runs
 """
 
 from diffusion_lm.config import Config, Data
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
 from extension_example.data import Sums, Utf8
@@ -15,7 +15,7 @@ from extension_example.noise import Erasing, MaskGIT
 def get_config() -> Config:
     return Config(
         data=Data(path=Sums(below=12), tokenizer=Utf8(), seq_len=16),
-        model=Architecture(width=16, layers=1, heads=2, mlp_dim=16),
+        model=DenoiserSpec(width=16, layers=1, heads=2, mlp_dim=16),
         process=Erasing(),
         objective=MaskGIT(),
         optim=Momentum(),

@@ -169,7 +169,7 @@ def test_the_causal_score_is_the_mean_log_probability_with_the_end(model, canvas
         rows.append(np.concatenate([answer.prompts[row], answer.generation.tokens[row, :count], end]).astype(np.int32))
         ended += len(end)
     padded = np.stack([np.pad(row, (0, 40 - len(row))) for row in rows])  # what follows is not seen
-    for row, score, nats in zip(range(8), scores, np.asarray(judged(model.bound.denoise, padded)), strict=True):
+    for row, score, nats in zip(range(8), scores, np.asarray(judged(model.network.denoise, padded)), strict=True):
         assert score == pytest.approx(-nats[len(answer.prompts[row]) : len(rows[row])].mean(), abs=1e-4)
     assert 0 < ended < 8
 

@@ -117,7 +117,7 @@ def test_an_update_on_tpus_that_are_not_there():
     assert found["fits"] and found["chips"] == 4
     # Forward, forward anew, and backward to queries and to keys and values, in each of two layers.
     assert sorted(found["kernels"].values()) == [2, 2, 4] and all("splash" in name for name in found["kernels"])
-    small = compiled("--topology=v5e:2x2", "--num_slices=2", settings=("mesh.data=2", "model.attention_kernel=chunked"))
+    small = compiled("--topology=v5e:2x2", "--num_slices=2", settings=("mesh.data=2", "exec.attention_kernel=chunked"))
     assert small["chips"] == 8 and small["mesh"] == {"data": 2, "fsdp": 4} and not small["kernels"]
 
 

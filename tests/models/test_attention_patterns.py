@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small import ARCHITECTURES, MASK, bound, extend, read, read_canvas, rows
+from support.small import MASK, SPECS, bound, extend, read, read_canvas, rows
 
 from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.types import Alignment
@@ -16,12 +16,12 @@ CLOSE = {"rtol": 0, "atol": 2e-5}
 
 @pytest.fixture
 def net():
-    return bound(ARCHITECTURES["grouped, untied, timed"])
+    return bound(SPECS["grouped, untied, timed"])
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=SPECS)
 def each_net(request):
-    return bound(ARCHITECTURES[request.param])
+    return bound(SPECS[request.param])
 
 
 def moved(net, attention, length, position, t=None, width=None):
@@ -192,8 +192,8 @@ def test_slots_that_are_not_filled_are_not_seen(net):
 
 def test_time_matters_exactly_where_it_is_told():
     tokens = rows(8)
-    for name, architecture in ARCHITECTURES.items():
-        early, late = (read(bound(architecture), tokens, Full(), t=jnp.full((2, 1), t)) for t in (0.1, 0.9))
+    for name, spec in SPECS.items():
+        early, late = (read(bound(spec), tokens, Full(), t=jnp.full((2, 1), t)) for t in (0.1, 0.9))
         assert (abs(early - late).max() > 1e-3) == ("timed" in name)
 
 
@@ -205,7 +205,7 @@ def test_time_matters_exactly_where_it_is_told():
 )
 def test_the_beginning_of_a_long_row_is_read_like_a_short_row(attention):
     net, long, short = (
-        bound(ARCHITECTURES["plain"]),
+        bound(SPECS["plain"]),
         300,
         150 if attention == BlockDiffusionTraining(150, Causal()) else 90,
     )
@@ -225,7 +225,7 @@ def test_the_beginning_of_a_long_row_is_read_like_a_short_row(attention):
 @pytest.mark.parametrize("attention", [Causal(), Full()], ids=str)
 def test_a_document_across_chunks_is_read_like_one_alone(attention):
     """Positions 100..189 of a long row, where a chunk of queries ends inside, against a short row of their own."""
-    net, tokens = bound(ARCHITECTURES["plain"]), rows(300, batch=1)
+    net, tokens = bound(SPECS["plain"]), rows(300, batch=1)
     at = jnp.arange(300, dtype=jnp.int32)[None]
     segment_ids = jnp.where((at >= 100) & (at < 190), 2, 1)
     whole = read(net, tokens, attention, segment_ids=segment_ids)

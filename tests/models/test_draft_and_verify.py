@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small import ARCHITECTURES, MASK, bound, extend, read_canvas, rows
+from support.small import MASK, SPECS, bound, extend, read_canvas, rows
 
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.types import Alignment
@@ -16,9 +16,9 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 fork = jax.jit(lambda bound, *seen: bound.fork(*seen), static_argnums=4)
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=SPECS)
 def net(request):
-    return bound(ARCHITECTURES[request.param]).for_sampling()
+    return bound(SPECS[request.param]).for_sampling()
 
 
 def begun(net):

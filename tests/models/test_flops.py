@@ -6,15 +6,15 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from support.small import module_of
 
 from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.models import flops
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.models.base import DenoiserSpec
+from diffusion_lm.models.transformer import init_params
 from diffusion_lm.types import Batch
 
-MODULE = Transformer(
-    architecture=Architecture(width=32, layers=3, heads=4, kv_heads=2, mlp_dim=48), vocab=100, scan=False
-)
+MODULE = module_of(DenoiserSpec(width=32, layers=3, heads=4, kv_heads=2, mlp_dim=48), 100, scan=False)
 ROWS, LENGTH = 2, 16
 
 
@@ -47,7 +47,7 @@ def one_pass(attention):
 
 
 def test_a_pass_that_sees_everything():
-    padding = 2 * ROWS * LENGTH * 32 * (MODULE.rows - MODULE.vocab)
+    padding = 2 * ROWS * LENGTH * 32 * (MODULE.vocabulary.rows - MODULE.vocabulary.size)
     setup = traced(lambda key: init_params(MODULE, key), jax.random.key(0))
     found = one_pass(Full()) - padding - setup
     assert flops.of_pass(MODULE, rows=ROWS, length=LENGTH, attention=Full()) == found
@@ -71,7 +71,7 @@ def test_a_cache_is_seen_by_all_and_logits_may_be_of_one():
     plain = flops.of_pass(MODULE, rows=1, length=4, attention=Causal())
     assert flops.of_pass(MODULE, rows=1, length=4, attention=Causal(), past=10) - plain == 4 * 4 * 10 * 3 * 32
     one = flops.of_pass(MODULE, rows=1, length=4, attention=Causal(), num_logits=1)
-    assert plain - one == 2 * 3 * 32 * MODULE.vocab
+    assert plain - one == 2 * 3 * 32 * MODULE.vocabulary.size
 
 
 def test_an_update_is_what_its_objective_asks_for_three_times():
@@ -104,8 +104,8 @@ def test_what_is_read_without_a_gradient_is_counted_once():
 
         return objective
 
-    told = MODULE.clone(architecture=dataclasses.replace(MODULE.architecture, self_conditioning=True))
+    told = MODULE.clone(spec=dataclasses.replace(MODULE.spec, self_conditioning=True))
     one = flops.of_pass(MODULE, rows=ROWS, length=LENGTH, attention=Full())
-    mean = 2 * ROWS * LENGTH * 32 * MODULE.vocab
+    mean = 2 * ROWS * LENGTH * 32 * MODULE.vocabulary.size
     assert flops.of_update(MODULE, asks(0, 1, 1), batch) == (3 + 2) * one
     assert flops.of_update(told, asks(0, 1), batch) == (3 + 1) * one + (one + mean) // 2

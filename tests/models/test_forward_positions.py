@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small import ARCHITECTURES, MASK, bound, read, rows
+from support.small import MASK, SPECS, bound, read, rows
 
 from diffusion_lm.attention_patterns import Full
 
@@ -19,9 +19,9 @@ ALL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None], (2, L))
 forward_positions = jax.jit(lambda net, cache, tokens, at: net.forward_positions(cache, tokens, at, T))
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=SPECS)
 def net(request):
-    return bound(ARCHITECTURES[request.param])
+    return bound(SPECS[request.param])
 
 
 def at_places(a, at):

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small import ARCHITECTURES, MASK, VOCAB, bound, boxed, read, rows
+from support.small import FLOAT32, MASK, SPECS, VOCAB, bound, boxed, module_of, read, rows
 
 from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal
+from diffusion_lm.models.base import DenoiserSpec, Vocabulary
 from diffusion_lm.models.bound_model import BoundModel, unstacked
-from diffusion_lm.models.transformer import Architecture, Transformer
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import RULES
@@ -21,9 +21,9 @@ from diffusion_lm.types import Batch
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def architecture(request):
-    return ARCHITECTURES[request.param]
+@pytest.fixture(params=SPECS)
+def spec(request):
+    return SPECS[request.param]
 
 
 def a_batch(rows_=2, length=16):
@@ -43,10 +43,10 @@ def loss_of(module):
     return jax.jit(jax.value_and_grad(loss))
 
 
-def test_every_parameter_names_its_axes(architecture):
+def test_every_parameter_names_its_axes(spec):
     """As many names as dimensions, each one that the table of axes knows."""
     known = {name for name, _ in RULES}
-    leaves = jax.tree.leaves(boxed(architecture), is_leaf=lambda a: isinstance(a, nn.Partitioned))
+    leaves = jax.tree.leaves(boxed(spec), is_leaf=lambda a: isinstance(a, nn.Partitioned))
     for leaf in leaves:
         assert isinstance(leaf, nn.Partitioned) and len(leaf.names) == leaf.value.ndim
         assert {name for name in leaf.names if name} <= known and leaf.value.dtype == jnp.float32
@@ -55,16 +55,17 @@ def test_every_parameter_names_its_axes(architecture):
 
 
 def test_rows_of_the_embedding_hold_the_mask_and_divide():
-    assert Transformer(Architecture(), vocab=127).rows == 128
-    assert Transformer(Architecture(), vocab=128).rows == 256
+    assert Vocabulary(size=127, mask=127).rows == 128
+    assert Vocabulary(size=128, mask=128).rows == 256
+    assert Vocabulary(size=128, mask=5).rows == 128
 
 
-def test_logits_have_no_column_for_the_mask(architecture):
-    assert read(bound(architecture), rows(4), Causal()).shape == (2, 4, VOCAB)
+def test_logits_have_no_column_for_the_mask(spec):
+    assert read(bound(spec), rows(4), Causal()).shape == (2, 4, VOCAB)
 
 
-def test_scanned_layers_are_layers_one_by_one(architecture):
-    net = bound(architecture)
+def test_scanned_layers_are_layers_one_by_one(spec):
+    net = bound(spec)
     apart = BoundModel(module=net.module.clone(scan=False), params=unstacked(net.params))
     attention = BlockDiffusionTraining(4, BlockCausal(4))
     tokens, t = jnp.concatenate([rows(8), rows(8, seed=1)], axis=1), jnp.array([[0.5, 0.25, 0, 0]] * 2)
@@ -76,43 +77,41 @@ def test_scanned_layers_are_layers_one_by_one(architecture):
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_rematerialisation_changes_no_number(remat):
-    base = ARCHITECTURES["grouped, untied, timed"]
+    base = SPECS["grouped, untied, timed"]
     params = bound(base).params
-    loss, gradient = loss_of(Transformer(base, vocab=VOCAB))(params)
-    again = loss_of(Transformer(dataclasses.replace(base, remat=remat), vocab=VOCAB))
+    loss, gradient = loss_of(module_of(base))(params)
+    again = loss_of(module_of(base, exec=dataclasses.replace(FLOAT32, remat=remat)))
     assert "remat" in str(again.trace(params).jaxpr)
     same_loss, same_gradient = again(params)
     np.testing.assert_allclose(loss, same_loss, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, same_gradient)
 
 
-def test_every_parameter_has_a_gradient(architecture):
-    _, gradient = loss_of(Transformer(architecture, vocab=VOCAB))(bound(architecture).params)
+def test_every_parameter_has_a_gradient(spec):
+    _, gradient = loss_of(module_of(spec))(bound(spec).params)
     for path, g in jax.tree_util.tree_leaves_with_path(gradient):
         assert jnp.isfinite(g).all() and (g != 0).any(), jax.tree_util.keystr(path)
 
 
-def test_a_fresh_network_knows_next_to_nothing(architecture):
-    loss, _ = loss_of(Transformer(architecture, vocab=VOCAB))(nn.meta.unbox(boxed(architecture)))
+def test_a_fresh_network_knows_next_to_nothing(spec):
+    loss, _ = loss_of(module_of(spec))(nn.meta.unbox(boxed(spec)))
     assert jnp.isfinite(loss)
-    params = nn.meta.unbox(boxed(architecture))
-    said = jax.nn.log_softmax(
-        read(BoundModel(module=Transformer(architecture, vocab=VOCAB), params=params), rows(8), Causal())
-    )
+    params = nn.meta.unbox(boxed(spec))
+    said = jax.nn.log_softmax(read(BoundModel(module=module_of(spec), params=params), rows(8), Causal()))
     assert abs(said + np.log(VOCAB)).max() < 0.6
 
 
 GOLDEN = {"plain": (4.616185, 3.916238), "grouped, untied, timed": (4.674905, 6.551122)}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", SPECS)
 def test_the_first_step_is_what_it_was(name):
     """Loss and gradient norm of the joint objective with fixed parameters, noise and batch, float32 products.
 
     A change here changes what every run computes. The tolerance, 2e-5, is rounding between machines; another random
     generator, another initial value or another formula moves the third digit.
     """
-    loss, gradient = loss_of(Transformer(ARCHITECTURES[name], vocab=VOCAB))(bound(ARCHITECTURES[name]).params)
+    loss, gradient = loss_of(module_of(SPECS[name]))(bound(SPECS[name]).params)
     norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
     np.testing.assert_allclose([loss, norm], GOLDEN[name], rtol=2e-5)
 
@@ -123,4 +122,4 @@ def test_the_first_step_is_what_it_was(name):
 )
 def test_sizes_that_do_not_fit_are_refused(bad):
     with pytest.raises(ValueError, match=r"^model\.[^\n]*$"):
-        Architecture(**bad)
+        DenoiserSpec(**bad)

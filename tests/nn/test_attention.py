@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import Execution
 from diffusion_lm.nn import attention, cudnn, splash
 from diffusion_lm.nn.attention import dot_product_attention
 from diffusion_lm.nn.cache import CachedLayer, LayerKV
@@ -204,8 +204,8 @@ def test_cudnn_is_refused_in_a_line(monkeypatch):
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
 def test_kernels_multiply_in_bfloat16_alone(kernel):
     """What splash attention would make of float32 on a TPU isn't float32's product."""
-    with pytest.raises(ValueError, match=f"{kernel} multiplies in bfloat16, not in model.compute_dtype=float32: set"):
-        Architecture(attention_kernel=kernel, compute_dtype="float32")
+    with pytest.raises(ValueError, match=f"{kernel} multiplies in bfloat16, not in exec.compute_dtype=float32: set"):
+        Execution(attention_kernel=kernel, compute_dtype="float32")
 
 
 @pytest.mark.usefixtures("dealing")

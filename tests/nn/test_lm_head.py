@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_lm.nn import lm_head as readout_module
-from diffusion_lm.nn.lm_head import ChunkedLogits
+from diffusion_lm.nn.lm_head import ChunkedLogits, LogitsSpec
 from diffusion_lm.objectives.distillation import _divergence
 from diffusion_lm.processes.flow import UniformFlow
 from diffusion_lm.processes.mixture import Mixture
@@ -26,7 +26,7 @@ def arrays(length, batch=2, vocab=19, rows=32, width=8):
 
 
 def projection(hidden, table, vocab=19, compute_dtype="float32"):
-    return ChunkedLogits(hidden=hidden, table=table, vocab=vocab, alignment=Alignment.SAME, compute_dtype=compute_dtype)
+    return ChunkedLogits(hidden=hidden, table=table, spec=LogitsSpec(vocab, compute_dtype), alignment=Alignment.SAME)
 
 
 def all_logits(hidden, table, vocab=19):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support.small import MASK, VOCAB, bound, extend, read, rows
+from support.small import FLOAT32, MASK, VOCAB, bound, extend, module_of, read, rows
 
 from diffusion_lm.attention_patterns import Causal, Full
 from diffusion_lm.models import flops
-from diffusion_lm.models.transformer import Architecture, Transformer
+from diffusion_lm.models.base import DenoiserSpec, Execution
 from diffusion_lm.nn.moe import Experts, balance
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
@@ -24,14 +24,16 @@ from diffusion_lm.types import Batch, Loss
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-MIXED = Architecture(
-    width=16, layers=2, heads=2, mlp_dim=6, num_experts=5, num_experts_per_token=2, compute_dtype="float32"
-)
+MIXED = DenoiserSpec(width=16, layers=2, heads=2, mlp_dim=6, num_experts=5, num_experts_per_token=2)
 
 
-def params_of(architecture, lean=0.0):
+def experts(spec, exec=FLOAT32):
+    return Experts(spec.groups[0].layer.mlp, exec)
+
+
+def params_of(spec, lean=0.0):
     """Random; `lean` draws all positions towards the first experts."""
-    a, rng = architecture, np.random.default_rng(0)
+    a, rng = spec, np.random.default_rng(0)
     shapes = {"router": (a.width, a.num_experts), "gate_up": (a.num_experts, a.width, 2, a.mlp_dim),
               "down": (a.num_experts, a.mlp_dim, a.width)}  # fmt: skip
     params = {name: rng.normal(scale=0.3, size=shape).astype("f4") for name, shape in shapes.items()}
@@ -58,8 +60,8 @@ def one_by_one(params, x, k):
     return total
 
 
-def mixture(architecture):
-    return jax.jit(lambda params, x: Experts(architecture).apply({"params": params}, x))
+def mixture(spec):
+    return jax.jit(lambda params, x: experts(spec).apply({"params": params}, x))
 
 
 @pytest.mark.parametrize(("length", "lean"), [(37, 0.0), (37, 9.0), (1, 0.0)], ids=["spread", "on two", "a token"])
@@ -71,7 +73,7 @@ def test_it_is_the_loop_over_experts_forward_and_backward(length, lean):
     def both(function):
         return jax.jit(jax.value_and_grad(lambda p, x: jnp.sum(g * function(p, x)), argnums=(0, 1)))(params, x)
 
-    found = both(lambda p, x: Experts(MIXED).apply({"params": p}, x)[0])
+    found = both(lambda p, x: experts(MIXED).apply({"params": p}, x)[0])
     expected = both(lambda p, x: one_by_one(p, x, MIXED.num_experts_per_token))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
 
@@ -82,7 +84,7 @@ def test_bfloat16_products_are_near_those_of_float32():
     g = jnp.asarray(np.random.default_rng(2).normal(size=x.shape).astype("f4"))
 
     def both(compute_dtype):
-        layer = Experts(dataclasses.replace(MIXED, compute_dtype=compute_dtype))
+        layer = experts(MIXED, Execution(compute_dtype=compute_dtype))
         said, back = jax.vjp(jax.jit(lambda p, x: layer.apply({"params": p}, x)[0]), params, x)
         return said, *back(g)
 
@@ -94,7 +96,8 @@ def test_bfloat16_products_are_near_those_of_float32():
 
 def test_sampling_chooses_experts_in_float32():
     """As training does: rounded scores would send positions to other experts."""
-    net = bound(dataclasses.replace(MIXED, compute_dtype="bfloat16"))
+    net = bound(MIXED)
+    net = net.replace(module=net.module.clone(exec=Execution()))
     layer = net.for_sampling().params["layer_1"]["experts"]
     np.testing.assert_array_equal(layer["router"], net.params["layers"]["experts"]["router"][1])
     assert {name: a.dtype.name for name, a in layer.items() if name != "router"} == dict.fromkeys(
@@ -190,7 +193,7 @@ def test_training_minimises_the_penalty_and_reports_it_beside_the_loss():
 
 def test_operations_count_the_experts_that_are_chosen():
     def needed(**sizes):
-        module = Transformer(dataclasses.replace(MIXED, **sizes), vocab=VOCAB)
+        module = module_of(dataclasses.replace(MIXED, **sizes))
         return flops.of_pass(module, rows=2, length=8, attention=Full())
 
     dense = needed(num_experts=0, num_experts_per_token=0, mlp_dim=2 * MIXED.mlp_dim)
@@ -200,7 +203,7 @@ def test_operations_count_the_experts_that_are_chosen():
 
 
 def test_every_parameter_has_a_place_on_the_mesh():
-    boxed = jax.eval_shape(lambda: Experts(MIXED).init(jax.random.key(0), inputs()))["params"]
+    boxed = jax.eval_shape(lambda: experts(MIXED).init(jax.random.key(0), inputs()))["params"]
     axes = {name: leaf.names for name, leaf in boxed.items()}
     assert axes["gate_up"][0] == axes["down"][0] == "experts"
     assert all(isinstance(leaf, nn.Partitioned) for leaf in boxed.values())
@@ -217,19 +220,19 @@ def test_every_parameter_has_a_place_on_the_mesh():
 )
 def test_choices_that_can_not_be_are_refused(bad):
     with pytest.raises(ValueError, match=r"model\.num_experts_per_token"):
-        Architecture(**bad)
+        DenoiserSpec(**bad)
 
 
 def test_positions_move_rounded_and_are_added_up_once_each_way():
     """On four devices: what experts add to them in float32, its gradient rounded like any factor; not the gradient of
     that sum, which all devices have. Weights' gradients are summed in float32, and choices are made of one's own rows.
     """
-    a = dataclasses.replace(MIXED, mlp_dim=8, num_experts=8, compute_dtype="bfloat16")
+    a = dataclasses.replace(MIXED, mlp_dim=8, num_experts=8)
     mesh = jax.sharding.AbstractMesh((1, 2, 2, 1, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
     x = jnp.zeros((8, 4, a.width))
 
     def gradients(params, x, g):
-        return jax.vjp(lambda *both: Experts(a).apply({"params": both[0]}, both[1])[0], params, x)[1](g)
+        return jax.vjp(lambda *both: experts(a, Execution()).apply({"params": both[0]}, both[1])[0], params, x)[1](g)
 
     with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(RULES):
         text = str(jax.make_jaxpr(gradients)(params_of(a), x, x))

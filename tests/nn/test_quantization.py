@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small import bound, read, rows
+from support.small import FLOAT32, bound, read, rows
 
 from diffusion_lm.attention_patterns import Full
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec, Execution, check_execution
 from diffusion_lm.nn.dot import dot
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-PLAIN = Architecture(width=16, layers=1, heads=2, mlp_dim=24, compute_dtype="float32")
+PLAIN = DenoiserSpec(width=16, layers=1, heads=2, mlp_dim=24)
 SPECS = {
     "ble,ehd->blhd": ((2, 5, 8), (8, 3, 4)),
     "ble,ecgd->blcgd": ((2, 5, 8), (8, 2, 3, 4)),
@@ -109,7 +109,7 @@ def test_int8_refuses_sums_that_int32_does_not_hold():
 def test_a_network_in_int8_says_nearly_what_it_says_otherwise_and_learns():
     """Its layers' products are really of int8 factors: query, key and value, output, gate and up, down."""
     plain = bound(PLAIN)
-    module = plain.module.clone(architecture=dataclasses.replace(PLAIN, quantization="int8"))
+    module = plain.module.clone(exec=dataclasses.replace(FLOAT32, quantization="int8"))
 
     def loss(params, net):
         logits = read(net.replace(params=params), rows(8), Full())
@@ -128,7 +128,8 @@ def test_a_network_in_int8_says_nearly_what_it_says_otherwise_and_learns():
     assert after < before - 0.01 * square
 
 
-@pytest.mark.parametrize("more", [{"quantization": "int4"}, {"num_experts": 2, "num_experts_per_token": 1}])
-def test_a_quantization_that_is_not_made_is_refused(more):
-    with pytest.raises(ValueError, match=r"^model\.quantization=int. is[^\n]*set [^\n]*none"):
-        Architecture(**{"quantization": "int8"} | more)
+@pytest.mark.parametrize(("kind", "experts"), [("int4", 0), ("int8", 2)])
+def test_a_quantization_that_is_not_implemented_is_refused(kind, experts):
+    spec = DenoiserSpec(num_experts=experts, num_experts_per_token=experts)
+    with pytest.raises(ValueError, match=r"^exec\.quantization=int. is[^\n]*set [^\n]*none"):
+        check_execution(spec, Execution(quantization=kind))

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.small import module_of
 
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.models.transformer import init_params
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
@@ -47,7 +49,7 @@ def packed(seed=0, rows=2) -> Batch:
 
 @functools.cache
 def network() -> BoundModel:
-    module = Transformer(Architecture(width=8, layers=1, heads=2, mlp_dim=8, compute_dtype="float32"), vocab=VOCAB)
+    module = module_of(DenoiserSpec(width=8, layers=1, heads=2, mlp_dim=8), VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     return BoundModel(

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from support import chain
 from support.oracle import LENGTH, MASK, TEXTS, VOCAB, batch_of, truth
+from support.small import module_of
 from support.vectors import PROCESS as GAUSSIAN
 from support.vectors import Seer
 
 from diffusion_lm.layouts import WholeRow
+from diffusion_lm.models.base import DenoiserSpec, Execution
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.models.transformer import init_params
 from diffusion_lm.nn import lm_head as readout_module
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.base import Objective
@@ -111,7 +113,7 @@ def test_blocks_are_asked_behind_clean_text():
 def test_no_array_of_all_logits_exists(monkeypatch, process):
     """Neither the teacher's nor the student's, with the teacher's steps and the gradient."""
     monkeypatch.setattr(readout_module, "_CHUNK_ROWS", 16)
-    module = Transformer(architecture=Architecture(width=8, layers=1, heads=1, mlp_dim=8), vocab=300)
+    module = module_of(DenoiserSpec(width=8, layers=1, heads=1, mlp_dim=8), 300, Execution())
     params = nn.meta.unbox(jax.eval_shape(functools.partial(init_params, module), jax.random.key(0)))
     batch = batch_of(np.zeros((2, 64), np.int32))
 

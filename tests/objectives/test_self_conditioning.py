@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.small import module_of
 
 from diffusion_lm.attention_patterns import Full
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.models.transformer import init_params
 from diffusion_lm.nn import lm_head as readout_module
-from diffusion_lm.nn.lm_head import ChunkedLogits, unit
+from diffusion_lm.nn.lm_head import ChunkedLogits, LogitsSpec, unit
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.objectives.self_conditioning import SelfConditionedObjective
 from diffusion_lm.processes.uniform import Uniform
@@ -21,12 +23,12 @@ from diffusion_lm.types import Alignment, Batch, DenseLogits, NoisyEmbeddings
 pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB, LENGTH, ROWS, WIDTH = 7, 8, 3, 8
 PROCESS = Uniform(mask=VOCAB)
-SIZES = {"width": WIDTH, "layers": 1, "heads": 2, "mlp_dim": 8, "compute_dtype": "float32"}
+SIZES = {"width": WIDTH, "layers": 1, "heads": 2, "mlp_dim": 8}
 
 
 @functools.cache
 def network() -> BoundModel:
-    module = Transformer(Architecture(**SIZES, self_conditioning=True), vocab=VOCAB)
+    module = module_of(DenoiserSpec(**SIZES, self_conditioning=True), VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(a + rng.normal(scale=0.3, size=a.shape), jnp.float32), params)
@@ -89,7 +91,7 @@ def test_nothing_said_is_zeros():
 
 def test_what_is_mixed_into_the_text_takes_the_tokens_place():
     """All of the token's vector and no noise is the token; none of it, the vector that is given."""
-    module = Transformer(Architecture(**SIZES, time_conditioning=True), vocab=VOCAB)
+    module = module_of(DenoiserSpec(**SIZES, time_conditioning=True), VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
     params["embedding"] = 30 * params["embedding"]  # away from the smallest size that a norm still sees
     bound, rows = BoundModel(module=module, params=params), batch()
@@ -114,9 +116,8 @@ def test_the_mean_vector_is_the_plain_one_and_no_array_of_all_logits_exists(monk
     hidden, table, vectors = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 13, 8), (384, 8), (384, 8)))
     fields = {
         "table": table,
-        "vocab": 300,
+        "spec": LogitsSpec(300, "float32"),
         "alignment": Alignment.SAME,
-        "compute_dtype": "float32",
         "embeddings": vectors,
     }
     mean = lambda hidden: ChunkedLogits(hidden=hidden, **fields).expected_embedding()  # noqa: E731

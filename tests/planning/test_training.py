@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_lm.build import build, load_for_inference, read_text
 from diffusion_lm.config import Config, override
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.planning.data import Examples, min_seq_len
 from diffusion_lm.planning.tasks.countdown import Countdown
@@ -24,7 +24,7 @@ TASK, OBJECTIVE = Countdown(numbers=2), Joint(block_size=8)
 def config(steps, **data):
     return Config(
         data=Examples(task=TASK, seq_len=min_seq_len(TASK, OBJECTIVE.layout), valid=6, **data),
-        model=Architecture(width=16, layers=1, heads=2, mlp_dim=16),
+        model=DenoiserSpec(width=16, layers=1, heads=2, mlp_dim=16),
         process=Absorbing(),
         objective=OBJECTIVE,
         optim=AdamW(schedule=WarmupStableDecay(warmup=0, decay=0)),  # independent of the number of steps
@@ -49,7 +49,7 @@ def test_resuming_changes_nothing_and_another_task_or_test_file_is_refused(tmp_p
     assert parts.values == pytest.approx(whole.values, rel=1e-6) and "valid/canvas" in whole.values
     assert once.job.batches.get_state() == twice.job.batches.get_state() == {"next_batch": 4}
     models = [load_for_inference(tmp_path / folder) for folder in ("once", "twice")]
-    np.testing.assert_array_equal(*(model.bound.params["embedding"] for model in models))
+    np.testing.assert_array_equal(*(model.network.params["embedding"] for model in models))
     assert models[0].tokenizer.vocab == len(TASK.alphabet) + 3
 
     with pytest.raises(ValueError, match=r"data\.task\.numbers=3"):

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from support.oracle import MASK as WORLD_MASK
 from support.oracle import NEVER, TEXTS, blank, p_value, truth
+from support.small import module_of
 from support.vectors import PROCESS, Seer
 
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.models.transformer import init_params
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.samplers.base import Prompt, decode_loop
@@ -60,8 +62,8 @@ def test_given_tokens_stay_and_are_seen():
 @functools.cache
 def network() -> BoundModel:
     """Small, random, told the time and what it said."""
-    sizes = {"width": 16, "layers": 1, "heads": 2, "mlp_dim": 16, "compute_dtype": "float32"}
-    module = Transformer(Architecture(**sizes, time_conditioning=True, self_conditioning=True), vocab=VOCAB)
+    sizes = {"width": 16, "layers": 1, "heads": 2, "mlp_dim": 16}
+    module = module_of(DenoiserSpec(**sizes, time_conditioning=True, self_conditioning=True), VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(a + rng.normal(scale=0.4, size=a.shape), jnp.float32), params)

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.oracle import blank
+from support.small import module_of
 from support.text_samplers import prompts
 from support.tiny import MASK, VOCAB, written
 from support.tiny import model as plain_model
 
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.models.transformer import init_params
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.base import Prompt
@@ -38,8 +40,8 @@ SAMPLERS = {
 
 @functools.cache
 def network() -> BoundModel:
-    sizes = {"width": WIDTH, "layers": 1, "heads": 2, "mlp_dim": 16, "compute_dtype": "float32"}
-    module = Transformer(Architecture(**sizes, self_conditioning=True), vocab=VOCAB)
+    sizes = {"width": WIDTH, "layers": 1, "heads": 2, "mlp_dim": 16}
+    module = module_of(DenoiserSpec(**sizes, self_conditioning=True), VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(a + rng.normal(scale=0.4, size=a.shape), jnp.float32), params)

@@ -28,8 +28,9 @@ from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Texts
 from diffusion_lm.data.tokenizer import SentencePiece, train_tokenizer
 from diffusion_lm.inference import presets
+from diffusion_lm.models.base import DenoiserSpec, Execution
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.models.transformer import Architecture, init_params
+from diffusion_lm.models.transformer import init_params
 from diffusion_lm.nn import attention, cudnn, lm_head, splash
 from diffusion_lm.nn.cache import LayerKV
 from diffusion_lm.nn.dot import dot
@@ -40,7 +41,7 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.loop import Train
 
-MODEL = Architecture(width=32, layers=2, heads=8, compute_dtype="float32")
+MODEL = DenoiserSpec(width=32, layers=2, heads=8)
 MIXED = dataclasses.replace(MODEL, mlp_dim=16, num_experts=8, num_experts_per_token=2)
 DOCUMENTS = tuple(f"a line of text, number {i}, and some more of it" for i in range(200))
 TOKENIZER = train_tokenizer(DOCUMENTS, vocab=400, kind="char")
@@ -61,14 +62,14 @@ class InMemory(NamedTuple):
         return loader.eval_batches(self.tokens, **how)
 
 
-def config_of(model: Architecture, shape: MeshShape) -> Config:
+def config_of(model: DenoiserSpec, shape: MeshShape) -> Config:
     return Config(
-        data=Data(path="none", seq_len=32), model=model, process=Absorbing(), objective=Joint(block_size=8), mesh=shape,
+        data=Data(path="none", seq_len=32), model=model, exec=Execution(compute_dtype="float32"), process=Absorbing(), objective=Joint(block_size=8), mesh=shape,
         train=Train(batch_size=8, steps=3),
     )  # fmt: skip
 
 
-def trained(model: Architecture, shape: MeshShape, mesh):
+def trained(model: DenoiserSpec, shape: MeshShape, mesh):
     """Three updates: the losses, the parameters, and how many of them the mesh cuts."""
     config = config_of(model, shape)
     module, process = build_model(config, TOKENIZER)
@@ -84,7 +85,7 @@ def trained(model: Architecture, shape: MeshShape, mesh):
 
 
 @functools.cache
-def single(model: Architecture):
+def single(model: DenoiserSpec):
     """On one device: losses, parameters, louder ones, and what is written with those."""
     shape, mesh = MeshShape(), sharding.make_mesh(MeshShape(), jax.devices()[:1])
     losses, params, _ = trained(model, shape, mesh)
@@ -95,11 +96,11 @@ def single(model: Architecture):
     return losses, params, loud, tokens
 
 
-def written(params, model: Architecture, shape: MeshShape, mesh):
+def written(params, model: DenoiserSpec, shape: MeshShape, mesh):
     """What a network with these parameters writes behind eight prompts."""
     config = config_of(model, shape)
     module, process = build_model(config, TOKENIZER)
-    asked = LoadedModel(config, TOKENIZER, process, bound=None, step=0, meta=None, ready={})
+    asked = LoadedModel(config, TOKENIZER, process, network=None, step=0, meta=None, ready={})
     writer = presets.confidence(asked, draw=SamplingParams(), canvas=0, passes=3)
     bound = BoundModel(module=module, params=params).for_sampling()
     boxed = jax.eval_shape(functools.partial(init_params, bound.module), jax.random.key(0))

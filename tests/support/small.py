@@ -7,33 +7,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_lm.models.base import DenoiserSpec, Execution, ModelSpec, Vocabulary
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.models.transformer import Transformer, init_params
 
 VOCAB = MASK = 11
-ARCHITECTURES = {
-    "plain": Architecture(width=16, layers=2, heads=2, mlp_dim=24, qk_norm=False, compute_dtype="float32"),
-    "grouped, untied, timed": Architecture(
+SPECS = {
+    "plain": DenoiserSpec(width=16, layers=2, heads=2, mlp_dim=24, qk_norm=False),
+    "grouped, untied, timed": DenoiserSpec(
         width=16, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_dim=24, tie_embeddings=False, time_conditioning=True,
-        compute_dtype="float32",
     ),
 }  # fmt: skip
 
 
+FLOAT32 = Execution(compute_dtype="float32")
+
+
+def module_of(spec: ModelSpec, vocab: int = VOCAB, exec: Execution = FLOAT32, **more) -> Transformer:
+    """A network of this many ids with the mask behind them."""
+    return Transformer(spec, Vocabulary(size=vocab, mask=vocab), exec, **more)
+
+
 @functools.cache
-def boxed(architecture: Architecture, vocab: int = VOCAB):
-    module = Transformer(architecture, vocab=vocab)
+def boxed(spec: ModelSpec, vocab: int = VOCAB):
+    module = module_of(spec, vocab)
     return jax.jit(functools.partial(init_params, module))(jax.random.key(0))
 
 
 @functools.cache
-def bound(architecture: Architecture, vocab: int = VOCAB) -> BoundModel:
+def bound(spec: ModelSpec, vocab: int = VOCAB) -> BoundModel:
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda a: jnp.asarray(np.asarray(a) + rng.normal(scale=0.25, size=a.shape).astype("f4")),
-        nn.meta.unbox(boxed(architecture, vocab)),
+        nn.meta.unbox(boxed(spec, vocab)),
     )
-    return BoundModel(module=Transformer(architecture, vocab=vocab), params=params)
+    return BoundModel(module=module_of(spec, vocab), params=params)
 
 
 def rows(length: int, batch: int = 2, seed: int = 0, vocab: int = VOCAB) -> jax.Array:

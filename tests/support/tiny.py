@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.models.transformer import init_params
+from support.small import module_of
 
 VOCAB = MASK = 12
 EOS = 11  # one that this network likes
@@ -16,8 +18,7 @@ EOS = 11  # one that this network likes
 @functools.cache
 def model(layers: int = 1) -> BoundModel:
     """Float32 products, every parameter away from zero."""
-    architecture = Architecture(width=16, layers=layers, heads=2, mlp_dim=16, compute_dtype="float32")
-    module = Transformer(architecture, vocab=VOCAB)
+    module = module_of(DenoiserSpec(width=16, layers=layers, heads=2, mlp_dim=16), VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: np.asarray(a) + rng.normal(scale=0.4, size=a.shape).astype("f4"), params)

@@ -15,7 +15,7 @@ import pytest
 from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import Config, Data, override
 from diffusion_lm.data.tokenizer import train_tokenizer
-from diffusion_lm.models.transformer import Architecture
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training import metrics
@@ -34,7 +34,7 @@ def config(tmp_path_factory):
     path.write_text(TEXT)
     return Config(
         data=Data(path=str(path), document_unit="line", seq_len=16, tokenizer_kind="char", vocab_size=400),
-        model=Architecture(width=16, layers=1, heads=2, mlp_dim=16),
+        model=DenoiserSpec(width=16, layers=1, heads=2, mlp_dim=16),
         process=Absorbing(),
         objective=BlockELBO(block_size=4),
         train=Train(steps=6, batch_size=4, log_every=1, eval_every=3, eval_batches=2, ema_decay=0.9),
@@ -76,7 +76,7 @@ def test_stopped_and_resumed_equals_uninterrupted(config, trained, tmp_path):
     assert metrics.read(tmp_path) == metrics.read(trained[1])
     for ema in (True, False):
         one, other = (load_for_inference(workdir, ema=ema) for workdir in (tmp_path, trained[1]))
-        jax.tree.map(np.testing.assert_array_equal, one.bound.params, other.bound.params)
+        jax.tree.map(np.testing.assert_array_equal, one.network.params, other.network.params)
 
 
 def test_a_trained_model_comes_back_whole(config, trained):
@@ -85,7 +85,7 @@ def test_a_trained_model_comes_back_whole(config, trained):
     assert (model.config, model.step) == (config, 6)
     assert model.tokenizer.decode(model.tokenizer.encode("7 bottles of ink")) == "7 bottles of ink"
     assert model.process.mask == model.tokenizer.vocab
-    loss = build(config, workdir).job.evaluate(model.bound.params)  # the averaged parameters are those evaluated
+    loss = build(config, workdir).job.evaluate(model.network.params)  # the averaged parameters are those evaluated
     assert loss["valid/canvas"] == pytest.approx(result.values["valid/canvas"], rel=1e-6)
     assert load_for_inference(workdir, step=4).step == 4
     with pytest.raises(CheckpointError, match=r"holds no step 5, only \[2, 4, 6\]"):

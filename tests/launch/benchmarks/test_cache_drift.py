@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.small import module_of
 
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.models.bound_model import BoundModel
-from diffusion_lm.models.transformer import Architecture, Transformer, init_params
+from diffusion_lm.models.transformer import init_params
 from launch.benchmarks.cache_drift import WatchedDenoiser
 
 L, MASK = 8, 11
@@ -21,13 +23,13 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 @pytest.fixture(scope="module")
 def denoiser():
-    module = Transformer(Architecture(width=16, layers=2, heads=2, mlp_dim=16, compute_dtype="float32"), vocab=MASK)
+    module = module_of(DenoiserSpec(width=16, layers=2, heads=2, mlp_dim=16), MASK)
     params, rng = (
         nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0))),
         np.random.default_rng(0),
     )
     params = jax.tree.map(lambda a: a + jnp.asarray(rng.normal(scale=0.3, size=a.shape), a.dtype), params)
-    return WatchedDenoiser(bound=BoundModel(module=module, params=params).for_sampling(), mask=MASK)
+    return WatchedDenoiser(network=BoundModel(module=module, params=params).for_sampling(), mask=MASK)
 
 
 def test_the_sum_is_the_divergence_at_masks_from_an_exact_pass(denoiser):
@@ -38,7 +40,7 @@ def test_the_sum_is_the_divergence_at_masks_from_an_exact_pass(denoiser):
     logits, after = forward_positions(denoiser, watched, tokens, at, T)
     canvas = jnp.array([[1, 2, 7, 8, MASK, MASK, MASK, MASK]])
     assert (after.canvas == canvas).all() and after.count == 7  # one more mask, at 5; L is outside
-    exact = denoiser.bound.read_canvas(denoiser.bound.empty_cache(1, 0), canvas, T)[0, 5]
+    exact = denoiser.network.read_canvas(denoiser.network.empty_cache(1, 0), canvas, T)[0, 5]
     log_p, log_q = jax.nn.log_softmax(exact), jax.nn.log_softmax(logits[0, 2])
     kl = float(jnp.sum(jnp.exp(log_p) * (log_p - log_q)))
     assert kl > 1e-3 and after.nats - watched.nats == pytest.approx(kl, rel=1e-3)

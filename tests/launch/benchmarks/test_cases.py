@@ -191,7 +191,7 @@ def test_pytorchs_network_has_the_same_logits(attention):
     torch = pytest.importorskip("torch", reason="the extra [bench] is not installed")
     module = torch_cases.language_model(**dataclasses.asdict(SIZES), causal=isinstance(attention, Causal))
     denoiser = SIZES.transformer(tied=False)
-    denoiser = denoiser.clone(architecture=dataclasses.replace(denoiser.architecture, compute_dtype="float32"))
+    denoiser = denoiser.clone(exec=dataclasses.replace(denoiser.exec, compute_dtype="float32"))
     tokens = np.random.default_rng(0).integers(11, size=(2, 7)).astype("i4")
     bound = BoundModel(module=denoiser, params=_params_of(module))
     at, one = np.broadcast_to(np.arange(7, dtype="i4"), (2, 7)), np.ones((2, 7), "i4")

@@ -30,8 +30,8 @@ def test_two_lines_cross_where_they_are_equal():
 
 
 def test_flops_are_two_a_weight_and_four_a_key_and_channel(model):
-    a, tokens = model.config.model.resolved, 5
-    layers = jax.tree.leaves(model.bound.params["layers"])
+    a, tokens = model.config.model, 5
+    layers = jax.tree.leaves(model.network.params["layers"])
     weights = sum(leaf.size for leaf in layers if leaf.ndim > 2) + model.tokenizer.vocab * a.width
     attention = a.layers * 4 * a.width * 9
     assert tradeoffs._flops(model, tokens, 9) == tokens * (2 * weights + attention)

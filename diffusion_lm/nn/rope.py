@@ -1,0 +1,59 @@
+"""Rotary position embedding, and its scalings for longer texts."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_lm.nn.specs import RopeScaling, RopeSpec
+
+Array = jax.Array
+
+
+def rope_angles(spec: RopeSpec, positions: Array, head_dim: int) -> Array:
+    """The angles by which pairs of a head's columns are turned.
+
+    Args:
+        positions: int32 [B, L].
+        head_dim: a head's width, of which `spec.fraction` is turned.
+
+    Returns:
+        float32 [B, L, turned columns / 2].
+    """
+    pairs = int(head_dim * spec.fraction) // 2
+    if spec.scaling is None:
+        rates = spec.theta ** -jnp.linspace(0.0, 1.0, pairs, endpoint=False)
+    else:
+        rates = jnp.asarray(_scaled(spec.scaling, spec.theta, pairs), jnp.float32)
+    return positions[..., None].astype(jnp.float32) * rates[None, None]
+
+
+def rotate(spec: RopeSpec, x: Array, angles: Array) -> Array:
+    """x [B, H, L, D] with the first half of its turned columns paired with the second half."""
+    turned, rest = x[..., : 2 * angles.shape[-1]], x[..., 2 * angles.shape[-1] :]
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    if spec.scaling is not None and spec.scaling.kind == "yarn":
+        magnitude = spec.scaling.magnitude or 0.1 * math.log(spec.scaling.factor) + 1.0
+        cos, sin = magnitude * cos, magnitude * sin
+    first, second = jnp.split(turned, 2, axis=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(parts + [rest] * (rest.shape[-1] > 0), axis=-1)
+
+
+def _scaled(scaling: RopeScaling, theta: float, pairs: int) -> np.ndarray:
+    """Rates in radians a position, float64 [pairs]."""
+    index = np.arange(pairs)
+    rates = theta ** -(index / pairs)
+    turns = scaling.original_length * rates / (2 * np.pi)  # over the texts of pretraining
+    if scaling.kind == "linear":
+        kept = np.zeros(pairs)
+    elif scaling.kind == "llama3":
+        kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    else:
+        # The pair that makes so many turns, by solving for its index; a linear ramp between two of them.
+        ends = [pairs * math.log(scaling.original_length / (b * 2 * math.pi)) / math.log(theta)
+                for b in (scaling.high, scaling.low)]  # fmt: skip
+        first, last = max(math.floor(ends[0]), 0), min(math.ceil(ends[1]), 2 * pairs - 1)
+        kept = 1.0 - np.clip((index - first) / max(last - first, 0.001), 0.0, 1.0)
+    return kept * rates + (1.0 - kept) * rates / scaling.factor

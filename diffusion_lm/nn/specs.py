@@ -1,0 +1,156 @@
+"""What a layer is (its parts and their sizes), and how a network runs: the values that layers are built from."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+from diffusion_lm.nn.dot import dot
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a network runs. Nothing here changes what it is, and a run may change all of it when it resumes.
+
+    Args:
+        compute_dtype: the type of the factors of matrix products; sums are float32 in any case.
+        attention_kernel: "splash" is TPUs' kernel, "cudnn" is NVIDIA GPUs' (tested by lowering only) for plain causal and
+            full attention, both in bfloat16; "chunked" is plain XLA; "auto" is splash on TPUs, else chunked.
+        remat: what a layer keeps for its backward pass: "none" keeps all, "dots" only its products, "full" nothing.
+        quantization: "int8" multiplies in int8 in the forward pass of layers, at twice the rate of bfloat16 on some
+            accelerators (as AQT does, github.com/google/aqt). All else, and the gradient, stays in `compute_dtype`.
+    """
+
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    attention_kernel: Literal["auto", "splash", "cudnn", "chunked"] = "auto"
+    remat: Literal["none", "dots", "full"] = "none"
+    quantization: Literal["none", "int8"] = "none"
+
+    def __post_init__(self):
+        if self.quantization not in ("none", "int8"):
+            raise ValueError(f"exec.quantization={self.quantization} is unknown: set it to none or int8")
+        if self.attention_kernel in ("splash", "cudnn") and self.compute_dtype != "bfloat16":
+            raise ValueError(
+                f"exec.attention_kernel={self.attention_kernel} multiplies in bfloat16, not in "
+                f"exec.compute_dtype={self.compute_dtype}: set exec.attention_kernel=chunked"
+            )
+
+    def product(self, spec: str, a: Array, b: Array) -> Array:
+        """A layer's matrix product: einsum(spec, a, b), float32."""
+        return dot(spec, a, b, self.compute_dtype, self.quantization)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormSpec:
+    """A normalisation over the last axis.
+
+    Args:
+        kind: "rms" divides by the root mean square (arXiv 1910.07467), "layer" subtracts the mean first.
+        eps: added to the mean square.
+        offset: the scale is offset + parameter (1 in Gemma's, which start at 0).
+        bias: whether a learned bias is added.
+    """
+
+    kind: Literal["rms", "layer"] = "rms"
+    eps: float = 1e-6
+    offset: float = 0.0
+    bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary rates are stretched for texts longer than those of pretraining.
+
+    Args:
+        kind: "linear" divides positions by `factor`; "llama3" does so to slow rates only; "yarn" is arXiv 2309.00071.
+        factor: by how much texts are longer.
+        original_length: the positions of pretraining ("llama3", "yarn").
+        low, high: wavelengths above original_length / low are stretched, those below original_length / high are not
+            ("llama3"); the same two limits in turns over original_length ("yarn": beta_slow, beta_fast).
+        magnitude: what cosines and sines are multiplied by ("yarn"); 0 for 0.1 log(factor) + 1.
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_length: int = 0
+    low: float = 1.0
+    high: float = 4.0
+    magnitude: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeSpec:
+    """Rotary position embedding (arXiv 2104.09864) of the first `fraction` of each head's width."""
+
+    theta: float = 10_000.0
+    fraction: float = 1.0
+    scaling: RopeScaling | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """Grouped-query attention (arXiv 2305.13245).
+
+    Args:
+        heads, kv_heads, head_dim: sizes.
+        qkv_bias, out_bias: biases of the query, key and value projections, and of the output projection.
+        qk_norm: norm of each head's queries and keys before rope; None for none.
+        rope: rotary positions; None for none.
+        window: sliding window: keys at this distance or further are not attended to; 0 for no limit.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: NormSpec | None = None
+    rope: RopeSpec | None = RopeSpec()
+    window: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLPSpec:
+    """A feed-forward layer of `dim` hidden units; gated: activation(x W_gate) * (x W_up) W_down (arXiv 2002.05202)."""
+
+    dim: int
+    gated: bool = True
+    activation: Literal["silu", "gelu_tanh", "relu2"] = "silu"
+    bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertsSpec:
+    """`num_experts` SwiGLUs of `dim` hidden units, of which each position uses the best-scored `num_experts_per_token`."""
+
+    dim: int
+    num_experts: int
+    num_experts_per_token: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """One transformer layer.
+
+    Args:
+        attention, mlp: its two parts.
+        norm: before each part.
+        post_norm: after each part, before the residual sum ("sandwich norms"); None for none.
+        time_conditioning: whether the time scales, shifts and gates both parts (adaLN-zero, arXiv 2212.09748).
+    """
+
+    attention: AttentionSpec
+    mlp: MLPSpec | ExpertsSpec
+    norm: NormSpec = NormSpec()
+    post_norm: NormSpec | None = None
+    time_conditioning: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerGroup:
+    """`repeat` layers alike, one after the other."""
+
+    layer: LayerSpec
+    repeat: int
