@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.commands import call
 
 from diffusion_lm.training import metrics
 from diffusion_lm.training.checkpoint import Checkpoints
+from launch import train
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
@@ -147,7 +149,6 @@ def test_processes_that_were_told_different_things_say_so(workdir):
 
 
 @pytest.mark.parametrize("flags", [["--coordinator=h:1"], ["--coordinator=h:1", "--num_processes=2", "--process_id=2"]])
-def test_half_of_the_flags_is_refused(flags):
-    command = [sys.executable, "-m", "launch.train", "--config=configs/quickstart.py", "--workdir=none", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "give all three" in done.stderr.splitlines()[-1]
+def test_half_of_the_flags_is_refused(flags, capsys):
+    status, out, err = call(capsys, train, "--config=configs/quickstart.py", "--workdir=none", *flags)
+    assert (status, out) == (2, "") and "give all three" in err.splitlines()[-1]
