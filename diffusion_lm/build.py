@@ -30,7 +30,7 @@ from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
 from diffusion_lm.training.loop import TrainLoop
 from diffusion_lm.training.step import LossFn, make_step, make_steps
 from diffusion_lm.types import Batch
-from diffusion_lm.validation import check_config, check_rows, check_workdir
+from diffusion_lm.validation import check_config, check_kernel, check_rows, check_workdir, runnable
 
 
 class LoadedModel(NamedTuple):
@@ -85,6 +85,7 @@ def build(config: Config, workdir: Path | str) -> Experiment:
     check_workdir(workdir)
     mesh = sharding.make_mesh(config.mesh)
     check_rows(config, mesh)
+    check_kernel(config, mesh)
     checkpoints = Checkpoints(workdir, config.checkpoint)
     stored = checkpoints.meta()
     if stored is not None:
@@ -325,11 +326,13 @@ def load_for_inference(
     found = checkpoints.meta(step)
     if found is None:
         raise FileNotFoundError(f"{checkpoints.folder} holds no checkpoint; train one with launch.train")
+    device = jax.local_devices()[0]
     config = from_json(found[1].config, allow_import)
+    config = runnable(config, sharding.make_mesh(sharding.MeshShape(), [device]))
     tokenizer = decode(found[1].tokenizer, allow_import, "tokenizer")
     module, process = build_model(config, tokenizer)
     boxed = jax.eval_shape(build_init(module, process), jax.random.key(0))
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    here = jax.sharding.SingleDeviceSharding(device)
     abstract = nn.meta.unbox(boxed)
     abstract = sharding.placed(abstract, jax.tree.map(lambda _: here, abstract))
     step, params = checkpoints.restore_params(abstract, step=step, ema=ema)

@@ -1,5 +1,6 @@
-"""Checks before a run starts: the workdir, the config against the checkpoint's, the batch against the mesh."""
+"""Checks before a run starts: workdir, config against checkpoint, batch and attention kernel against mesh."""
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import jax
 
 from diffusion_lm import sharding
 from diffusion_lm.config import Config, allowed_by, from_json, to_json
+from diffusion_lm.nn import cudnn
 from diffusion_lm.training.checkpoint import CheckpointMeta
 
 log = logging.getLogger(__name__)
@@ -65,3 +67,25 @@ def check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
             f"divided among {devices} devices: set train.batch_size to a multiple of "
             f"{devices * train.grad_accum_steps}, or mesh.tensor higher"
         )
+
+
+def check_kernel(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError if the mesh's devices can't run exec.attention_kernel."""
+    with sharding.using(mesh):
+        if config.exec.attention_kernel == "cudnn":
+            cudnn.check_devices()
+        if config.exec.attention_kernel == "splash" and sharding.platform() != "tpu":
+            raise ValueError(
+                f"exec.attention_kernel=splash is for TPUs and this runs on {sharding.platform()}: set "
+                "exec.attention_kernel=auto"
+            )
+
+
+def runnable(config: Config, mesh: jax.sharding.Mesh) -> Config:
+    """The config of a run that may have been trained on other devices, with a kernel that the mesh's devices have."""
+    try:
+        check_kernel(config, mesh)
+    except ValueError as error:
+        log.info("exec.attention_kernel is auto here: %s", error)
+        return dataclasses.replace(config, exec=dataclasses.replace(config.exec, attention_kernel="auto"))
+    return config

@@ -42,7 +42,7 @@ from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.validation import check_rows
+from diffusion_lm.validation import check_kernel, check_rows
 from launch import command, topologies
 from launch.flags import Flags
 
@@ -86,6 +86,7 @@ def main() -> dict:
     if BISECT.value and not memory:
         raise ValueError(f"--bisect: the memory of {TOPOLOGY.value} is unknown; give it as --chip_gib")
     mesh = sharding.make_mesh(config.mesh, topology.devices)
+    check_kernel(config, mesh)
     make = {"train": train_program, "sample": sample_program}[WHAT.value]
     batch = BATCH_SIZE.value or (config.train.batch_size if WHAT.value == "train" else 1)
     found = examine(make(config, mesh, batch), memory)
