@@ -93,7 +93,8 @@ class _Stream:
         self.counts, self.example = Counter(), None
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        head, tail = [self.tokenizer.bos], [self.tokenizer.eos] + [self.tokenizer.mask] * self.pad
+        head = np.array([self.tokenizer.bos], self.dtype)
+        tail = np.array([self.tokenizer.eos] + [self.tokenizer.mask] * self.pad, self.dtype)
         exact, said = lossless(self.tokenizer), time.monotonic()
         for text in self.corpus.documents():
             ids = self.tokenizer.encode(text)
@@ -107,7 +108,7 @@ class _Stream:
             if time.monotonic() - said >= PROGRESS_SECONDS:
                 said, seen = time.monotonic(), (self.counts["documents"], self.counts["targets"])
                 logging.info("tokenizing %s: %d documents, %d tokens so far", self.name, *seen)
-            yield np.concatenate([head, ids, tail]).astype(self.dtype)
+            yield np.concatenate([head, ids.astype(self.dtype), tail])
         self._report()
 
     def _spelled(self, text: str, ids: np.ndarray) -> str:

@@ -138,6 +138,15 @@ def test_training_uses_lines_at_even_distances(monkeypatch):
     assert own == list(range(0, 64, 8))
 
 
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_long_texts_are_encoded_in_chunks_alike(tokenizer, monkeypatch, size):
+    text = "".join(PROSE[:20]) + "\n\n  ▁ \r\n" + "x" * 60 + "\n"
+    assert lossless(tokenizer)
+    whole = tokenizer.encode(text)
+    monkeypatch.setattr(module, "CHUNK_CHARS", size)
+    assert tokenizer.encode(text).tolist() == whole.tolist()
+
+
 def test_long_lines_are_not_skipped():
     text = "abc " * 5000
     tokenizer = train_tokenizer([text], vocab=300, kind="char")
