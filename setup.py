@@ -14,6 +14,8 @@ TEST = [
     "nbformat>=5",
     "ipykernel>=6",
 ]
+# Other people's weights: their tokenizers (pure Rust wheels), chat templates, and llama.cpp's files.
+OPEN = ["tokenizers>=0.21", "jinja2>=3.1", "gguf>=0.17"]
 VIZ = ["matplotlib>=3.8", "tensorboardX>=2.6"]
 
 setup(
@@ -38,7 +40,8 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "test": TEST + VIZ,
+        "test": TEST + VIZ + OPEN,
+        "open": OPEN,
         "viz": VIZ,
         "tpu": ["jax[tpu]>=0.10.0"],
         "aot": ["jax[tpu]>=0.10.0"],  # the libtpu that goes with this JAX: enough to compile for TPUs
