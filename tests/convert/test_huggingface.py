@@ -1,5 +1,4 @@
-"""Safetensors and Hugging Face folders: what is written is read back by us and by the safetensors package, and damage is
-one line."""
+"""Safetensors and Hugging Face folders: written, read back here and by the safetensors package; damage is one line."""
 
 import json
 
@@ -42,7 +41,7 @@ def test_what_is_written_is_read_back_here_and_by_the_package(tmp_path):
 
 
 def test_the_packages_files_are_read(tmp_path):
-    save_file({name: a for name, a in arrays().items()}, tmp_path / "x.safetensors")
+    save_file(dict(arrays()), tmp_path / "x.safetensors")
     for name, info in read_header(tmp_path / "x.safetensors").items():
         same(info.read(), arrays()[name])
 
