@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_lm.convert.weights import Leaf, Part, check_names, load_parameters, write_tensors
+from diffusion_lm.models.weights import Leaf, Part, check_names, load_parameters, write_tensors
 
 E, H, D, M, X, V = 6, 2, 3, 5, 2, 7
 
