@@ -12,12 +12,52 @@ from diffusion_lm.nn.specs import ExpertsSpec, LayerSpec, RopeScaling, RopeSpec
 
 # What says nothing of the network's numbers.
 _IGNORED = frozenset(
-    "architectures model_type torch_dtype dtype transformers_version use_cache initializer_range auto_map "
-    "bos_token_id eos_token_id pad_token_id mask_token_id max_position_embeddings _name_or_path _attn_implementation "
-    "attention_dropout embd_pdrop attn_pdrop resid_pdrop hidden_dropout embedding_dropout residual_dropout "
-    "output_attentions output_hidden_states output_router_logits return_dict is_decoder task_specific_params "
-    "unk_token_id sep_token_id cls_token_id chunk_size_feed_forward id2label label2id problem_type is_encoder_decoder "
-    "tie_encoder_decoder use_return_dict tokenizer_class init_device init_std init_fn init_cutoff_factor".split()
+    [
+        "architectures",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "use_cache",
+        "initializer_range",
+        "auto_map",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "mask_token_id",
+        "max_position_embeddings",
+        "_name_or_path",
+        "_attn_implementation",
+        "attn_implementation",
+        "attention_dropout",
+        "embd_pdrop",
+        "attn_pdrop",
+        "resid_pdrop",
+        "hidden_dropout",
+        "embedding_dropout",
+        "residual_dropout",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+        "is_decoder",
+        "task_specific_params",
+        "unk_token_id",
+        "sep_token_id",
+        "cls_token_id",
+        "chunk_size_feed_forward",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "is_encoder_decoder",
+        "tie_encoder_decoder",
+        "use_return_dict",
+        "tokenizer_class",
+        "init_device",
+        "init_std",
+        "init_fn",
+        "init_cutoff_factor",
+    ]
 )
 _NOTHING = object()
 
@@ -105,12 +145,14 @@ def rope(config: ConfigReader, *, fraction: float = 1.0, default_theta: float = 
     scaling = dict(config.take("rope_scaling", {}) or {})
     parameters = dict(config.take("rope_parameters", {}) or {})
     theta = float(config.take("rope_theta", parameters.pop("rope_theta", default_theta)))
-    return RopeSpec(theta=theta, fraction=fraction, scaling=_scaling(config, scaling or parameters))
+    return RopeSpec(theta=theta, fraction=fraction, scaling=_scaling(config, scaling or parameters, theta))
 
 
-def _scaling(config: ConfigReader, found: dict[str, Any]) -> RopeScaling | None:
+def _scaling(config: ConfigReader, found: dict[str, Any], theta: float) -> RopeScaling | None:
     kind = found.pop("rope_type", found.pop("type", "default"))
     found.pop("type", None)
+    if float(found.pop("rope_theta", theta)) != theta:
+        raise ValueError(f"{config.source} sets two rope_theta: leave one")
     if kind == "default":
         return None
     try:
@@ -164,7 +206,7 @@ def leaf(path: Sequence[str], *parts: Part) -> Leaf:
 
 def vector(path: Sequence[str], tensor: str, *shape: int) -> Leaf:
     """A parameter that lies as its tensor does, up to its shape: a scale, a bias."""
-    return leaf(path, Part(tensor=tensor, shape=shape))
+    return leaf(path, Part(tensor=tensor, shape=shape, flat=True))
 
 
 def table(path: Sequence[str], tensor: str, ids: int, width: int) -> Leaf:
@@ -172,7 +214,9 @@ def table(path: Sequence[str], tensor: str, ids: int, width: int) -> Leaf:
     return leaf(path, Part(tensor=tensor, shape=(ids, width), place=(slice(0, ids),)))
 
 
-def attention_leaves(path: Sequence[str], layer: LayerSpec, width: int, prefix: str, output: str = "o_proj") -> list[Leaf]:
+def attention_leaves(
+    path: Sequence[str], layer: LayerSpec, width: int, prefix: str, output: str = "o_proj"
+) -> list[Leaf]:
     """q_proj, k_proj, v_proj, o_proj under a prefix, with biases and the norms of queries and keys where there are any."""
     a, at = layer.attention, (*path, "attention")
     heads, kv_heads = (width, a.heads, a.head_dim), (width, a.kv_heads, a.head_dim)
@@ -186,12 +230,17 @@ def attention_leaves(path: Sequence[str], layer: LayerSpec, width: int, prefix: 
         leaf((*at, "output"), Part(tensor=f"{prefix}{output}.weight", shape=(*heads[1:], width), inputs=2)),
     ]
     if a.qkv_bias:
-        bias = [Part(tensor=f"{prefix}{n}.bias", shape=kv_heads[1:], place=(i,)) for i, n in enumerate(("k_proj", "v_proj"))]
+        bias = [
+            Part(tensor=f"{prefix}{n}.bias", shape=kv_heads[1:], flat=True, place=(i,))
+            for i, n in enumerate(("k_proj", "v_proj"))
+        ]
         found += [vector((*at, "query_bias"), f"{prefix}q_proj.bias", *heads[1:]), leaf((*at, "key_value_bias"), *bias)]
     if a.out_bias:
         found.append(vector((*at, "output_bias"), f"{prefix}{output}.bias", width))
     if a.qk_norm is not None:
-        found += [vector((*at, f"{n}_norm", "scale"), f"{prefix}{n[0]}_norm.weight", a.head_dim) for n in ("query", "key")]
+        found += [
+            vector((*at, f"{n}_norm", "scale"), f"{prefix}{n[0]}_norm.weight", a.head_dim) for n in ("query", "key")
+        ]
     return found
 
 

@@ -14,13 +14,23 @@ def describe(config: ConfigReader) -> Described:
     """The network that a config.json asks for."""
     for key, value in _ONLY.items():
         config.expect(key, value)
-    config.ignore("precision", "flash_attention", "alibi_bias_max", "rope_full_precision", "mlp_ratio", "bias_for_layer_norm")
+    config.ignore(
+        "precision", "flash_attention", "alibi_bias_max", "rope_full_precision", "mlp_ratio", "bias_for_layer_norm"
+    )
     config.ignore("attention_layer_norm_with_affine", "embedding_size")
-    width, heads, norm = config.size("d_model"), config.size("n_heads"), NormSpec(eps=float(config.take("rms_norm_eps", 1e-5)))
+    width, heads, norm = (
+        config.size("d_model"),
+        config.size("n_heads"),
+        NormSpec(eps=float(config.take("rms_norm_eps", 1e-5))),
+    )
     ids, tokens = config.size("embedding_size", config.size("vocab_size")), config.size("vocab_size")
     bias = config.expect("include_qkv_bias", False, True)
     attention = AttentionSpec(
-        heads=heads, kv_heads=config.size("n_kv_heads", heads), head_dim=width // heads, qkv_bias=bias, rope=rope_of(config)
+        heads=heads,
+        kv_heads=config.size("n_kv_heads", heads),
+        head_dim=width // heads,
+        qkv_bias=bias,
+        rope=rope_of(config),
     )
     layer = LayerSpec(attention=attention, mlp=MLPSpec(dim=config.size("mlp_hidden_size")), norm=norm)
     vocabulary = Vocabulary(
@@ -79,13 +89,19 @@ def leaves(spec: TransformerSpec) -> list[Leaf]:
             vector((at, "attention_norm", "scale"), f"{prefix}attn_norm.weight", width),
             leaf((at, "attention", "query"), Part(tensor=f"{prefix}q_proj.weight", shape=heads, inputs=1)),
             leaf((at, "attention", "key_value"), *pair("k_proj", "v_proj", kv_heads)),
-            leaf((at, "attention", "output"), Part(tensor=f"{prefix}attn_out.weight", shape=(*heads[1:], width), inputs=2)),
+            leaf(
+                (at, "attention", "output"),
+                Part(tensor=f"{prefix}attn_out.weight", shape=(*heads[1:], width), inputs=2),
+            ),
             vector((at, "mlp_norm", "scale"), f"{prefix}ff_norm.weight", width),
             leaf((at, "mlp", "gate_up"), *pair("ff_proj", "up_proj", (width, dim))),
             leaf((at, "mlp", "down"), Part(tensor=f"{prefix}ff_out.weight", shape=(dim, width), inputs=1)),
         ]
         if a.qkv_bias:
-            bias = [Part(tensor=f"{prefix}{n}.bias", shape=kv_heads[1:], place=(j,)) for j, n in enumerate(("k_proj", "v_proj"))]
+            bias = [
+                Part(tensor=f"{prefix}{n}.bias", shape=kv_heads[1:], flat=True, place=(j,))
+                for j, n in enumerate(("k_proj", "v_proj"))
+            ]
             found += [
                 vector((at, "attention", "query_bias"), f"{prefix}q_proj.bias", *heads[1:]),
                 leaf((at, "attention", "key_value_bias"), *bias),

@@ -24,6 +24,7 @@ class Part:
     shape         of the place that it fills: the axes of a product's inputs first, then those of its outputs
     inputs        how many axes of `shape` are inputs. The tensor then lies as [outputs, inputs], as PyTorch's Linear
                   has it, and is turned over; 0: it lies as the place does
+    flat          it has one axis in the tensor, however many the place has: a bias of heads
     place         index of the place in the parameter; (): all of it
     select        index of the part in the tensor; (): all of it
     tensor_shape  of the whole tensor, where `select` takes a part of it
@@ -32,6 +33,7 @@ class Part:
     tensor: str
     shape: tuple[int, ...]
     inputs: int = 0
+    flat: bool = False
     place: tuple[int | slice, ...] = ()
     select: tuple[int | slice, ...] = ()
     tensor_shape: tuple[int, ...] = ()
@@ -40,7 +42,7 @@ class Part:
     def stored_shape(self) -> tuple[int, ...]:
         """The part's shape in the tensor."""
         if not self.inputs:
-            return self.shape
+            return (_size(self.shape),) if self.flat else self.shape
         return _size(self.shape[self.inputs :]), _size(self.shape[: self.inputs])
 
     @property
@@ -55,7 +57,7 @@ class Part:
     def to_tensor(self, value: np.ndarray) -> np.ndarray:
         """The inverse of `to_parameter`."""
         if not self.inputs:
-            return value.reshape(self.shape)
+            return value.reshape(self.stored_shape)
         return _turned(value.reshape(self.stored_shape[::-1]))
 
 
