@@ -1,5 +1,7 @@
-"""Dream and its likes (arXiv 2508.15487): Qwen2 with full attention that predicts the next token all the same, so that the
-head shifts its logits by one position."""
+"""Dream and its likes (arXiv 2508.15487): Qwen2 with full attention that predicts the next token all the same.
+
+The head shifts its logits by one position.
+"""
 
 import dataclasses
 

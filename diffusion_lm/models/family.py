@@ -12,52 +12,13 @@ from diffusion_lm.nn.specs import ExpertsSpec, LayerSpec, RopeScaling, RopeSpec
 
 # What says nothing of the network's numbers.
 _IGNORED = frozenset(
-    [
-        "architectures",
-        "model_type",
-        "torch_dtype",
-        "dtype",
-        "transformers_version",
-        "use_cache",
-        "initializer_range",
-        "auto_map",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "mask_token_id",
-        "max_position_embeddings",
-        "_name_or_path",
-        "_attn_implementation",
-        "attn_implementation",
-        "attention_dropout",
-        "embd_pdrop",
-        "attn_pdrop",
-        "resid_pdrop",
-        "hidden_dropout",
-        "embedding_dropout",
-        "residual_dropout",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "return_dict",
-        "is_decoder",
-        "task_specific_params",
-        "unk_token_id",
-        "sep_token_id",
-        "cls_token_id",
-        "chunk_size_feed_forward",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "is_encoder_decoder",
-        "tie_encoder_decoder",
-        "use_return_dict",
-        "tokenizer_class",
-        "init_device",
-        "init_std",
-        "init_fn",
-        "init_cutoff_factor",
-    ]
+    """architectures model_type torch_dtype dtype transformers_version use_cache initializer_range auto_map
+    bos_token_id eos_token_id pad_token_id mask_token_id max_position_embeddings _name_or_path _attn_implementation
+    attn_implementation attention_dropout embd_pdrop attn_pdrop resid_pdrop hidden_dropout embedding_dropout
+    residual_dropout output_attentions output_hidden_states output_router_logits return_dict is_decoder
+    task_specific_params unk_token_id sep_token_id cls_token_id chunk_size_feed_forward id2label label2id problem_type
+    is_encoder_decoder tie_encoder_decoder use_return_dict tokenizer_class init_device init_std init_fn
+    init_cutoff_factor""".split()  # noqa: SIM905
 )
 _NOTHING = object()
 
@@ -217,7 +178,7 @@ def table(path: Sequence[str], tensor: str, ids: int, width: int) -> Leaf:
 def attention_leaves(
     path: Sequence[str], layer: LayerSpec, width: int, prefix: str, output: str = "o_proj"
 ) -> list[Leaf]:
-    """q_proj, k_proj, v_proj, o_proj under a prefix, with biases and the norms of queries and keys where there are any."""
+    """q_proj, k_proj, v_proj, o_proj under a prefix, with biases and the norms of queries and keys if there are any."""
     a, at = layer.attention, (*path, "attention")
     heads, kv_heads = (width, a.heads, a.head_dim), (width, a.kv_heads, a.head_dim)
 
@@ -266,8 +227,13 @@ def layers_of(spec: ModelSpec) -> list[LayerSpec]:
     return [group.layer for group in spec.groups for _ in range(group.repeat)]
 
 
-def decoder_leaves(spec: ModelSpec, *, layer: Callable[[int], str] = "model.layers.{}.".format, top: str = "model.",
-                   of_layer: Callable[[Sequence[str], LayerSpec, str], Iterable[Leaf]] | None = None) -> list[Leaf]:  # fmt: skip
+def decoder_leaves(
+    spec: ModelSpec,
+    *,
+    layer: Callable[[int], str] = "model.layers.{}.".format,
+    top: str = "model.",
+    of_layer: Callable[[Sequence[str], LayerSpec, str], Iterable[Leaf]] | None = None,
+) -> list[Leaf]:
     """The names that Llama gave and most families kept. of_layer: a family's own (path, layer, prefix) -> leaves."""
     width, ids = spec.width, spec.vocabulary.size
     found = [

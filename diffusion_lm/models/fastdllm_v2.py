@@ -1,5 +1,7 @@
-"""Fast-dLLM v2 (arXiv 2509.26328): Qwen2.5 that denoises blocks of masks after clean blocks. Its logits predict the next
-token: the head shifts them by one position, inside a block too."""
+"""Fast-dLLM v2 (arXiv 2509.26328): Qwen2.5 that denoises blocks of masks after clean blocks.
+
+Its logits predict the next token: the head shifts them by one position, inside a block too.
+"""
 
 import dataclasses
 

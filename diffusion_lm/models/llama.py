@@ -35,7 +35,7 @@ def attention_of(
 def described(
     config: ConfigReader, attention: AttentionSpec, *, mlp_bias: bool = False, layout=None, mask=None
 ) -> Described:
-    """A network of layers alike in Llama's words. layout, mask: of a diffusion model; None: causal, a mask of its own."""
+    """A network of layers alike in Llama's words. layout, mask: of a diffusion model; None: causal, its own mask."""
     config.expect("hidden_act", "silu")
     norm, ids = NormSpec(eps=float(config.take("rms_norm_eps", 1e-6))), config.size("vocab_size")
     mlp = MLPSpec(dim=config.size("intermediate_size"), bias=mlp_bias)

@@ -1,4 +1,4 @@
-"""Public families: our network computes what each family's own code computed from the same tensors, and gives them back."""
+"""Public families: our network computes what each family's own code did from the same tensors, and gives them back."""
 
 import json
 
@@ -112,7 +112,7 @@ def test_causal_logits_of_left_padded_rows(case):
 
 
 def test_greedy_tokens(case):
-    name, loaded, io = case
+    _, loaded, io = case
     if "greedy/tokens" not in io:
         pytest.skip("this family stores no greedy tokens")
     tokens, mask = io["greedy/tokens"], io["greedy/attention_mask"]
