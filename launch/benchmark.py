@@ -100,7 +100,7 @@ def processes() -> list[Row]:
 
 def decode() -> list[Row]:
     """Tokens/s of greedy autoregressive decoding of one row, compared with Transformers' generate."""
-    sampler = AutoregressiveSampler(draw=SamplingParams(temperature=0), **SPECIAL)
+    sampler = AutoregressiveSampler(sampling=SamplingParams(temperature=0), **SPECIAL)
     network = jax_cases.random_network(DECODE).for_sampling(rows=1)
     timings, absent = _with_transformers({"ours": jax_cases.generation(network, sampler, prompt=PROMPT, new=NEW)})
     note = "greedy, batch 1; Transformers: a Llama of the same sizes, float32, with its cache"
@@ -174,7 +174,9 @@ def main() -> dict:
 
 
 def _canvases(network, width: int, steps: int):
-    sampler = BlockDiffusion(sampler=Confidence(passes=steps, eos=SPECIAL["eos"]), canvas=width, **SPECIAL)
+    sampler = BlockDiffusion(
+        sampler=Confidence(denoising_steps=steps, eos=SPECIAL["eos"]), canvas_length=width, **SPECIAL
+    )
     return jax_cases.generation(network.for_sampling(rows=width), sampler, prompt=PROMPT, new=NEW)
 
 

@@ -24,7 +24,7 @@ from diffusion_lm.config import Config, load, override
 from diffusion_lm.data import loader
 from diffusion_lm.evaluation.generation_quality import judged, quality
 from diffusion_lm.evaluation.likelihood import held_out
-from diffusion_lm.inference import presets
+from diffusion_lm.inference import pipeline, presets
 from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training import loop
@@ -206,10 +206,10 @@ def _sample(model: LoadedModel, judge: LoadedModel, record: Record) -> None:
             if f"{part}/{steps}" in done:
                 continue
             if part == "causal":
-                writer = presets.autoregressive(model, draw=endless)
+                writer = presets.autoregressive(model, sampling=endless)
             else:
-                writer = presets.reverse(model, draw=endless, canvas=0, passes=steps)
-            answer = presets.write(model, writer, prompts, length=NEW_TOKENS, seed=SEED.value)
+                writer = presets.reverse_process(model, sampling=endless, canvas_length=0, denoising_steps=steps)
+            answer = pipeline.generate(model, writer, prompts, max_new_tokens=NEW_TOKENS, seed=SEED.value)
             written = np.concatenate([texts[:, :PROMPT_LENGTH], answer.generation.tokens], axis=1)
             done[f"{part}/{steps}"] = {**_quality(judge, written), "nfe": int(answer.generation.nfe)}
             record.keep(samples=done)

@@ -140,14 +140,16 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
 def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """Prompts of half the context and as many new tokens, by canvases if the objective trains them."""
     module, process = build_model(config, pieces(config))
-    model = LoadedModel(config, pieces(config), process, bound=None, step=0, meta=None, ready={})
+    model = LoadedModel(config, pieces(config), process, network=None, step=0, meta=None, ready={})
     length = config.data.seq_len // 2
     prompt = config.data.seq_len - length
     if not config.objective.layout.denoises:
-        writer, width = presets.autoregressive(model, draw=SamplingParams()), 1
+        writer, width = presets.autoregressive(model, sampling=SamplingParams()), 1
     else:
-        writer = presets.confidence(model, draw=SamplingParams(), canvas=0, passes=DENOISING_STEPS.value)
-        width = writer.canvas
+        writer = presets.confidence(
+            model, sampling=SamplingParams(), canvas_length=0, denoising_steps=DENOISING_STEPS.value
+        )
+        width = writer.canvas_length
     with sharding.using(mesh):
         bound = jax.eval_shape(
             lambda key: BoundModel(module=module, params=nn.meta.unbox(init_params(module, key))).for_sampling(
@@ -175,7 +177,7 @@ def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progr
     }
 
     def sample(bound, cache, prompt, keys):
-        return writer.generate(bound, cache, prompt, keys, length=length)
+        return writer.generate(bound, cache, prompt, keys, max_new_tokens=length)
 
     needed = _generation_flops(bound.module, batch, width, prompt, length)
     return Program(jax.jit(sharding.on(mesh, sample), donate_argnums=1), arguments, needed)

@@ -17,7 +17,7 @@ from diffusion_lm.config import load, override
 from diffusion_lm.data import corpora, loader
 from diffusion_lm.evaluation.compression import bits_per_byte
 from diffusion_lm.evaluation.likelihood import held_out
-from diffusion_lm.inference import presets
+from diffusion_lm.inference import pipeline, presets
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training import loop
 from diffusion_lm.visualize.page import write_page
@@ -43,7 +43,9 @@ def main() -> dict:
     model = load_for_inference(WORKDIR.value)
     quality, compressors = _quality(model, run.text.valid), _compressors(config)
     speed, output = _speed(model)
-    trace = presets.trace(model, output, 0, length=MAX_NEW_TOKENS, title="256 tokens from masks in 12 denoising steps")
+    trace = pipeline.trace(
+        model, output, 0, max_new_tokens=MAX_NEW_TOKENS, title="256 tokens from masks in 12 denoising steps"
+    )
     play(trace, stream=sys.stderr, seconds_per_frame=0.2)
     page, picture = Path(WORKDIR.value) / "canvas.html", Path(WORKDIR.value) / "canvas.svg"
     write_page(trace, page)
@@ -76,25 +78,29 @@ def _compressors(config) -> dict[str, float]:
     return {name: round(bits, 4) for name, bits in bits_per_byte("".join(valid.documents())).items()}
 
 
-def _speed(model) -> tuple[dict, presets.GenerationOutput]:
+def _speed(model) -> tuple[dict, pipeline.GenerationOutput]:
     """Tokens per second of both samplers, without compilation and end of text; and a recorded generation."""
     draw = SamplingParams(temperature=TEMPERATURE, suppressed=model.tokenizer.suppressed)
     endless = SamplingParams(temperature=TEMPERATURE, suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))
     samplers = {
-        "autoregressive": presets.autoregressive(model, draw=endless),
-        "canvas": presets.ancestral(model, draw=endless, canvas=MAX_NEW_TOKENS, passes=DENOISING_STEPS),
+        "autoregressive": presets.autoregressive(model, sampling=endless),
+        "canvas": presets.ancestral(
+            model, sampling=endless, canvas_length=MAX_NEW_TOKENS, denoising_steps=DENOISING_STEPS
+        ),
     }
     speed = {}
     for name, sampler in samplers.items():
         seconds = []
         for seed in range(4):
             start = time.perf_counter()
-            output = presets.write(model, sampler, [""], length=MAX_NEW_TOKENS, seed=seed)
+            output = pipeline.generate(model, sampler, [""], max_new_tokens=MAX_NEW_TOKENS, seed=seed)
             seconds.append(time.perf_counter() - start)
         speed[f"{name}_tokens_per_s"] = round(MAX_NEW_TOKENS / sorted(seconds[1:])[1], 1)
         speed[f"{name}_nfe"] = int(output.generation.nfe)
-    shown = presets.ancestral(model, draw=draw, canvas=MAX_NEW_TOKENS, passes=DENOISING_STEPS, record=True)
-    return speed, presets.write(model, shown, [""], length=MAX_NEW_TOKENS, seed=0)
+    shown = presets.ancestral(
+        model, sampling=draw, canvas_length=MAX_NEW_TOKENS, denoising_steps=DENOISING_STEPS, record=True
+    )
+    return speed, pipeline.generate(model, shown, [""], max_new_tokens=MAX_NEW_TOKENS, seed=0)
 
 
 def _print_table(quality, compressors, speed) -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 
 from diffusion_lm.build import LoadedModel, load_for_inference
-from diffusion_lm.inference import best_of_n, presets
+from diffusion_lm.inference import best_of_n, pipeline
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.visualize.page import write_page, write_whole
 from diffusion_lm.visualize.terminal import play
@@ -45,7 +45,7 @@ SEED = FLAGS.integer(
 )  # fmt: skip
 NUM_SAMPLES = FLAGS.integer("num_samples", 1, "Texts a prompt.", 1)
 BEST_OF = FLAGS.integer("best_of", 0, "Samples this many texts a prompt, at least 2, and returns one. 0: off.", 0)
-SCORES = {"likelihood": best_of_n.by_causal, "elbo": best_of_n.by_bound}
+SCORES = {"likelihood": best_of_n.log_likelihood, "elbo": best_of_n.elbo}
 BEST_OF_SCORE = FLAGS.enum(
     "best_of_score", "likelihood", [*SCORES, "vote"], "Which text --best_of returns. likelihood: the highest "
     "autoregressive log-likelihood a token; elbo: the highest bound a token; vote: the most frequent text.",
@@ -68,7 +68,11 @@ def main() -> dict:
     seconds = time.perf_counter() - start
     profiler.once_more(lambda: sample(model, sampler))
     if VIEW.value:
-        _show(presets.trace(model, output, 0, length=MAX_NEW_TOKENS.value, title="step by step", subtitle=prompts[0]))
+        _show(
+            pipeline.trace(
+                model, output, 0, max_new_tokens=MAX_NEW_TOKENS.value, title="step by step", subtitle=prompts[0]
+            )
+        )
     result = {
         "texts": [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, extra.pop("texts"), strict=True)],
         "tokens": [int(n) for n in output.generation.length],
@@ -109,24 +113,29 @@ def _check() -> None:
         )
 
 
-def _continue(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], presets.GenerationOutput, dict]:
+def _continue(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], pipeline.GenerationOutput, dict]:
     """The prompts, one a text; the whole output; texts, and what else is reported."""
-    options = {"length": MAX_NEW_TOKENS.value, "seed": SEED.value, "constraint": sampler_flags.logits_processor(model)}
-    options |= {"guidance": sampler_flags.CFG_SCALE.value, "compact": DROP_FINISHED.value}
-    options |= {"slide": ROLLING_CONTEXT.value}
+    options = {
+        "max_new_tokens": MAX_NEW_TOKENS.value,
+        "seed": SEED.value,
+        "logits_processor": sampler_flags.logits_processor(model),
+        "cfg_scale": sampler_flags.CFG_SCALE.value,
+        "drop_finished": DROP_FINISHED.value,
+        "rolling_context": ROLLING_CONTEXT.value,
+    }
     prompts = [prompt for prompt in PROMPT.value or [""] for _ in range(NUM_SAMPLES.value)]
     if BEST_OF.value and BEST_OF_SCORE.value != "vote":
         score = SCORES[BEST_OF_SCORE.value]
         chosen = best_of_n.best_of(model, sampler, prompts, BEST_OF.value, score=score, **options)
-        return prompts, chosen.answer, {"texts": cut(chosen.texts), "scores": chosen.scores.tolist()}
+        return prompts, chosen.output, {"texts": cut(chosen.texts), "scores": chosen.scores.tolist()}
     each = BEST_OF.value or sampler_flags.NUM_PARTICLES.value or 1
-    output = presets.write(model, sampler, [p for p in prompts for _ in range(each)], **options)
+    output = pipeline.generate(model, sampler, [p for p in prompts for _ in range(each)], **options)
     texts = cut(output.texts)
     if BEST_OF.value:
         votes = [best_of_n.majority_vote(texts[i : i + each]) for i in range(0, len(texts), each)]
         return prompts, output, {"texts": [v.text for v in votes], "shares": [v.share for v in votes]}
-    recomputed = getattr(output.generation, "read", None)  # of approximate caches
-    extra = {} if recomputed is None else {"positions_recomputed": int(recomputed)}
+    computed = output.generation.positions_computed  # of approximate caches
+    extra = {} if computed is None else {"positions_computed": int(computed)}
     return prompts, output, {"texts": texts[::each], **extra}
 
 
@@ -135,17 +144,17 @@ def cut(texts: list[str]) -> list[str]:
     return [text[: min((text.find(stop) for stop in STOP.value if stop in text), default=None)] for text in texts]
 
 
-def _infill(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], presets.GenerationOutput, dict]:
+def _infill(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], pipeline.GenerationOutput, dict]:
     """As `_continue`, for texts with holes."""
     texts, rule = [_parts(text) for text in INFILL.value], sampler_flags.logits_processor(model)
     if not any(isinstance(part, range) for parts in texts for part in parts):
-        output = presets.infill(model, sampler, texts, seed=SEED.value, constraint=rule)
+        output = pipeline.infill(model, sampler, texts, seed=SEED.value, logits_processor=rule)
         return INFILL.value, output, {"texts": _whole(texts, output.texts)}
     if len(texts) > 1:
         raise ValueError("--infill with a hole of several lengths takes one text at a time")
-    score = best_of_n.by_causal if model.config.objective.trains_ar else best_of_n.by_bound
-    chosen = best_of_n.infill_best(model, sampler, texts[0], score=score, seed=SEED.value, constraint=rule)
-    return INFILL.value, chosen.answer, {"texts": _whole(texts, chosen.texts), "scores": chosen.scores.tolist()}
+    score = best_of_n.log_likelihood if model.config.objective.trains_ar else best_of_n.elbo
+    chosen = best_of_n.infill_best(model, sampler, texts[0], score=score, seed=SEED.value, logits_processor=rule)
+    return INFILL.value, chosen.output, {"texts": _whole(texts, chosen.texts), "scores": chosen.scores.tolist()}
 
 
 def _parts(text: str) -> list[str | int | range]:

@@ -51,8 +51,10 @@ def _confidence(schedule: Callable) -> Callable:
 
     def make(model: LoadedModel, options: dict) -> TextSampler:
         if not APPROXIMATE_CACHE.value:
-            return presets.confidence(model, pace=schedule(), **options)
-        return presets.approximate(model, pace=schedule(), cache=CACHES[APPROXIMATE_CACHE.value](), **options)
+            return presets.confidence(model, schedule=schedule(), **options)
+        return presets.approximate_cache(
+            model, schedule=schedule(), policy=CACHES[APPROXIMATE_CACHE.value](), **options
+        )
 
     return make
 
@@ -64,8 +66,8 @@ def _remasking(schedule: Callable) -> Callable:
 def _ancestral(model: LoadedModel, options: dict) -> TextSampler:
     if NUM_PARTICLES.value:
         options = {name: value for name, value in options.items() if name != "record"}
-        return presets.population(model, particles=NUM_PARTICLES.value, **options)
-    return presets.ancestral(model, correct=CORRECTOR_STEPS.value, **options)
+        return presets.particles(model, num_particles=NUM_PARTICLES.value, **options)
+    return presets.ancestral(model, corrector_steps=CORRECTOR_STEPS.value, **options)
 
 
 def _given(flag, keyword: str) -> dict:
@@ -79,12 +81,12 @@ _CACHED = (*_COMMITS, "approximate_cache", "cache_block_size", "cache_refresh_ev
 SAMPLERS = {
     "confidence": Kind(
         help="commits the same number of tokens each step, by --score (MaskGIT, LLaDA)",
-        make=_confidence(lambda: FixedCount(measure=SCORE.value)),
+        make=_confidence(lambda: FixedCount(score=SCORE.value)),
         flags=(*_CACHED, "score"),
     ),
     "threshold": Kind(
         help="commits every token whose probability exceeds --threshold (Fast-dLLM)",
-        make=_confidence(lambda: Threshold(**_given(THRESHOLD, "least"))),
+        make=_confidence(lambda: Threshold(**_given(THRESHOLD, "threshold"))),
         flags=(*_CACHED, "threshold"),
     ),
     "factor": Kind(
@@ -125,23 +127,23 @@ SAMPLERS = {
     "renoise": Kind(
         help="for uniform noise: keeps low-entropy tokens up to --entropy_bound, renoises the rest (DiffusionGemma)",
         make=lambda model, options: presets.renoising(
-            model, pace=EntropyBound(**_given(ENTROPY_BOUND, "bound")), **options
+            model, schedule=EntropyBound(**_given(ENTROPY_BOUND, "bound")), **options
         ),
         flags=(*_CANVAS, "entropy_bound"),
     ),
     "embedding_flow": Kind(
         help="for Gaussian noise on embeddings: integrates the flow, with --churn of fresh noise",
-        make=lambda model, options: presets.embedding(model, **options, **_given(CHURN, "churn")),
+        make=lambda model, options: presets.embedding_flow(model, **options, **_given(CHURN, "churn")),
         flags=(*_CANVAS, "churn"),
     ),
     "autoregressive": Kind(
         help="samples one token a forward pass, from left to right",
-        make=lambda model, options: presets.autoregressive(model, draw=options["draw"]),
+        make=lambda model, options: presets.autoregressive(model, sampling=options["sampling"]),
     ),
     "speculative": Kind(
         help="autoregressive text from drafts of --drafter that are verified in one pass",
         make=lambda model, options: presets.speculative(
-            model, draw=options["draw"], drafter=DRAFTERS[DRAFTER.value or "lookup"](model.tokenizer.mask)
+            model, sampling=options["sampling"], drafter=DRAFTERS[DRAFTER.value or "lookup"](model.tokenizer.mask)
         ),
         flags=("drafter",),
     ),
@@ -155,9 +157,9 @@ SAMPLERS = {
 }  # fmt: skip
 FREE = ("threshold", "factor", "entropy_bound")  # take as many steps as they need, unless --denoising_steps bounds them
 CACHES = {
-    "prefix": lambda: PrefixCache(refresh=CACHE_REFRESH_EVERY.value, block_size=CACHE_BLOCK_SIZE.value),
-    "dual": lambda: DualCache(refresh=CACHE_REFRESH_EVERY.value, block_size=CACHE_BLOCK_SIZE.value),
-    "delayed": lambda: DelayedCache(refresh=CACHE_REFRESH_EVERY.value),
+    "prefix": lambda: PrefixCache(refresh_every=CACHE_REFRESH_EVERY.value, block_size=CACHE_BLOCK_SIZE.value),
+    "dual": lambda: DualCache(refresh_every=CACHE_REFRESH_EVERY.value, block_size=CACHE_BLOCK_SIZE.value),
+    "delayed": lambda: DelayedCache(refresh_every=CACHE_REFRESH_EVERY.value),
 }
 DRAFTERS = {
     "lookup": lambda mask: PromptLookup(),
@@ -275,7 +277,7 @@ def text_sampler(model: LoadedModel, *, record: bool) -> TextSampler:
         suppressed=(*model.tokenizer.suppressed, *([model.tokenizer.eos] if IGNORE_EOS.value else [])),
     )
     steps = DENOISING_STEPS.value or (None if SAMPLER.value in FREE else STEPS)
-    options = {"draw": draw, "canvas": CANVAS_LENGTH.value, "passes": steps, "record": record}
+    options = {"sampling": draw, "canvas_length": CANVAS_LENGTH.value, "denoising_steps": steps, "record": record}
     sampler = kind().make(model, options)
     if REVISE_ROUNDS.value:
         sampler = presets.revised(model, sampler, rounds=REVISE_ROUNDS.value, span=REVISE_SPAN.value)

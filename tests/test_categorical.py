@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_lm.categorical import _invert, categorical
+from diffusion_lm.categorical import INVALID, _invert, categorical, from_probabilities, likeliest
 
 draw = jax.jit(categorical)
 
@@ -107,3 +107,26 @@ def test_shapes_and_keys():
     assert tokens.shape == (2, 3) and tokens.dtype == jnp.int32
     assert (tokens == draw(jax.random.key(0), logits + 11.0)).all()  # a constant changes nothing
     assert (tokens == draw(jax.random.key(0), logits)).all() and (tokens != draw(jax.random.key(1), logits)).any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_logit_that_is_not_finite_is_never_drawn(bad):
+    """Others are drawn as if it weren't there: log of a probability that rounding made negative, for one."""
+    logits = jnp.log(jnp.array([0.0, 0.25, 0.0, 0.75])).at[2].set(bad)
+    drawn = np.asarray(jax.vmap(lambda key: categorical(key, logits))(jax.random.split(jax.random.key(0), 4_000)))
+    assert set(drawn.tolist()) == {1, 3} and abs((drawn == 3).mean() - 0.75) < 0.03
+    assert likeliest(logits) == 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_where_no_logit_is_finite_no_token_is_drawn(bad):
+    logits = jnp.full((2, 5), bad).at[1, 3].set(0.0)
+    assert categorical(jax.random.key(0), logits).tolist() == [INVALID, 3]
+    assert likeliest(logits).tolist() == [INVALID, 3]
+
+
+def test_the_logarithm_of_a_probability_that_rounding_made_negative():
+    p = jnp.array([0.0, 0.0, 0.0, -6e-8, 1.0])
+    assert from_probabilities(jax.random.key(0), p) == 4
+    drawn = categorical(jax.random.key(0), jnp.log(p))
+    assert drawn == 4

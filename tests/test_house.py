@@ -129,9 +129,10 @@ def test_the_readmes_sampler_writes():
         fixed=jnp.zeros((1, 4), bool),
         confidence=jnp.zeros((1, 4)),
         keys=jax.random.split(jax.random.key(0), 1),
-        passes=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
     )
-    sampler = names["LeftToRight"](passes=2, eos=8)
-    half = sampler.step(lambda tokens, t: jnp.zeros((1, 4, 7)), sampler.begin(canvas))
+    sampler = names["LeftToRight"](denoising_steps=2, eos=8)
+    half = sampler.update(sampler.init(canvas), jnp.zeros((1, 4, 7)))
     assert (half.tokens != 9).tolist() == [[True, True, False, False]]
-    assert sampler.done(sampler.step(lambda tokens, t: jnp.zeros((1, 4, 7)), half)).all()
+    assert sampler.query(half).t.tolist() == [0.5]
+    assert sampler.done(sampler.update(half, jnp.zeros((1, 4, 7)))).all()

@@ -1,4 +1,4 @@
-"""Prompts in, texts out: what is between a trained network and a writer, and what comes back."""
+"""Prompts in, texts out: what lies between a trained network with its text sampler and strings."""
 
 import dataclasses
 import functools
@@ -13,125 +13,121 @@ import numpy as np
 from diffusion_lm.attention_patterns import BlockCausal
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.data.tokenizer import decode_continuation, encode_prompt
-from diffusion_lm.inference.runner import drive
+from diffusion_lm.inference import runner
 from diffusion_lm.samplers.base import Generation, Prompt, TextSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
-from diffusion_lm.samplers.guidance import ClassifierFreeGuidance
-from diffusion_lm.samplers.logits_processors import LogitsProcessor, ProcessedDenoiser
+from diffusion_lm.samplers.logits_processors import LogitsProcessor
+from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
 from diffusion_lm.visualize.frames import Trace, trace_from_history
 
 log = logging.getLogger(__name__)
-_SLID = 2**31 - 1  # no writer draws with the keys from here on down: each slide's are one less
+_ROLLING = 2**31 - 1  # no sampler draws with the keys from here on down: each continuation's are one less
 
 
 class GenerationOutput(NamedTuple):
-    """texts, one a prompt; the generation they came from; the prompts' ids, begin of text included; how many tokens
-    were asked for, of all or of each."""
+    """texts, one a prompt; the generation that they are decoded from; prompt_ids, begin of text included;
+    max_new_tokens, of all rows or int32 [B] of each."""
 
     texts: list[str]
     generation: Generation
-    prompts: list[np.ndarray]
-    asked: int | np.ndarray
+    prompt_ids: list[np.ndarray]
+    max_new_tokens: int | np.ndarray
 
 
-def write(
+def generate(
     model: LoadedModel,
-    writer: TextSampler,
+    sampler: TextSampler,
     prompts: Sequence[str],
     *,
-    length: int,
+    max_new_tokens: int,
     seed: int,
-    constraint: LogitsProcessor | None = None,
-    guidance: float = 0.0,
-    compact: bool = False,
-    slide: bool = False,
+    logits_processor: LogitsProcessor | None = None,
+    cfg_scale: float = 0.0,
+    drop_finished: bool = False,
+    rolling_context: bool = False,
 ) -> GenerationOutput:
-    """Writes at most `length` tokens behind each prompt. Row i draws from key i of `seed`, whatever the batch.
+    """Generates text after each prompt. Row i draws from key i of `seed`, whatever the batch.
 
-    constraint  a rule that what is written keeps to (see `samplers.constraint`)
-    guidance    how much more than the network says the prompt counts (see `samplers.guidance`); 0: as it says
-    compact     rows that finish leave the batch (see `samplers.driver`)
-    slide       where the context is full, go on behind the latter half of it. The generation then has neither cache
-                nor history, and rows with prompts of different lengths are written one group after the other
+    Args:
+      model: a trained network.
+      sampler: a text sampler (see `presets`).
+      prompts: one a row; "" is a new document.
+      max_new_tokens: tokens a row, at most.
+      seed: of all draws.
+      logits_processor: a rule on logits (see `samplers.logits_processors`).
+      cfg_scale: classifier-free guidance scale s, (1 + s) conditional - s unconditional; 0: off.
+      drop_finished: rows that finish leave the batch (see `runner`).
+      rolling_context: where the context is full, continue after its latter half. The generation then has neither cache
+        nor history, and rows with prompts of different lengths are generated one group after the other.
 
-    Raises ValueError for what the model's context can't hold, and for a mixture that can't be.
+    Raises:
+      ValueError: for what the model's context can't hold, and for options that don't go together.
     """
-    ids, context = encoded(model, prompts), model.config.data.seq_len
+    ids, context = encode_prompts(model, prompts), model.config.data.seq_len
     room = context - max(len(row) for row in ids)
-    if length < 1 or (length > room and not slide):
+    if max_new_tokens < 1 or (max_new_tokens > room and not rolling_context):
         raise ValueError(
-            f"length must be 1 to {room} (context {context} less the prompt), not {length}; or slide: forget the oldest"
+            f"max_new_tokens must be 1 to {room} (context {context} less the prompt); got {max_new_tokens}; "
+            "or set rolling_context to forget the oldest tokens"
         )
-    ask = _Request(model=model, writer=writer, constraint=constraint, guidance=guidance, compact=compact)
-    if length <= room:
-        generation = ask(ids, row_keys(seed, len(ids)), length=length)
-    else:
-        generation = rolling_generate(ask, ids, row_keys(seed, len(ids)), length=length)
-    return _answer(model, generation, ids, length)
+    request = _Request(
+        model=model, sampler=sampler, logits_processor=logits_processor, cfg_scale=cfg_scale,
+        drop_finished=drop_finished,
+    )  # fmt: skip
+    run = request if max_new_tokens <= room else functools.partial(rolling_generate, request)
+    return _output(model, run(ids, row_keys(seed, len(ids)), max_new_tokens=max_new_tokens), ids, max_new_tokens)
 
 
 def infill(
     model: LoadedModel,
-    writer: BlockDiffusion,
+    sampler: BlockDiffusion,
     texts: Sequence[Sequence[str | int]],
     *,
     seed: int,
-    constraint: LogitsProcessor | None = None,
+    logits_processor: LogitsProcessor | None = None,
 ) -> GenerationOutput:
-    """Fills in what is missing: each text is a list of strings, and of numbers of tokens that are to be written there.
+    """Fills holes in texts: each text is a list of strings, and of numbers of tokens to be generated there.
 
-    A canvas sees what is given inside it and before it, so that a text of one canvas is filled in knowing all of it.
-    Texts of all lengths go together, in one program: a row draws what it would draw alone. The answer's texts are what
-    stands behind the first string (the prompt), holes filled. Raises ValueError for a text that has no hole, or doesn't
-    fit the context (or the canvas that must hold all of it), and for a writer that can't look ahead.
+    A canvas attends to the fixed tokens inside and before it, so that a text of one canvas is infilled given all of it.
+    Texts of all lengths go together, in one program; a row is what it would be alone. The output's texts are what
+    follows the first string (the prompt), holes filled.
+
+    Raises:
+      ValueError: for a text without a hole, one that doesn't fit the context (or the canvas that must hold all of it),
+      and
+        a sampler that can't condition on later text.
     """
-    if not isinstance(writer, BlockDiffusion):
-        raise ValueError(f"{type(writer).__name__} can't look ahead: fill in with canvases (confidence, ancestral)")
-    laid, context = [_laid(model, text) for text in texts], model.config.data.seq_len
-    room = context if writer.align else min(writer.canvas, context)
-    if max(len(prompt) + len(behind) for prompt, behind in laid) > room:
+    if not isinstance(sampler, BlockDiffusion):
+        raise ValueError(f"{type(sampler).__name__} can't infill: use canvases (confidence, ancestral)")
+    parts, context = [_prompt_and_suffix(model, text) for text in texts], model.config.data.seq_len
+    room = context if sampler.align else min(sampler.canvas_length, context)
+    if max(len(prompt) + len(suffix) for prompt, suffix in parts) > room:
         holder = "model's context" if room == context else "canvas"
-        raise ValueError(f"a text with its holes takes more than the {holder} of {room}: shorten it")
-    ask, keys = _Request(model=model, writer=writer, constraint=constraint), row_keys(seed, len(laid))
-    prompts, behind = zip(*laid, strict=True)
-    wanted = np.array([len(row) for row in behind], np.int32)
-    widest = int(wanted.max())
-    length = widest if writer.align != 1 else -(-widest // writer.canvas) * writer.canvas  # each canvas is whole
-    behind = [np.pad(row, (0, length - len(row)), constant_values=model.tokenizer.mask) for row in behind]
-    written = ask(list(prompts), keys, length=length, behind=np.stack(behind), wanted=wanted)
-    generation = written.replace(tokens=written.tokens[:, :widest], cache=None, history=None)
-    return _answer(model, generation, list(prompts), wanted)
+        raise ValueError(f"a text with its holes takes more than the {holder} of {room} tokens: shorten it")
+    prompts, suffixes = zip(*parts, strict=True)
+    lengths = np.array([len(row) for row in suffixes], np.int32)
+    widest, canvas = int(lengths.max()), sampler.canvas_length
+    length = widest if sampler.align != 1 else -(-widest // canvas) * canvas  # each canvas is whole
+    suffixes = [np.pad(row, (0, length - len(row)), constant_values=model.tokenizer.mask) for row in suffixes]
+    generation = _Request(model=model, sampler=sampler, logits_processor=logits_processor)(
+        list(prompts), row_keys(seed, len(parts)), max_new_tokens=length, suffix=np.stack(suffixes),
+        num_new_tokens=lengths,
+    )  # fmt: skip
+    generation = generation.replace(tokens=generation.tokens[:, :widest], cache=None, history=None)
+    return _output(model, generation, list(prompts), lengths)
 
 
-class _Sheet:
-    """The texts of many rows, written down part by part."""
-
-    def __init__(self, rows: int, length: int, mask: int):
-        self.tokens, self.count, self.nfe = np.full((rows, length), mask, np.int32), np.zeros(rows, np.int32), 0
-
-    def add(self, rows: np.ndarray, generation: Generation) -> None:
-        """What was written behind what the rows have."""
-        for row, new in zip(rows, np.asarray(generation.tokens), strict=True):
-            self.tokens[row, self.count[row] : self.count[row] + len(new)] = new
-        self.count[rows] += np.asarray(generation.length)
-        self.nfe += int(generation.nfe)
-
-    def generation(self) -> Generation:
-        tokens, count, nfe = (jnp.asarray(a, jnp.int32) for a in (self.tokens, self.count, self.nfe))
-        return Generation(tokens=tokens, length=count, nfe=nfe, cache=None)
-
-
-def _laid(model: LoadedModel, text: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
-    """Begin of text and the first string's tokens; what stands behind, holes masked."""
+def _prompt_and_suffix(model: LoadedModel, text: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
+    """Begin of text and the first string's tokens; the rest, holes masked."""
     first, *rest = text if text and isinstance(text[0], str) else ["", *text]
     if not any(isinstance(part, int) for part in rest) or any(isinstance(p, int) and p < 1 for p in rest):
-        raise ValueError("a text to fill in needs a hole of 1 token or more")
+        raise ValueError("a text to infill needs a hole of 1 token or more")
     tokenizer = model.tokenizer
     parts = [np.full(p, tokenizer.mask) if isinstance(p, int) else encode_prompt(tokenizer, p) for p in rest]
-    return encoded(model, [first])[0], np.concatenate(parts).astype(np.int32)
+    return encode_prompts(model, [first])[0], np.concatenate(parts).astype(np.int32)
 
 
-def encoded(model: LoadedModel, prompts: Sequence[str]) -> list[np.ndarray]:
+def encode_prompts(model: LoadedModel, prompts: Sequence[str]) -> list[np.ndarray]:
     """Begin of text and each prompt's tokens. Raises ValueError where that fills the model's context."""
     tokenizer, context = model.tokenizer, model.config.data.seq_len
     ids = [np.concatenate([[tokenizer.bos], encode_prompt(tokenizer, text)]).astype(np.int32) for text in prompts]
@@ -148,118 +144,119 @@ def row_keys(seed: int, rows: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Request:
-    """A model and all that is between it and a writer: a call writes behind token rows that fit the context."""
+    """A model, a sampler and their options: a call generates after token rows that fit the context."""
 
     model: LoadedModel
-    writer: TextSampler
-    constraint: LogitsProcessor | None = None
-    guidance: float = 0.0
-    compact: bool = False
+    sampler: TextSampler
+    logits_processor: LogitsProcessor | None = None
+    cfg_scale: float = 0.0
+    drop_finished: bool = False
 
     def __call__(
         self,
         ids: list[np.ndarray],
         keys: jax.Array,
         *,
-        length: int,
-        behind: np.ndarray | None = None,
-        wanted: np.ndarray | None = None,
+        max_new_tokens: int,
+        suffix: np.ndarray | None = None,
+        num_new_tokens: np.ndarray | None = None,
     ) -> Generation:
         widest = max(len(row) for row in ids)
         prompt = Prompt(
             tokens=jnp.asarray([np.pad(row, (0, widest - len(row))) for row in ids]),
             length=jnp.asarray([len(row) for row in ids], jnp.int32),
-            behind=None if behind is None else jnp.asarray(behind),
-            wanted=None if wanted is None else jnp.asarray(wanted),
+            suffix=None if suffix is None else jnp.asarray(suffix),
+            num_new_tokens=None if num_new_tokens is None else jnp.asarray(num_new_tokens),
         )
-        network = self._network(prompt, len(ids) * self.writer.width(length))
-        written = drive(self.writer, network, prompt, keys, length=length, compact=self.compact)
-        return jax.block_until_ready(written)
+        rows = len(ids) * self.sampler.width(max_new_tokens) * (2 if self.cfg_scale else 1)
+        network, prefix = self.model.for_sampling(rows), self.model.config.objective.layout.prefix
+        if self.cfg_scale and (isinstance(prefix, BlockCausal) or not np.isfinite(self.cfg_scale)):
+            raise ValueError(f"cfg_scale={self.cfg_scale} must be finite, and needs text that isn't read in blocks")
+        if self.cfg_scale or self.logits_processor is not None:
+            network = ProcessedDenoiser(
+                network=network,
+                mask=self.model.tokenizer.mask,
+                processor=self.logits_processor,
+                cfg_scale=jnp.asarray(self.cfg_scale, jnp.float32) if self.cfg_scale else None,
+                prompt_length=prompt.length if self.cfg_scale else None,
+            )
+        generation = runner.run(
+            self.sampler, network, prompt, keys, max_new_tokens=max_new_tokens, drop_finished=self.drop_finished
+        )
+        return jax.block_until_ready(generation)
 
-    def _network(self, prompt: Prompt, rows: int):
-        """What the writer is to take for the network."""
-        mask, prefix = self.model.tokenizer.mask, self.model.config.objective.layout.prefix
-        network = self.model.for_sampling(rows * (2 if self.guidance else 1))
-        if self.guidance:
-            if isinstance(prefix, BlockCausal) or not np.isfinite(self.guidance):
-                raise ValueError(f"guidance={self.guidance} needs a number, and text that isn't read in blocks")
-            scale = jnp.asarray(self.guidance, jnp.float32)
-            network = ClassifierFreeGuidance(model=network, scale=scale, prompt=prompt.length, mask=mask)
-        return network if self.constraint is None else ProcessedDenoiser(network, self.constraint, mask)
 
+def rolling_generate(request: _Request, ids: list[np.ndarray], keys: jax.Array, *, max_new_tokens: int) -> Generation:
+    """As many tokens as requested: where the context is full, its latter half is the next prompt.
 
-def rolling_generate(ask: _Request, ids: list[np.ndarray], keys: jax.Array, *, length: int) -> Generation:
-    """As much text as is asked for: where the context is full, the latter half of it is the next prompt.
-
-    Rows go together where their prompts are of one length, so that a row slides where it would alone.
+    Rows go together where their prompts are of one length, so that a row rolls where it would alone.
     """
-    if ask.guidance or getattr(ask.writer, "record", False):
-        raise ValueError("guidance and recordings end with the context: don't slide, or leave them out")
-    half, sheet = ask.model.config.data.seq_len // 2, _Sheet(len(ids), length, ask.model.tokenizer.mask)
+    if request.cfg_scale or getattr(request.sampler, "record", False):
+        raise ValueError("guidance and recordings end with the context: leave rolling_context or them out")
+    context, mask = request.model.config.data.seq_len, request.model.tokenizer.mask
+    tokens, count, nfe = np.full((len(ids), max_new_tokens), mask, np.int32), np.zeros(len(ids), np.int32), 0
     for width in sorted({len(row) for row in ids}):
-        rows, piece = np.flatnonzero([len(row) == width for row in ids]), 0
+        rows, turn = np.flatnonzero([len(row) == width for row in ids]), 0
         text = np.stack([ids[row] for row in rows])
-        while len(rows) and sheet.count[rows[0]] < length:
-            size = _piece(ask, text.shape[1], length - int(sheet.count[rows[0]]))
-            written = ask(list(text), _keys_of_piece(keys[rows], piece), length=size)
-            sheet.add(rows, written)
-            going, piece = np.asarray(written.length) == size, piece + 1
-            rows, text = rows[going], np.concatenate([text, written.tokens], axis=1)[going, -half:]
-            log.info("%d of %d rows go on behind %d tokens", len(rows), len(ids), sheet.count.max())
-    return sheet.generation()
+        while len(rows) and count[rows[0]] < max_new_tokens:
+            size, room = max_new_tokens - int(count[rows[0]]), context - text.shape[1]
+            if size > room:  # whole canvases before the context is full
+                canvas = getattr(request.sampler, "canvas_length", 1)
+                size = room // canvas * canvas or room
+            own = keys[rows]
+            if turn:
+                own = jax.vmap(lambda key, turn=turn: jax.random.fold_in(key, _ROLLING - turn))(own)
+            generation = request(list(text), own, max_new_tokens=size)
+            new, length = np.asarray(generation.tokens), np.asarray(generation.length)
+            for row, tail in zip(rows, new, strict=True):
+                tokens[row, count[row] : count[row] + size] = tail
+            count[rows] += length
+            nfe, turn = nfe + int(generation.nfe), turn + 1
+            rows, text = rows[length == size], np.concatenate([text, new], axis=1)[length == size, -(context // 2) :]
+            log.info("%d of %d rows continue after %d tokens", len(rows), len(ids), count.max())
+    return Generation(
+        tokens=jnp.asarray(tokens), length=jnp.asarray(count), nfe=jnp.asarray(nfe, jnp.int32), cache=None
+    )
 
 
-def _keys_of_piece(keys: jax.Array, piece: int) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, _SLID - piece))(keys) if piece else keys
-
-
-def _piece(ask: _Request, width: int, left: int) -> int:
-    """How much to write before the context is full: whole canvases, unless the rest is less."""
-    room = ask.model.config.data.seq_len - width
-    if left <= room:
-        return left
-    canvas = getattr(ask.writer, "canvas", 1)
-    return room // canvas * canvas or room
-
-
-def _answer(
-    model: LoadedModel, generation: Generation, ids: list[np.ndarray], asked: int | np.ndarray
+def _output(
+    model: LoadedModel, generation: Generation, ids: list[np.ndarray], max_new_tokens: int | np.ndarray
 ) -> GenerationOutput:
-    tokens, count = np.asarray(generation.tokens), np.asarray(generation.length)
-    rows = zip(ids, tokens, count, strict=True)
-    texts = [decode_continuation(model.tokenizer, prompt, row[:n]) for prompt, row, n in rows]
-    return GenerationOutput(texts, generation, ids, asked)
+    rows = [row[:n] for row, n in zip(np.asarray(generation.tokens), np.asarray(generation.length), strict=True)]
+    if any((row < 0).any() for row in rows):  # categorical.INVALID
+        raise ValueError("the network's logits were not finite: check its parameters, or compute in float32")
+    texts = [decode_continuation(model.tokenizer, prompt, row) for prompt, row in zip(ids, rows, strict=True)]
+    return GenerationOutput(texts, generation, ids, max_new_tokens)
 
 
 def trace(
-    model: LoadedModel, answer: GenerationOutput, row: int, *, length: int, title: str, subtitle: str = ""
+    model: LoadedModel, output: GenerationOutput, row: int, *, max_new_tokens: int, title: str, subtitle: str = ""
 ) -> Trace:
-    """One row's generation, pass by pass, for `visualize`. Raises ValueError if it wasn't recorded."""
-    history, prompt, mask = answer.generation.history, answer.prompts[row], model.tokenizer.mask
+    """One row's generation, step by step, for `visualize`. Raises ValueError if it wasn't recorded."""
+    history, prompt, mask = output.generation.history, output.prompt_ids[row], model.tokenizer.mask
     if history is None:
         raise ValueError("only canvases that were recorded can be shown: use --sampler=confidence or ancestral")
-    made, start = np.asarray(history.made), np.asarray(history.start)[:, row]
-    canvas = np.repeat(np.arange(len(made)), made)
-    width = history.tokens.shape[-1]
-    text = np.full(max(int(start[made > 0].max()) + width, len(prompt) + length), mask, np.int32)
+    made, start = np.asarray(history.steps), np.asarray(history.start)[:, row]
+    width, length = history.tokens.shape[-1], len(prompt) + max_new_tokens
+    text = np.full(max(int(start[made > 0].max()) + width, length), mask, np.int32)
     text[: len(prompt)] = prompt
-    probability = np.full(len(text), np.nan, np.float32)
-    tokens, probabilities = [], []
-    for c in range(len(made)):
-        for p in range(made[c]):
-            here = slice(int(start[c]), int(start[c]) + width)
-            text[here], probability[here] = history.tokens[c, p, row], history.confidence[c, p, row]
+    confidence = np.full(len(text), np.nan, np.float32)
+    tokens, confidences = [], []
+    for canvas in range(len(made)):
+        here = slice(int(start[canvas]), int(start[canvas]) + width)
+        for step in range(made[canvas]):
+            text[here], confidence[here] = history.tokens[canvas, step, row], history.confidence[canvas, step, row]
             tokens.append(text.copy())
-            probabilities.append(probability.copy())
+            confidences.append(confidence.copy())
     return trace_from_history(
         np.stack(tokens),
-        np.stack(probabilities),
+        np.stack(confidences),
         prompt_length=len(prompt),
-        length=len(prompt) + length,
+        length=length,
         mask=mask,
         eos=model.tokenizer.eos,
         texts=model.tokenizer.pieces,
         title=title,
         subtitle=subtitle,
-        canvas=canvas,
+        canvas=np.repeat(np.arange(len(made)), made),
     )

@@ -1,18 +1,17 @@
-"""The writer that fits a trained network, one function a way of writing; and `write`, which hands it prompts."""
+"""The text sampler that fits a trained network, one function a method. `block_diffusion` takes a sampler of your
+own."""
 
 import dataclasses
-from typing import Any
 
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.inference import autotune
-from diffusion_lm.inference.pipeline import GenerationOutput, infill, trace, write
 from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.approximate_cache import ApproximateCache
 from diffusion_lm.samplers.auto import Auto
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
+from diffusion_lm.samplers.base import CanvasSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.cache_policy import CachePolicy, DualCache
 from diffusion_lm.samplers.confidence import Confidence
@@ -23,214 +22,228 @@ from diffusion_lm.samplers.remasking import Cap, Remasking, RemaskingSchedule
 from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.revision import Revision
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.samplers.self_conditioning import SelfConditionedSampler
 from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.samplers.unmasking import FixedCount, UnmaskingSchedule
 
-__all__ = [
-    "GenerationOutput", "ancestral", "approximate", "auto", "autoregressive", "confidence", "embedding", "infill", "population",
-    "remasking", "renoising", "reverse", "revised", "speculative", "trace", "write",
-]  # fmt: skip
-MOST_PASSES = 100_000
-EVEN = FixedCount()
-CAP = Cap()
-DUAL = DualCache()
+MAX_STEPS = 100_000
+FIXED_COUNT, CAP, DUAL = FixedCount(), Cap(), DualCache()
 
 
-def autoregressive(model: LoadedModel, *, draw: SamplingParams) -> AutoregressiveSampler:
-    """The writer of one token a pass. Raises ValueError if the network didn't learn to write so."""
+def autoregressive(model: LoadedModel, *, sampling: SamplingParams) -> AutoregressiveSampler:
+    """One token a forward pass. Raises ValueError if the network wasn't trained autoregressively."""
     objective = model.config.objective
     if not objective.trains_ar:
         raise ValueError(
-            f"{type(objective).__name__} doesn't train the causal reading: sample with confidence or ancestral"
+            f"{type(objective).__name__} doesn't train autoregression: sample with confidence or ancestral"
         )
-    return AutoregressiveSampler(mask=model.tokenizer.mask, eos=model.tokenizer.eos, draw=draw)
+    return AutoregressiveSampler(mask=model.tokenizer.mask, eos=model.tokenizer.eos, sampling=sampling)
 
 
 def speculative(
-    model: LoadedModel, *, draw: SamplingParams, drafter: Drafter | None = None, break_even: float | None = None
+    model: LoadedModel, *, sampling: SamplingParams, drafter: Drafter | None = None, break_even: float | None = None
 ) -> Speculative:
-    """The writer that guesses and checks: the autoregressive text, sooner where guesses (by default: what followed the
-    last time) are good. break_even: see `Speculative`; None: measured here, which compiles two programs.
+    """The autoregressive text, sooner where drafts are right.
 
-    Raises ValueError if the network didn't learn to write token by token, or to clear the masks that it guesses by.
+    drafter     None: `PromptLookup`
+    break_even  see `Speculative`; None: measured here, which compiles two programs
+
+    Raises ValueError if the network wasn't trained autoregressively, or to denoise the masks of the drafter's canvases.
     """
-    plain, drafter = autoregressive(model, draw=draw), drafter or PromptLookup()
+    plain, drafter = autoregressive(model, sampling=sampling), drafter or PromptLookup()
     masks = isinstance(model.process, Absorbing) and model.config.objective.layout.denoises
-    if (drafter.passes or drafter.masks) and not masks:
-        raise ValueError(
-            f"{type(drafter).__name__} guesses by canvases of masks, which this network didn't learn: use PromptLookup"
-        )
-    drafts = Speculative(drafter=drafter, mask=plain.mask, eos=plain.eos, draw=draw)
-    return dataclasses.replace(
-        drafts, break_even=autotune.break_even(model, plain, drafts) if break_even is None else break_even
-    )
+    if (drafter.num_passes or drafter.canvas_length) and not masks:
+        raise ValueError(f"{type(drafter).__name__} needs a network trained on canvases of masks: use PromptLookup")
+    sampler = Speculative(drafter=drafter, mask=plain.mask, eos=plain.eos, sampling=sampling)
+    measured = autotune.break_even(model, plain, sampler) if break_even is None else break_even
+    return dataclasses.replace(sampler, break_even=measured)
 
 
-def auto(model: LoadedModel, *, draw: SamplingParams, canvas: int, passes: int) -> Auto:
-    """The writer that takes the faster of canvases (in so many passes) and token by token, by costs measured here:
-    which it takes, and so its text, depends on the machine."""
-    plain, canvases = autoregressive(model, draw=draw), confidence(model, draw=draw, canvas=canvas, passes=passes)
-    tail = speculative(model, draw=draw)
-    return Auto(canvases=canvases, tail=tail, costs=autotune.measured(model, plain, canvases))
+def auto(model: LoadedModel, *, sampling: SamplingParams, canvas_length: int, denoising_steps: int) -> Auto:
+    """The faster of canvases (in so many steps) and token by token, by costs measured here: the choice, and so the
+    text, depends on the machine."""
+    plain = autoregressive(model, sampling=sampling)
+    blocks = confidence(model, sampling=sampling, canvas_length=canvas_length, denoising_steps=denoising_steps)
+    rest = speculative(model, sampling=sampling)
+    return Auto(block_diffusion=blocks, speculative=rest, costs=autotune.pass_costs(model, plain, blocks))
 
 
 def confidence(
     model: LoadedModel,
     *,
-    draw: SamplingParams,
-    canvas: int,
-    passes: int | None = None,
-    pace: UnmaskingSchedule = EVEN,
+    sampling: SamplingParams,
+    canvas_length: int,
+    denoising_steps: int | None = None,
+    schedule: UnmaskingSchedule = FIXED_COUNT,
     record: bool = False,
 ) -> BlockDiffusion:
-    """The writer of canvases that commits the surest positions first, as many a pass as `pace` says.
+    """Canvases that commit the most certain positions first, as many a step as `schedule` allows.
 
-    passes None: as many as it takes. Raises ValueError where noise is no mask.
+    denoising_steps None: as many as it takes. Raises ValueError where noise isn't masks.
     """
     if not isinstance(model.process, Absorbing):
         raise ValueError(
-            f"confidence fills in masks, {type(model.process).__name__} has other noise: use ancestral or embedding"
+            f"confidence needs masks, {type(model.process).__name__} has other noise: use ancestral or embedding"
         )
-    passes = _width(model, canvas) if passes is None else passes
-    sampler = Confidence(passes=passes, eos=_closing(model), draw=draw, pace=pace)
-    return _canvases(model, sampler, canvas, record)
+    steps = _canvas_length(model, canvas_length) if denoising_steps is None else denoising_steps
+    sampler = Confidence(denoising_steps=steps, eos=_eos(model), sampling=sampling, schedule=schedule)
+    return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
-def approximate(
-    model: LoadedModel,
-    *,
-    draw: SamplingParams,
-    canvas: int,
-    passes: int | None = None,
-    pace: UnmaskingSchedule = EVEN,
-    cache: CachePolicy = DUAL,
-    record: bool = False,
-) -> ApproximateCache:
-    """`confidence` over an approximate cache, for a network that reads whole rows both ways: a pass reads what `cache`
-    asks for again, and sees the rest as it was. docs/caches.md has what that saves and costs.
+def approximate_cache(model: LoadedModel, *, policy: CachePolicy = DUAL, **options) -> BlockDiffusion:
+    """`confidence`, whose options it takes, over an approximate cache, for a network with full attention: a step
+    computes what `policy` names and attends to the rest as it was. docs/caches.md has what that saves and costs.
 
-    Raises ValueError where noise is no mask, or the network has an exact cache.
+    Raises ValueError where noise isn't masks, or the network has an exact cache.
     """
     if model.config.model.self_conditioning:
-        raise ValueError("approximate caches feed back no soft prediction: leave the cache out")
-    exact = confidence(model, draw=draw, canvas=canvas, passes=passes, pace=pace, record=record)
+        raise ValueError("approximate caches don't work with self-conditioning: leave the cache out")
+    exact = confidence(model, **options)
     if exact.align:
         raise ValueError(f"{type(model.config.objective).__name__} has an exact cache: leave the approximate one out")
-    return ApproximateCache(
-        policy=cache, **{field.name: getattr(exact, field.name) for field in dataclasses.fields(exact)}
-    )
+    return dataclasses.replace(exact, approximate_cache=policy)
 
 
 def ancestral(
-    model: LoadedModel, *, draw: SamplingParams, canvas: int, passes: int, correct: int = 0, record: bool = False
+    model: LoadedModel,
+    *,
+    sampling: SamplingParams,
+    canvas_length: int,
+    denoising_steps: int,
+    corrector_steps: int = 0,
+    record: bool = False,
 ) -> BlockDiffusion:
-    """The writer of canvases that follows the reverse process; the last `correct` of its passes correct."""
-    sampler = Ancestral(process=model.process, passes=passes, eos=_closing(model), draw=draw, correct=correct)
-    return _canvases(model, sampler, canvas, record)
+    """Canvases by the reverse process; the last `corrector_steps` of the steps are corrector steps."""
+    sampler = Ancestral(
+        process=model.process, denoising_steps=denoising_steps, eos=_eos(model), sampling=sampling,
+        corrector_steps=corrector_steps,
+    )  # fmt: skip
+    return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
-def embedding(
-    model: LoadedModel, *, draw: SamplingParams, canvas: int, passes: int, churn: float = 1.0, record: bool = False
+def embedding_flow(
+    model: LoadedModel,
+    *,
+    sampling: SamplingParams,
+    canvas_length: int,
+    denoising_steps: int,
+    churn: float = 1.0,
+    record: bool = False,
 ) -> BlockDiffusion:
-    """The writer of canvases that takes noise off vectors; churn 0: by the flow's ODE, 1: by the diffusion's posterior.
-    Raises ValueError where noise lies on tokens."""
-    sampler = EmbeddingFlowSampler(process=model.process, passes=passes, eos=_closing(model), draw=draw, churn=churn)
-    return _canvases(model, sampler, canvas, record)
+    """Canvases by denoising embeddings; churn 0: the flow's ODE, 1: the diffusion's posterior. Raises ValueError where
+    noise is on tokens."""
+    sampler = EmbeddingFlowSampler(
+        process=model.process, denoising_steps=denoising_steps, eos=_eos(model), sampling=sampling, churn=churn
+    )
+    return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
-def reverse(model: LoadedModel, *, draw: SamplingParams, canvas: int, passes: int) -> BlockDiffusion:
-    """The writer of canvases that undoes the noise as the process has it, whatever it lies on; a student of a flow
-    by the ODE that it was taught."""
+def reverse_process(
+    model: LoadedModel, *, sampling: SamplingParams, canvas_length: int, denoising_steps: int
+) -> BlockDiffusion:
+    """`ancestral`, or `embedding_flow` where noise is on embeddings; a student of a flow by the ODE that it was
+    taught."""
+    options = {"sampling": sampling, "canvas_length": canvas_length, "denoising_steps": denoising_steps}
     if not isinstance(model.process, Gaussian):
-        return ancestral(model, draw=draw, canvas=canvas, passes=passes)
-    churn = 0.0 if isinstance(model.config.objective, Distillation) else 1.0
-    return embedding(model, draw=draw, canvas=canvas, passes=passes, churn=churn)
+        return ancestral(model, **options)
+    return embedding_flow(model, churn=0.0 if isinstance(model.config.objective, Distillation) else 1.0, **options)
 
 
 def remasking(
     model: LoadedModel,
     *,
-    draw: SamplingParams,
-    canvas: int,
-    passes: int,
+    sampling: SamplingParams,
+    canvas_length: int,
+    denoising_steps: int,
     remask: RemaskingSchedule = CAP,
     record: bool = False,
 ) -> BlockDiffusion:
-    """The writer of canvases that takes tokens back as `remask` says. Raises ValueError where noise is no mask."""
-    sampler = Remasking(process=model.process, passes=passes, eos=_closing(model), draw=draw, remask=remask)
-    return _canvases(model, sampler, canvas, record)
+    """Canvases with remasking by `remask`. Raises ValueError where noise isn't masks."""
+    sampler = Remasking(
+        process=model.process, denoising_steps=denoising_steps, eos=_eos(model), sampling=sampling, remask=remask
+    )
+    return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
 def renoising(
-    model: LoadedModel, *, draw: SamplingParams, canvas: int, passes: int, record: bool = False, **options
+    model: LoadedModel,
+    *,
+    sampling: SamplingParams,
+    canvas_length: int,
+    denoising_steps: int,
+    record: bool = False,
+    **options,
 ) -> BlockDiffusion:
-    """The writer of canvases that keeps what may be drawn together and renoises the rest, until the canvas stands
-    still (see `Renoising` for options). Raises ValueError where noise is masks."""
-    sampler = Renoising(process=model.process, passes=passes, eos=_closing(model), draw=draw, **options)
-    return _canvases(model, sampler, canvas, record)
-
-
-def population(
-    model: LoadedModel, *, draw: SamplingParams, canvas: int, passes: int, particles: int
-) -> ParticleSampler:
-    """The writer of `particles` texts at once, the better of which go on (see `ParticleSampler`): give it each prompt so
-    many times. Raises ValueError for a network that doesn't read causally, and for a draw other than the network's."""
-    autoregressive(model, draw=draw)
-    if model.config.model.self_conditioning:
-        raise ValueError("particles are weighed by what single passes say: not with model.self_conditioning=true")
-    return ParticleSampler(canvases=ancestral(model, draw=draw, canvas=canvas, passes=passes), particles=particles)
-
-
-def revised(model: LoadedModel, writer: BlockDiffusion, *, rounds: int, span: int) -> BlockDiffusion:
-    """The writer, each of whose full canvases is revised in so many rounds of a span each (see `Revision`).
-
-    Raises ValueError where noise is no mask.
-    """
-    if not isinstance(model.process, Absorbing):
-        raise ValueError(f"rounds mask spans again, {type(model.process).__name__} has no mask: use ancestral, correct")
-    first = writer.sampler.sampler if isinstance(writer.sampler, SelfConditionedSampler) else writer.sampler
-    sampler = Revision(sampler=first, rounds=rounds, span=span, mask=writer.mask)
-    if sampler.passes > MOST_PASSES:
-        raise ValueError(f"passes and rounds must take at most {MOST_PASSES} passes, not {sampler.passes}")
-    return dataclasses.replace(writer, sampler=_conditioned(model, sampler))
-
-
-def _conditioned(model: LoadedModel, sampler: Any) -> Any:
-    """The sampler, which feeds back what the network said if the network was trained so."""
-    architecture = model.config.model
-    return (
-        SelfConditionedSampler(sampler=sampler, width=architecture.width) if architecture.self_conditioning else sampler
+    """Canvases that keep what can be sampled together and renoise the rest, until they are stable (see `Renoising` for
+    options). Raises ValueError where noise is masks."""
+    sampler = Renoising(
+        process=model.process, denoising_steps=denoising_steps, eos=_eos(model), sampling=sampling, **options
     )
+    return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
-def _closing(model: LoadedModel) -> int:
-    """The end of text that closes a canvas; none where rows of several texts were one canvas in training."""
-    return model.tokenizer.eos if model.config.objective.layout.closed_by_eos else -1
+def particles(
+    model: LoadedModel, *, sampling: SamplingParams, canvas_length: int, denoising_steps: int, num_particles: int
+) -> ParticleSampler:
+    """Sequential Monte Carlo with `num_particles` rows a prompt (see `ParticleSampler`): repeat each prompt so often.
+    Raises ValueError for a network that isn't autoregressive, and for a distribution other than the network's."""
+    autoregressive(model, sampling=sampling)
+    blocks = ancestral(model, sampling=sampling, canvas_length=canvas_length, denoising_steps=denoising_steps)
+    return ParticleSampler(block_diffusion=blocks, num_particles=num_particles)
 
 
-def _width(model: LoadedModel, canvas: int) -> int:
-    return canvas or model.config.objective.layout.canvas_length(model.config.data.seq_len)
+def revised(model: LoadedModel, blocks: BlockDiffusion, *, rounds: int, span: int) -> BlockDiffusion:
+    """`blocks` with so many rounds of revision, a span each, of every full canvas (see `Revision`). Raises ValueError
+    where noise isn't masks."""
+    if not isinstance(model.process, Absorbing):
+        raise ValueError(
+            f"revision needs masks, {type(model.process).__name__} has none: use ancestral with corrector_steps"
+        )
+    sampler = Revision(sampler=blocks.sampler, rounds=rounds, span=span, mask=blocks.mask)
+    if sampler.denoising_steps > MAX_STEPS:
+        raise ValueError(f"steps and rounds must make at most {MAX_STEPS} steps; got {sampler.denoising_steps}")
+    return dataclasses.replace(blocks, sampler=sampler)
 
 
-def _canvases(model: LoadedModel, sampler: Any, canvas: int, record: bool) -> BlockDiffusion:
-    """canvas 0: as wide as in training."""
-    objective, tokenizer = model.config.objective, model.tokenizer
+def block_diffusion(
+    model: LoadedModel, sampler: CanvasSampler, *, canvas_length: int = 0, record: bool = False
+) -> BlockDiffusion:
+    """Canvases denoised by any sampler, as the network was trained to.
+
+    canvas_length  0: as in training
+    record         keep each step's canvas
+
+    Raises ValueError for a network that wasn't trained on canvases, or not on the sampler's noise.
+    """
+    config, tokenizer = model.config, model.tokenizer
+    objective, architecture = config.objective, config.model
     if not objective.layout.denoises:
         raise ValueError(f"{type(objective).__name__} trains no canvases: sample with autoregressive")
-    if isinstance(model.process, Gaussian) and not isinstance(sampler, EmbeddingFlowSampler):
-        raise ValueError(f"{type(sampler).__name__} undoes noise on tokens, here it lies on vectors: use embedding")
-    if sampler.passes > MOST_PASSES:
-        raise ValueError(f"passes must be at most {MOST_PASSES}, not {sampler.passes}")
-    canvas = _width(model, canvas)
-    if canvas > model.config.data.seq_len:
-        raise ValueError(f"canvas={canvas} is wider than the model's context of {model.config.data.seq_len}")
+    if isinstance(model.process, Gaussian) != sampler.uses_embeddings:
+        raise ValueError(
+            f"{type(sampler).__name__} needs noise on {'embeddings' if sampler.uses_embeddings else 'tokens'}: use "
+            f"{'ancestral' if sampler.uses_embeddings else 'embedding'}"
+        )
+    if sampler.denoising_steps > MAX_STEPS:
+        raise ValueError(f"denoising_steps must be at most {MAX_STEPS}; got {sampler.denoising_steps}")
+    canvas_length = _canvas_length(model, canvas_length)
+    if canvas_length > config.data.seq_len:
+        raise ValueError(f"canvas_length={canvas_length} is wider than the model's context of {config.data.seq_len}")
     return BlockDiffusion(
-        sampler=_conditioned(model, sampler),
-        canvas=canvas,
+        sampler=sampler,
+        canvas_length=canvas_length,
         mask=tokenizer.mask,
         eos=tokenizer.eos,
         clean=objective.layout.prefix,
         align=objective.layout.align,
         record=record,
+        self_cond_dim=architecture.width if architecture.self_conditioning else 0,
     )
+
+
+def _eos(model: LoadedModel) -> int:
+    """The end of text that closes a canvas; -1 where rows of several texts were one canvas in training."""
+    return model.tokenizer.eos if model.config.objective.layout.closed_by_eos else -1
+
+
+def _canvas_length(model: LoadedModel, canvas_length: int) -> int:
+    return canvas_length or model.config.objective.layout.canvas_length(model.config.data.seq_len)

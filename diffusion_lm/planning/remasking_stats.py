@@ -79,7 +79,7 @@ def answer_history(generation: Generation, prompts: Sequence[np.ndarray], length
     history = generation.history
     if history is None:
         raise ValueError("the generation has no history: set record=True on the sampler")
-    made, start, tokens = (np.asarray(a) for a in (history.made, history.start, history.tokens))
+    made, start, tokens = (np.asarray(a) for a in (history.steps, history.start, history.tokens))
     frames = np.full((len(prompts), max(int(made.sum()), 1), length), mask, np.int32)
     for row, prompt in enumerate(prompts):
         text, at = np.full(start[:, row].max() + tokens.shape[-1] + len(prompt) + length, mask, np.int32), 0

@@ -15,7 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.categorical import categorical
+from diffusion_lm.categorical import from_probabilities
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.base import broadcast_times
 from diffusion_lm.processes.uniform import Uniform
@@ -67,7 +67,7 @@ class Euler:
         return p
 
     def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
-        return jax.vmap(categorical)(keys, jnp.log(self.posterior(logits, xt, t, s)))
+        return jax.vmap(from_probabilities)(keys, self.posterior(logits, xt, t, s))
 
     def is_final(self, xs: Array, s: Array) -> Array:
         return jnp.broadcast_to(s[:, None] <= 0, xs.shape)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.categorical import categorical
+from diffusion_lm.categorical import from_probabilities
 from diffusion_lm.processes.base import broadcast_times
 from diffusion_lm.types import LogitsHead, one_hot
 
@@ -56,7 +56,7 @@ class Interpolating:
         return jnp.where(u < kept, x0, jnp.where(u < kept + masked, self.mask, pieces))
 
     def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
-        return jax.vmap(categorical)(keys, jnp.log(self.posterior(logits, xt, t, s)))
+        return jax.vmap(from_probabilities)(keys, self.posterior(logits, xt, t, s))
 
     def forward(self, keys: Array, xs: Array, s: Array, t: Array) -> Array:
         """x_t ~ q(x_t | x_s), the noise between two times s < t, int32 [B, L]; keys [B], s and t [B]."""

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.categorical import categorical
+from diffusion_lm.categorical import from_probabilities
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.base import broadcast_times
 from diffusion_lm.types import LogitsHead, one_hot
@@ -72,7 +72,7 @@ class StateDependentMasking(Absorbing):
         return jnp.where((xt == self.mask)[..., None], law, one_hot(law, xt))
 
     def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
-        return jax.vmap(categorical)(keys, jnp.log(self.posterior(logits, xt, t, s)))
+        return jax.vmap(from_probabilities)(keys, self.posterior(logits, xt, t, s))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

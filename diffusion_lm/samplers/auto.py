@@ -1,4 +1,4 @@
-"""One writer that takes whichever way is faster: canvases, token by token, or one after the other in one cache."""
+"""The faster of canvases and token by token, or one after the other in one cache."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -6,22 +6,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.samplers import block_diffusion, speculative
 from diffusion_lm.samplers.base import CachedDenoiser, Generation, Prompt, Stage, TextSampler
-from diffusion_lm.samplers.block_diffusion import BlockDiffusion
-from diffusion_lm.samplers.speculative import Speculative
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion, BlockState
+from diffusion_lm.samplers.speculative import Speculative, SpeculativeState
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PassCosts:
-    """Seconds of a causal pass, batch 1.
+    """Seconds of a causal forward pass, batch 1.
 
-    step_s    over one token, with the network as it is best for `Auto.tail` and an empty cache
-    slot_s    what each slot of the cache adds to that
-    narrow_s  over one token, with the network as it is best for canvases
-    canvas_s  the same over a whole canvas; widths in between are taken to lie on the line
+    step_s    over one token, with the network prepared for `Auto.speculative`, and an empty cache
+    slot_s    what each slot of the cache adds
+    narrow_s  over one token, with the network prepared for canvases
+    canvas_s  the same over a whole canvas; widths in between are interpolated linearly
     """
 
     step_s: float
@@ -31,11 +30,11 @@ class PassCosts:
 
     def __post_init__(self):
         if min(self.step_s, self.narrow_s, self.canvas_s) <= 0 or self.slot_s < 0:
-            raise ValueError(f"passes take more than 0 s, not {self}")
+            raise ValueError(f"forward passes take more than 0 s; got {self}")
 
 
 class Plan(NamedTuple):
-    """So many whole canvases first, and what is left by a narrower canvas, or else token by token."""
+    """So many whole canvases first, and the rest by a narrower canvas, or else token by token."""
 
     canvases: int
     narrow: bool
@@ -46,75 +45,70 @@ _STEPS = Plan(canvases=0, narrow=False)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Auto(TextSampler):
-    """Takes the plan of the least cost by what passes were measured to take: all of it by `tail`, or canvases, and for
-    what is left a narrower canvas or `tail`.
+    """Takes the cheapest plan by the measured costs of passes: all tokens by `speculative`, or canvases, and a narrower
+    canvas or `speculative` for the rest.
 
-    canvases  with align 1: a network that also reads causally, over the same cache
+    block_diffusion  with align 1: the network is also autoregressive, over the same cache
     """
 
-    canvases: BlockDiffusion
-    tail: Speculative
+    block_diffusion: BlockDiffusion
+    speculative: Speculative
     costs: PassCosts
 
     def __post_init__(self):
-        if self.canvases.align != 1 or self.canvases.record:
+        if self.block_diffusion.align != 1 or self.block_diffusion.record:
             raise ValueError("auto needs canvases over a causal cache (align=1) that aren't recorded")
 
     @property
-    def canvas(self) -> int:
-        return self.canvases.canvas
+    def canvas_length(self) -> int:
+        return self.block_diffusion.canvas_length
 
-    def plan(self, length: int) -> Plan:
-        """How so many tokens are written soonest."""
-        (whole, rest), cost = divmod(length, self.canvas), self.costs
-        canvases_s = whole * (self._cleared_s(self.canvas) + cost.canvas_s)  # and the pass that reads it into the cache
+    def plan(self, max_new_tokens: int) -> Plan:
+        """How so many tokens are generated soonest."""
+        (whole, rest), cost = divmod(max_new_tokens, self.canvas_length), self.costs
+        # a canvas, and the pass that appends it to the cache
+        canvases_s = whole * (self._canvas_s(self.canvas_length) + cost.canvas_s)
         plans = {
-            Plan(whole, narrow=True): canvases_s + self._cleared_s(rest),
+            Plan(whole, narrow=True): canvases_s + self._canvas_s(rest),
             Plan(whole, narrow=False): canvases_s + rest * cost.narrow_s,
-            _STEPS: length * (cost.step_s + length * cost.slot_s),
+            _STEPS: max_new_tokens * (cost.step_s + max_new_tokens * cost.slot_s),
         }
         return min(plans, key=plans.get)
 
-    def _cleared_s(self, width: int) -> float:
-        """Of clearing a canvas so wide: a pass writes one position or more."""
-        slope = (self.costs.canvas_s - self.costs.narrow_s) / max(self.canvas - 1, 1)
-        return min(self.canvases.sampler.passes, width) * (self.costs.narrow_s + slope * (width - 1))
+    def _canvas_s(self, width: int) -> float:
+        """Seconds of denoising a canvas so wide: a step commits one position or more."""
+        slope = (self.costs.canvas_s - self.costs.narrow_s) / max(self.canvas_length - 1, 1)
+        steps = min(self.block_diffusion.sampler.denoising_steps, width)
+        return steps * (self.costs.narrow_s + slope * (width - 1))
 
-    def width(self, length: int) -> int:
-        """Positions of a row that a pass reads at once."""
-        return 1 if self.plan(length) == _STEPS else self.canvas
+    def width(self, max_new_tokens: int) -> int:
+        return 1 if self.plan(max_new_tokens) == _STEPS else self.canvas_length
 
-    def slots(self, prompt: int, length: int) -> int:
-        """Slots that the cache must have."""
-        return self.tail.slots(prompt, length)
+    def init(self, network: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, max_new_tokens: int) -> Any:
+        first = self.speculative if self.plan(max_new_tokens) == _STEPS else self.block_diffusion
+        return first.init(network, cache, prompt, keys, max_new_tokens=max_new_tokens)
 
-    def begin(self, model: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> Any:
-        first = self.tail if self.plan(length) == _STEPS else self.canvases
-        return first.begin(model, cache, prompt, keys, length=length)
-
-    def phases(self, length: int) -> tuple[Stage, ...]:
-        plan = self.plan(length)
+    def stages(self, max_new_tokens: int) -> tuple[Stage, ...]:
+        plan = self.plan(max_new_tokens)
         if plan.narrow:
-            return self.canvases.phases(length)
-        (tail,) = self.tail.phases(length)
+            return self.block_diffusion.stages(max_new_tokens)
+        (rest,) = self.speculative.stages(max_new_tokens)
         if plan == _STEPS:
-            return (tail,)
-        return self.canvases.phases(length)[0], dataclasses.replace(tail, enter=self._token_by_token)
+            return (rest,)
+        return self.block_diffusion.stages(max_new_tokens)[0], dataclasses.replace(rest, enter=self._token_by_token)
 
-    def answer(self, state: Any, *, length: int) -> Generation:
-        way = self.canvases if isinstance(state, block_diffusion.BlockState) else self.tail
-        return way.answer(state, length=length)
+    def finish(self, state: Any, *, max_new_tokens: int) -> Generation:
+        last = self.block_diffusion if isinstance(state, BlockState) else self.speculative
+        return last.finish(state, max_new_tokens=max_new_tokens)
 
-    def _token_by_token(
-        self, model: CachedDenoiser, written: block_diffusion.BlockState
-    ) -> speculative.SpeculativeState:
-        going = ~written.finished
-        return self.tail.from_text(
-            text=written.text,
-            filled=written.filled,
-            prompt=written.prompt,
-            finished=written.finished,
-            keys=written.keys,
-            nfe=written.nfe,
-            cache=model.truncate(written.cache, going.astype(jnp.int32)),  # the last token is read by the next step
+    def _token_by_token(self, network: CachedDenoiser, state: BlockState) -> SpeculativeState:
+        going = ~state.finished
+        return self.speculative.from_text(
+            text=state.text,
+            filled=state.filled,
+            prompt_length=state.prompt_length,
+            finished=state.finished,
+            keys=state.keys,
+            nfe=state.nfe,
+            cache=network.truncate(state.cache, going.astype(jnp.int32)),  # the next step appends the last token
         )

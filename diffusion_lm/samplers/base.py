@@ -1,139 +1,79 @@
-"""What samplers step, and the one loop that drives them.
+"""The protocols of sampling, the states that samplers step, and the loops that drive them.
 
-Two kinds of sampler, one driver. A canvas sampler (ancestral, confidence) clears one canvas pass by pass. A writer
-(autoregressive, canvases) writes an answer piece by piece and keeps the cache; the writer of canvases runs the driver
-on a canvas sampler for each piece.
+A canvas sampler (ancestral, confidence, ...) denoises one canvas. It never calls the network: `denoise` does, once a
+step. A text sampler (autoregressive, block diffusion, ...) generates a whole answer in stages and keeps the cache.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from diffusion_lm.attention_patterns import AttentionPattern
-from diffusion_lm.types import LogitsHead
+from diffusion_lm.types import LogitsHead, NoisyEmbeddings
 
 Array = jax.Array
 
 
 class CachedDenoiser(Protocol):
-    """All that a writer sees of a network (`nn.bound.Bound` is one). Caches have a `length`, int32 [B]."""
+    """What a text sampler sees of a network (`models.bound_model.BoundModel` is one). Caches have a `length`, int32
+    [B]."""
 
     def extend(self, cache: Any, tokens: Array, count: Array, attention: AttentionPattern) -> tuple[LogitsHead, Any]:
-        """Reads the next count[b] of clean tokens [B, T]: what it says of all T, and the longer cache."""
+        """Appends the first count[b] of clean tokens [B, T]: the predictions at all T positions, and the cache."""
 
     def fork(self, cache: Any, tokens: Array, count: Array, masks: int) -> tuple[LogitsHead, LogitsHead, Any]:
-        """Reads clean tokens as `extend` does causally, and in the same pass a canvas of so many masks behind each of
-        them, as `read_canvas` would at time 1. Says of all tokens, [B, T], and of all canvases, [B, T * masks]."""
+        """`extend` under causal attention; the same pass predicts a canvas of `masks` masks after each token, as
+        `read_canvas` would at time 1. Returns predictions [B, T] and [B, T * masks], and the cache."""
 
     def truncate(self, cache: Any, count: Array) -> Any:
-        """The cache without the last count[b] positions that row b read."""
+        """The cache without the last count[b] positions of row b."""
 
     def resize(self, cache: Any, rows: Array, slots: int | None = None) -> Any:
         """The cache of the chosen rows, int32 [n], with at least as many slots as before (None: as many)."""
 
-    def read_canvas(self, cache: Any, canvas: Array, t: Array, **vectors) -> Array:
-        """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] behind the cache; writes nothing.
+    def read_canvas(self, cache: Any, canvas: Array, t: Array, **inputs) -> Array:
+        """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] after the cache, which stays as it is.
 
-        vectors: `soft` and `mixed` (see `types.Denoise`), where the network takes them; segment_ids int32 [B, K]: each
-        position sees those of its own number, and all of the cache.
+        inputs: `self_cond` and `embeddings` (see `types.Denoise`); segment_ids int32 [B, K]: each position attends to
+        those of its own segment, and to the whole cache.
         """
 
     def expected_embedding(self, logits: Array) -> Array:
-        """softmax(logits) [B, K, V] @ the pieces' vectors, float32 [B, K, E]: what such a network is fed."""
+        """softmax(logits) [B, K, V] @ the token embeddings, float32 [B, K, E]."""
 
 
-class CanvasSampler(Protocol):
-    """A frozen dataclass that steps a typed carry. A canvas sampler also has `passes`, and `begin(canvas)`, which lays
-    its noise on the open positions; its model is the network behind the cache: model(tokens, t, **vectors) and
-    model.expected_embedding(logits), as `Model` has them."""
+class Query(NamedTuple):
+    """What a canvas sampler asks the network.
 
-    def step(self, model: Any, state: Any) -> Any: ...
-
-    def done(self, state: Any) -> Array:
-        """bool [B]."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A part of writing: `sampler` steps until every row is done, at most `steps` times.
-
-    reads  the most positions that a step adds to the cache: a cache may be short and grow between steps. None: the
-           phase needs every slot from the start
-    enter  (model, state) -> the carry that `sampler` steps; None: what the phase before left
-    """
-
-    sampler: CanvasSampler
-    steps: int
-    reads: int | None = None
-    enter: Callable[[Any, Any], Any] | None = None
-
-
-class TextSampler(Protocol):
-    """A frozen dataclass that answers prompts in phases. Arrays of its carry have rows first, apart from counts, which
-    are []; it has the `cache`, `finished` bool [B], and `nfe` int32 [].
-
-    separable  a row is written as it would be alone, and may leave the batch
-    """
-
-    separable = True
-
-    def width(self, length: int) -> int:
-        """Positions of a row that a pass reads at once (but for the prompt), if so many tokens are asked for."""
-        del length
-        return 1
-
-    def slots(self, prompt: int, length: int) -> int:
-        """Slots that the cache must have for a prompt so wide."""
-
-    def begin(self, model: "CachedDenoiser", cache: Any, prompt: "Prompt", keys: Array, *, length: int) -> Any:
-        """The carry once the prompts are read."""
-
-    def phases(self, length: int) -> tuple[Stage, ...]:
-        """What follows, in order."""
-
-    def answer(self, state: Any, *, length: int) -> "Generation":
-        """At most `length` tokens behind each prompt."""
-
-    def generate(
-        self, model: "CachedDenoiser", cache: Any, prompt: "Prompt", keys: Array, *, length: int
-    ) -> "Generation":
-        """Writes at most `length` tokens behind each prompt; prompts of different lengths go together."""
-        state = self.begin(model, cache, prompt, keys, length=length)
-        for phase in self.phases(length):
-            state = phase.enter(model, state) if phase.enter else state
-            state, _ = decode_loop(phase.sampler, model, state, phase.steps)
-        return self.answer(state, length=length)
-
-
-@struct.dataclass
-class Prompt:
-    """tokens int32 [B, P], filled up on the right; length int32 [B], at least 1 (begin of text).
-
-    behind  int32 [B, N] or None: what stands behind each prompt, the mask id where something is to be filled in. For
-            canvases only: no writer from left to right can look ahead
-    wanted  int32 [B] or None: how much of it is each row's text, which ends there; None: all of it
+    tokens      int32 [B, W]    the noisy tokens
+    t           float32 [B]     the time of each row, in [0, 1]
+    embeddings  noisy embeddings in place of the tokens' own
+    positions   int32 [B, W]    which positions of the canvas these are (its length stands for none); None: all
+    self_cond   float32 [B, W, E]  the previous step's expected embeddings: `denoise` fills them in
     """
 
     tokens: Array
-    length: Array
-    behind: Array | None = None
-    wanted: Array | None = None
+    t: Array
+    embeddings: NoisyEmbeddings | None = None
+    positions: Array | None = None
+    self_cond: Array | None = None
 
 
 @struct.dataclass
 class Canvas:
-    """A canvas that is being cleared.
+    """A canvas that is being denoised.
 
-    tokens       int32 [B, K]    what stands there; the mask id where nothing does
-    open         bool [B, K]     still to be written
-    given        bool [B, K]     part of the prompt
-    probability  float32 [B, K]  what the model gave the token when it was committed; 1 where given, 0 where open
-    keys         [B]             a random key a row
-    passes       int32 []        made so far
+    tokens      int32 [B, K]    the current tokens; the mask id where nothing is committed
+    undecided   bool [B, K]     still to be committed
+    fixed       bool [B, K]     given by the user
+    confidence  float32 [B, K]  the probability of the token when it was committed; 1 where fixed, 0 where undecided
+    keys        [B]             a random key a row
+    step        int32 []        steps made so far
     """
 
     tokens: Array
@@ -141,43 +81,227 @@ class Canvas:
     fixed: Array
     confidence: Array
     keys: Array
-    passes: Array
+    step: Array
+
+
+class CanvasSampler(Protocol):
+    """A frozen dataclass that denoises a canvas in at most `denoising_steps` steps. Its state is a `Canvas`, or a
+    subclass with fields of its own.
+
+    uses_embeddings  whether `update` takes a third argument, softmax(logits) -> expected embedding [B, K, E]
+    """
+
+    denoising_steps: int
+    uses_embeddings = False
+
+    def __post_init__(self):
+        if self.denoising_steps < 1:
+            raise ValueError(f"denoising_steps must be at least 1; got {self.denoising_steps}")
+
+    def init(self, canvas: Canvas) -> Any:
+        """The state before the first step: noise at the undecided positions."""
+        return canvas
+
+    def query(self, state: Any) -> Query:
+        """The network's input in the next step."""
+
+    def update(self, state: Any, logits: Array) -> Any:
+        """The state after the step; logits float32 [B, W, V] answer `query(state)`, minus infinity at the mask."""
+
+    def done(self, state: Any) -> Array:
+        """bool [B]: rows that need no further step."""
+        return ~jnp.any(state.undecided, axis=1)
+
+    def variants(self, length: int) -> tuple["CanvasSampler", ...]:
+        """Samplers of one state that each query another number of a canvas's `length` positions."""
+        del length
+        return (self,)
+
+    def variant(self, state: Any) -> Array:
+        """int32 []: which of several variants makes the next step."""
+
+
+class Denoised(NamedTuple):
+    """A sampler's last state, the cache after it, and what was recorded, one entry a step."""
+
+    state: Any
+    cache: Any
+    trace: Any
+
+
+@struct.dataclass
+class _Denoising:
+    state: Any
+    cache: Any
+    self_cond: Array | None
+
+
+def denoise(
+    sampler: CanvasSampler,
+    predict: Callable[[Query, Any], tuple[Array, Any]],
+    canvas: Canvas,
+    *,
+    cache: Any = None,
+    embed: Callable[[Array], Array] | None = None,
+    self_cond_dim: int = 0,
+    record: Callable[[Any], Any] | None = None,
+) -> Denoised:
+    """Denoises a canvas: the one loop over canvas samplers, with one network call a step.
+
+    Args:
+      sampler: what to ask, and how the canvas changes.
+      predict: (query, cache) -> (logits float32 [B, W, V], cache): the network, with logits processors and guidance.
+      canvas: where it begins.
+      cache: keys and values that `predict` changes; a cache that it only looks at belongs into the function.
+      embed: softmax(logits) -> expected embedding [B, K, E].
+      self_cond_dim: E of a self-conditioned network: each step receives the expected embedding of the previous step's
+        prediction, zeros before the first (Analog Bits, arXiv 2208.04202, section 3). Predictions are taken at
+        temperature 1, as in training. 0: no self-conditioning.
+      record: state -> arrays to keep of each step.
+    """
+
+    def one_pass(variant: CanvasSampler, carry: _Denoising) -> _Denoising:
+        query = variant.query(carry.state)._replace(self_cond=carry.self_cond)
+        logits, cache = predict(query, carry.cache)  # the one network call
+        state = variant.update(carry.state, logits, *((embed,) if variant.uses_embeddings else ()))
+        return _Denoising(state=state, cache=cache, self_cond=embed(logits) if self_cond_dim else None)
+
+    def step(carry: _Denoising) -> _Denoising:
+        variants = sampler.variants(canvas.tokens.shape[1])
+        if len(variants) == 1:
+            return one_pass(variants[0], carry)
+        branches = [functools.partial(one_pass, variant) for variant in variants]
+        return jax.lax.switch(sampler.variant(carry.state), branches, carry)
+
+    start = _Denoising(
+        state=sampler.init(canvas),
+        cache=cache,
+        self_cond=jnp.zeros((*canvas.tokens.shape, self_cond_dim)) if self_cond_dim else None,
+    )
+    end, trace = decode_loop(
+        step,
+        lambda carry: sampler.done(carry.state),
+        start,
+        sampler.denoising_steps,
+        record=record and (lambda carry: record(carry.state)),
+    )
+    return Denoised(end.state, end.cache, trace)
+
+
+class Stepper(Protocol):
+    """A frozen dataclass that steps a text sampler's state."""
+
+    def step(self, network: CachedDenoiser, state: Any) -> Any: ...
+
+    def done(self, state: Any) -> Array:
+        """bool [B]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of generation: `stepper` steps until every row is done, at most `max_steps` times.
+
+    cache_growth  the most positions that a step appends to the cache, which may grow between steps; None: the stage
+                  needs every slot from the start
+    enter         (network, state) -> the state that `stepper` steps; None: as the stage before left it
+    """
+
+    stepper: Stepper
+    max_steps: int
+    cache_growth: int | None = None
+    enter: Callable[[CachedDenoiser, Any], Any] | None = None
+
+
+@struct.dataclass
+class Prompt:
+    """tokens int32 [B, P], padded on the right; length int32 [B], at least 1 (begin of text).
+
+    suffix          int32 [B, N] or None: the text after each prompt, the mask id where tokens are to be infilled. For
+                    canvases only: autoregressive samplers can't condition on it
+    num_new_tokens  int32 [B] or None: how much of the suffix is the row's text, which ends there; None: all of it
+    """
+
+    tokens: Array
+    length: Array
+    suffix: Array | None = None
+    num_new_tokens: Array | None = None
 
 
 @struct.dataclass
 class History:
-    """Each pass's canvas: tokens int32 and probability float32 [canvases, passes, B, K], start int32 [canvases, B]
-    (the slot of a canvas's first position), made int32 [canvases] (passes made)."""
+    """Each step's canvas: tokens int32 and confidence float32 [canvases, steps, B, K]; start int32 [canvases, B], the
+    position of a canvas's first token; steps int32 [canvases], how many were made."""
 
     tokens: Array
     confidence: Array
     start: Array
-    made: Array
+    steps: Array
 
 
 @struct.dataclass
 class Generation:
     """tokens int32 [B, N], the mask id from the end of text on; length int32 [B], tokens before it; nfe int32 [],
-    forward passes of the network, prompt and commits included; cache, to go on from; history, if recorded."""
+    forward passes of the network, prompt and commits included; cache, to continue from; history, if recorded;
+    positions_computed int32 [], of approximate caches: positions a row in all passes (exact ones: nfe x canvas)."""
 
     tokens: Array
     length: Array
     nfe: Array
     cache: Any
     history: History | None = None
+    positions_computed: Array | None = None
+
+
+class TextSampler(Protocol):
+    """A frozen dataclass that generates text after prompts, in stages. Arrays of its state have rows first, apart from
+    scalars; the state has the `cache`, `finished` bool [B], and `nfe` int32 [].
+
+    separable  a row's text doesn't depend on the batch, and the row may leave it
+    """
+
+    separable = True
+
+    def width(self, max_new_tokens: int) -> int:
+        """Positions of a row in one forward pass (but for the prompt's)."""
+        del max_new_tokens
+        return 1
+
+    def slots(self, prompt: int, max_new_tokens: int) -> int:
+        """Slots that the cache needs for a prompt of so many tokens."""
+        return prompt + max_new_tokens
+
+    def init(self, network: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, max_new_tokens: int) -> Any:
+        """The state after the forward pass over the prompts."""
+
+    def stages(self, max_new_tokens: int) -> tuple[Stage, ...]:
+        """What follows, in order."""
+
+    def finish(self, state: Any, *, max_new_tokens: int) -> Generation:
+        """The generated tokens of the last state."""
+
+    def generate(
+        self, network: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, max_new_tokens: int
+    ) -> Generation:
+        """Generates at most `max_new_tokens` tokens after each prompt; prompts may differ in length."""
+        state = self.init(network, cache, prompt, keys, max_new_tokens=max_new_tokens)
+        for stage in self.stages(max_new_tokens):
+            state = stage.enter(network, state) if stage.enter else state
+            step = functools.partial(stage.stepper.step, network)
+            state, _ = decode_loop(step, stage.stepper.done, state, stage.max_steps)
+        return self.finish(state, max_new_tokens=max_new_tokens)
 
 
 def decode_loop(
-    sampler: CanvasSampler,
-    model: Any,
+    step: Callable[[Any], Any],
+    done: Callable[[Any], Array],
     state: Any,
     max_steps: int | Array,
     record: Callable[[Any], Any] | None = None,
-    enough: int | Array = 0,
-    room: int | Array | None = None,
+    max_running: int | Array = 0,
+    max_cached: int | Array | None = None,
 ):
-    """Steps `state` until at most `enough` rows aren't done, or its cache has read more than `room` of a row, at most
-    max_steps times: the one decoding loop.
+    """Steps `state` until at most `max_running` rows aren't done, or its cache holds more than `max_cached` positions
+    of a row, at most `max_steps` times: the one decoding loop.
 
     Returns (state, trace): trace stacks record(state) after each step on a leading axis of max_steps, or is None.
     """
@@ -185,42 +309,61 @@ def decode_loop(
     if record is not None:
         trace = jax.tree.map(lambda a: jnp.zeros((max_steps, *a.shape), a.dtype), jax.eval_shape(record, state))
 
-    def going(carry):
+    def running(carry):
         state, _, made = carry
-        more = (made < max_steps) & (jnp.sum(~sampler.done(state)) > enough)
-        return more if room is None else more & (jnp.max(state.cache.length) <= room)
+        more = (made < max_steps) & (jnp.sum(~done(state)) > max_running)
+        return more if max_cached is None else more & (jnp.max(state.cache.length) <= max_cached)
 
     def body(carry):
         state, trace, made = carry
-        state = sampler.step(model, state)
+        state = step(state)
         if record is not None:
             trace = jax.tree.map(lambda all_, one: all_.at[made].set(one), trace, record(state))
         return state, trace, made + 1
 
-    state, trace, _ = jax.lax.while_loop(going, body, (state, trace, jnp.zeros((), jnp.int32)))
+    state, trace, _ = jax.lax.while_loop(running, body, (state, trace, jnp.zeros((), jnp.int32)))
     return state, trace
 
 
 def commit(canvas: Canvas, chosen: Array, tokens: Array, confidence: Array, *, eos: int) -> Canvas:
-    """The canvas after a pass that writes `tokens` at the chosen open positions.
+    """The canvas after a step that commits `tokens` at the chosen undecided positions.
 
-    What follows an end of text is closed and repeats it (but what is given stays), as it did in training: it will not
-    be returned. An eos of -1
-    closes nothing, for networks that were trained on rows of several texts.
+    Positions after an end of text are closed and repeat it, as in training: they aren't returned. Fixed tokens stay.
+    An eos of -1 closes nothing, for networks that were trained on rows of several texts.
     """
     chosen = chosen & canvas.undecided
     tokens = jnp.where(chosen, tokens, canvas.tokens)
     confidence = jnp.where(chosen, confidence, canvas.confidence)
-    ends = (tokens == eos) & ~canvas.fixed
-    beyond = ((jnp.cumsum(ends, axis=1) - ends) > 0) & ~canvas.fixed
+    closed = after_eos(tokens, canvas.fixed, eos)
     return canvas.replace(
-        tokens=jnp.where(beyond, eos, tokens),
-        confidence=jnp.where(beyond, 0.0, confidence),
-        undecided=canvas.undecided & ~chosen & ~beyond,
-        passes=canvas.passes + 1,
+        tokens=jnp.where(closed, eos, tokens),
+        confidence=jnp.where(closed, 0.0, confidence),
+        undecided=canvas.undecided & ~chosen & ~closed,
+        step=canvas.step + 1,
     )
 
 
-def fold_in_rows(keys: Array, count: Array) -> Array:
+def after_eos(tokens: Array, fixed: Array, eos: int) -> Array:
+    """bool [B, K]: positions after an end of text that isn't fixed, unless they are fixed themselves."""
+    ends = (tokens == eos) & ~fixed
+    return ((jnp.cumsum(ends, axis=1) - ends) > 0) & ~fixed
+
+
+def gather_tokens(values: Array, tokens: Array) -> Array:
+    """values [..., V] of each token [...]; of the nearest id where a token (a mask) has none."""
+    return jnp.take_along_axis(values, tokens[..., None], axis=-1, mode="clip")[..., 0]
+
+
+def write_at(text: Array, new: Array, start: Array) -> Array:
+    """text [B, S] with new [B, T] from column start[b] on."""
+    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice(row, part, (at,)))(text, new, start)
+
+
+def fields_of(state: Any) -> dict[str, Any]:
+    """A dataclass's fields by name: what a subclass of a state begins with."""
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def fold_in_rows(keys: Array, count: int | Array) -> Array:
     """A fresh key a row for the count-th use: a row draws the same alone and in any batch."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, count)

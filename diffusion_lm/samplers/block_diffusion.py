@@ -1,115 +1,274 @@
-"""Writing canvas by canvas: each is cleared in a few passes over a cache that holds all clean text before it."""
+"""Block diffusion: canvas after canvas, each denoised over a cache that holds all clean text before it."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from diffusion_lm.attention_patterns import BlockCausal, Causal
+from diffusion_lm.samplers.approximate_cache import ApproximateCacheSampler
 from diffusion_lm.samplers.base import (
     CachedDenoiser,
     Canvas,
     CanvasSampler,
+    Denoised,
     Generation,
     History,
     Prompt,
+    Query,
     Stage,
     TextSampler,
-    decode_loop,
+    denoise,
     fold_in_rows,
+    write_at,
 )
+from diffusion_lm.samplers.cache_policy import CachePolicy
+from diffusion_lm.samplers.sampling_params import suppress
 
 Array = jax.Array
 
 
 @struct.dataclass
 class BlockState:
-    """The carry of `BlockDiffusion`.
+    """The state of `BlockDiffusion`.
 
-    text      int32 [B, S]  prompts and what was written or is given behind them, in the cache's slots
-    filled    int32 [B]     slots of text that are final: where the next canvas begins
-    prompt    int32 [B]     length of the prompt
-    goal      int32 [B]     slots at which the row has all that was asked for
-    inside    int32 [B]     the slot of the last token that is given: no text ends before it. None: only prompts are
-    finished  bool [B]      reached its goal or an end of text
-    begun     int32 []      canvases
-    nfe       int32 []      forward passes
-    keys      [B]           a random key a row
-    cache     what has been read of each row
-    history   History of all canvases, if recorded
+    text                int32 [B, S]  prompts, suffixes and generated tokens, in the cache's slots
+    filled              int32 [B]     slots of text that are final: the next canvas begins there
+    prompt_length       int32 [B]
+    end                 int32 [B]     slots of text at which the row is complete
+    last_fixed          int32 [B]     the slot of the last fixed token: no text ends before it. None: no suffix
+    finished            bool [B]      complete, or at an end of text
+    num_canvases        int32 []      denoised so far
+    nfe                 int32 []      forward passes
+    keys                [B]           a random key a row
+    cache               the clean text so far; of an approximate cache, all positions
+    history             all canvases, if recorded
+    positions_computed  int32 []      of an approximate cache
     """
 
     text: Array
     filled: Array
-    prompt: Array
-    goal: Array
-    inside: Array | None
+    prompt_length: Array
+    end: Array
+    last_fixed: Array | None
     finished: Array
-    begun: Array
+    num_canvases: Array
     nfe: Array
     keys: Array
     cache: Any
-    history: History | None
+    history: History | None = None
+    positions_computed: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockDiffusion(TextSampler):
-    """Clears canvases of `canvas` positions with `sampler`, one after the other; with align 1 the last one is only as
-    wide as what is left to write. Where given text stands behind prompts, so that rows are of several lengths, it is as
-    wide as all others, and what it has beyond its row's text is neither seen nor written.
+    """Denoises canvases of `canvas_length` tokens with `sampler`, one after the other (BD3-LM, arXiv 2503.09573).
 
-    clean   how finished text is read into the cache: causally, or block by block (then `align` is the block)
-    align   a canvas begins at a multiple of this; what the prompt has beyond the last multiple is given inside the
-            first canvas. 1 puts the whole prompt into the cache; 0 puts all of it into the canvas, and nothing is ever
-            read into the cache: for a model that only reads both ways, with `canvas` wide enough for all
+    With align 1 the last canvas is only as wide as needed. With suffixes, rows have several lengths: there it is as
+    wide as the others, and positions after the end of a row's text are neither attended to nor committed.
+
+    clean              how finished text attends in the cache: causally, or block by block (then `align` is the block)
+    align              a canvas begins at a multiple of this; the rest of the prompt is fixed inside the first canvas.
+                       1: the whole prompt goes into the cache. 0: the prompt goes into the canvas and there is no
+                       cache: for networks with full attention, with a canvas wide enough for all
+    record             keep each step's canvas (see `History`)
+    self_cond_dim      the embedding width E of a self-conditioned network; 0: it isn't self-conditioned
+    approximate_cache  with align 0: compute only what the policy names, over keys and values of earlier steps
     """
 
     sampler: CanvasSampler
-    canvas: int
+    canvas_length: int
     mask: int
     eos: int
-    clean: Causal | BlockCausal = Causal()  # noqa: RUF009  (frozen)
+    clean: Causal | BlockCausal = Causal()  # noqa: RUF009  (immutable)
     align: int = 1
     record: bool = False
+    self_cond_dim: int = 0
+    approximate_cache: CachePolicy | None = None
 
     def __post_init__(self):
-        if self.canvas < 1:
-            raise ValueError(f"canvas must be at least 1, not {self.canvas}")
-        if self.align < 0 or (self.align and self.canvas % self.align):
-            raise ValueError(f"canvas={self.canvas} must be a multiple of align={self.align}, and align at least 0")
+        if self.canvas_length < 1:
+            raise ValueError(f"canvas_length must be at least 1; got {self.canvas_length}")
+        if self.align < 0 or (self.align and self.canvas_length % self.align):
+            raise ValueError(f"canvas_length={self.canvas_length} must be a multiple of align={self.align}, 0 or above")
         if self.align and isinstance(self.clean, BlockCausal) and self.align != self.clean.block_size:
-            raise ValueError(f"text read in blocks of {self.clean.block_size} needs align={self.clean.block_size}")
+            raise ValueError(f"blocks of {self.clean.block_size} need align={self.clean.block_size}; got {self.align}")
+        if policy := self.approximate_cache:
+            if self.align or self.self_cond_dim:
+                raise ValueError(
+                    "approximate caches are for networks with full attention (align=0) without self-conditioning"
+                )
+            blocks = -(-self.canvas_length // policy.block_size) if policy.block_size else 1
+            if self.sampler.denoising_steps < blocks:
+                raise ValueError(
+                    f"denoising_steps={self.sampler.denoising_steps} are fewer than the {blocks} blocks of "
+                    f"{policy.block_size} positions in a canvas of {self.canvas_length}: more steps, or wider blocks"
+                )
 
     @property
     def separable(self) -> bool:
         return not self.record
 
-    def canvases(self, length: int) -> int:
-        """How many canvases hold `length` new tokens, at worst."""
-        return -(-(length + max(self.align, 1) - 1) // self.canvas)
+    def width(self, max_new_tokens: int) -> int:
+        return self.canvas_length
 
-    def width(self, length: int) -> int:
-        return self.canvas
+    def max_canvases(self, max_new_tokens: int) -> int:
+        """How many canvases hold so many new tokens, at worst."""
+        return -(-(max_new_tokens + max(self.align, 1) - 1) // self.canvas_length)
 
-    def slots(self, prompt: int, length: int) -> int:
-        """Slots that the cache must have; none for a model that only reads both ways."""
+    def slots(self, prompt: int, max_new_tokens: int) -> int:
+        """Slots that the cache needs; none without a cache."""
         if self.align == 1:
-            return prompt + length
-        return prompt + self.canvases(length) * self.canvas if self.align else 0
+            return prompt + max_new_tokens
+        if not self.align:
+            return self.canvas_length if self.approximate_cache else 0
+        return prompt + self.max_canvases(max_new_tokens) * self.canvas_length
 
-    def phases(self, length: int) -> tuple[Stage, ...]:
-        """Whole canvases, and a narrower one for what is left."""
-        whole = Stage(sampler=self, steps=self._whole(length), reads=None if self.record else self.canvas)
-        rest = length % self.canvas if self.align == 1 else 0
-        last = Stage(sampler=dataclasses.replace(self, canvas=rest), steps=1) if rest else None
-        return tuple(phase for phase in (whole if whole.steps else None, last) if phase)
+    def stages(self, max_new_tokens: int) -> tuple[Stage, ...]:
+        """Whole canvases, and a narrower one for the rest."""
+        growth = None if self.record or self.approximate_cache else self.canvas_length
+        whole = Stage(stepper=self, max_steps=self._whole_canvases(max_new_tokens), cache_growth=growth)
+        rest = max_new_tokens % self.canvas_length if self.align == 1 else 0
+        last = Stage(stepper=dataclasses.replace(self, canvas_length=rest), max_steps=1) if rest else None
+        return tuple(stage for stage in (whole if whole.max_steps else None, last) if stage)
 
-    def answer(self, state: BlockState, *, length: int) -> Generation:
-        at = state.prompt[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+    def _whole_canvases(self, max_new_tokens: int) -> int:
+        if self.align == 1:
+            return max_new_tokens // self.canvas_length
+        return self.max_canvases(max_new_tokens) if self.align else 1
+
+    def init(
+        self, network: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, max_new_tokens: int
+    ) -> BlockState:
+        """Appends each prompt's whole multiples of `align` to the cache."""
+        rows, width = prompt.tokens.shape
+        least = max_new_tokens + (width if prompt.num_new_tokens is None else 0)  # else the caller knows that rows fit
+        if not self.align and self.canvas_length < least:
+            raise ValueError(
+                f"a canvas of {self.canvas_length} doesn't hold a prompt of {width} and {max_new_tokens} new tokens"
+            )
+        cached = prompt.length // self.align * self.align if self.align else jnp.zeros_like(prompt.length)
+        passes = 1 if self.align and width >= self.align else 0
+        if passes:
+            _, cache = network.extend(cache, prompt.tokens, cached, self.clean)
+        tokens = jnp.where(jnp.arange(width, dtype=jnp.int32)[None] < prompt.length[:, None], prompt.tokens, self.mask)
+        room = max_new_tokens if self.align == 1 else self._whole_canvases(max_new_tokens) * self.canvas_length
+        text, last_fixed = jnp.pad(tokens, ((0, 0), (0, room)), constant_values=self.mask), None
+        if prompt.suffix is not None:
+            text = write_at(text, prompt.suffix, prompt.length)
+            at = jnp.arange(text.shape[1], dtype=jnp.int32)[None]
+            last_fixed = jnp.max(jnp.where(text != self.mask, at, 0), axis=1)
+        history = None
+        if self.record:
+            rest = self.align == 1 and max_new_tokens % self.canvas_length > 0
+            canvases = self._whole_canvases(max_new_tokens) + rest
+            shape = (canvases, self.sampler.denoising_steps, rows, self.canvas_length)
+            history = History(
+                tokens=jnp.full(shape, self.mask, jnp.int32),
+                confidence=jnp.zeros(shape),
+                start=jnp.zeros((canvases, rows), jnp.int32),
+                steps=jnp.zeros(canvases, jnp.int32),
+            )
+        return BlockState(
+            text=text,
+            filled=cached,
+            prompt_length=prompt.length,
+            end=prompt.length + (max_new_tokens if prompt.num_new_tokens is None else prompt.num_new_tokens),
+            last_fixed=last_fixed,
+            finished=jnp.zeros(rows, bool),
+            num_canvases=jnp.zeros((), jnp.int32),
+            nfe=jnp.full((), passes, jnp.int32),
+            keys=keys,
+            cache=cache,
+            history=history,
+            positions_computed=jnp.zeros((), jnp.int32) if self.approximate_cache else None,
+        )
+
+    def done(self, state: BlockState) -> Array:
+        if state.last_fixed is not None:
+            return state.finished
+        narrow = (self.align == 1) & (state.end - state.filled < self.canvas_length)  # the next stage's
+        return state.finished | narrow
+
+    def step(self, network: CachedDenoiser, state: BlockState) -> BlockState:
+        """Denoises one canvas and, unless all rows are finished, appends it to the cache."""
+        denoised = self.denoised(network, state)
+        tokens, state = denoised.state.tokens, self.written(state, denoised)
+        if self.approximate_cache:
+            return state.replace(cache=denoised.cache)
+        if not self.align:
+            return state
+
+        def append(cache: Any) -> Any:
+            count = jnp.where(state.finished, 0, self.canvas_length)
+            return network.extend(cache, jnp.where(state.finished[:, None], 0, tokens), count, self.clean)[1]
+
+        some = ~jnp.all(state.finished)
+        cache = jax.lax.cond(some, append, lambda cache: cache, state.cache)
+        return state.replace(nfe=state.nfe + some.astype(jnp.int32), cache=cache)
+
+    def denoised(self, network: CachedDenoiser, state: BlockState) -> Denoised:
+        """The next canvas after its last step."""
+        sampler, slot = self.sampler, self._slots(state)
+        if self.approximate_cache:
+            sampler = ApproximateCacheSampler(sampler=sampler, policy=self.approximate_cache, mask=self.mask)
+
+        def predict(query: Query, cache: Any) -> tuple[Array, Any]:
+            if query.positions is not None:
+                at = query.positions
+                logits, cache = network.forward_positions(cache, query.tokens, at, query.t)
+            else:
+                at, inputs = slot, {"self_cond": query.self_cond, "embeddings": query.embeddings}
+                if state.last_fixed is not None and self.align == 1:
+                    inputs["segment_ids"] = (~self._beyond(state, slot)).astype(jnp.int32)
+                inputs = {name: value for name, value in inputs.items() if value is not None}
+                logits = network.read_canvas(state.cache, query.tokens, query.t, **inputs)
+            logits = suppress(logits, (self.mask,))
+            if state.last_fixed is None:
+                return logits, cache
+            end = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None] == self.eos
+            return jnp.where((at < state.last_fixed[:, None])[..., None] & end, -jnp.inf, logits), cache
+
+        return denoise(
+            sampler,
+            predict,
+            self._canvas(state, slot),
+            cache=state.cache if self.approximate_cache else None,
+            embed=network.expected_embedding if self.self_cond_dim or sampler.uses_embeddings else None,
+            self_cond_dim=self.self_cond_dim,
+            record=(lambda canvas: (canvas.tokens, canvas.confidence)) if self.record else None,
+        )
+
+    def written(self, state: BlockState, denoised: Denoised) -> BlockState:
+        """The state with a denoised canvas in its text; the cache is as before."""
+        canvas, history, now = denoised.state, state.history, state.num_canvases
+        ended = jnp.any((canvas.tokens == self.eos) & ~canvas.fixed, axis=1)
+        if self.record:  # a narrow canvas leaves the rest of its width masked
+            (tokens, confidence), here = denoised.trace, (slice(None), slice(None), slice(self.canvas_length))
+            history = History(
+                tokens=history.tokens.at[now, *here].set(tokens),
+                confidence=history.confidence.at[now, *here].set(confidence),
+                start=history.start.at[now].set(state.filled),
+                steps=history.steps.at[now].set(canvas.step),
+            )
+        if self.approximate_cache:
+            state = state.replace(positions_computed=state.positions_computed + canvas.positions_computed)
+        text = write_at(state.text, canvas.tokens, state.filled)
+        return state.replace(
+            text=jnp.where(state.finished[:, None], state.text, text),
+            filled=state.filled + jnp.where(state.finished, 0, self.canvas_length),
+            finished=state.finished | ended | (state.filled + self.canvas_length >= state.end),
+            num_canvases=now + 1,
+            nfe=state.nfe + canvas.step,
+            history=history,
+        )
+
+    def finish(self, state: BlockState, *, max_new_tokens: int) -> Generation:
+        at = state.prompt_length[:, None] + jnp.arange(max_new_tokens, dtype=jnp.int32)[None]
         tokens = jnp.take_along_axis(state.text, at, axis=1)
-        beyond = at >= state.goal[:, None]
+        beyond = at >= state.end[:, None]
         ended = jnp.cumsum((tokens == self.eos) | (tokens == self.mask) | beyond, axis=1) > 0
         return Generation(
             tokens=jnp.where(ended, self.mask, tokens),
@@ -117,184 +276,30 @@ class BlockDiffusion(TextSampler):
             nfe=state.nfe,
             cache=state.cache,
             history=state.history,
+            positions_computed=state.positions_computed,
         )
-
-    def _whole(self, length: int) -> int:
-        if self.align == 1:
-            return length // self.canvas
-        return self.canvases(length) if self.align else 1
-
-    def _room(self, length: int) -> int:
-        if not self.align:
-            return self.canvas
-        return length if self.align == 1 else self.canvases(length) * self.canvas
-
-    def step(self, model: CachedDenoiser, state: BlockState) -> BlockState:
-        """One canvas: clear it, write it down, and read it into the cache unless nobody goes on."""
-        canvas, trace = self.cleared(model, state)
-        state = self.written(state, canvas, trace)
-        cache, committed = self._commit(model, state.cache, canvas.tokens, state.finished)
-        return state.replace(nfe=state.nfe + committed, cache=cache)
-
-    def cleared(self, model: CachedDenoiser, state: BlockState) -> tuple[Canvas, tuple[Array, Array] | None]:
-        """The next canvas, all passes made, and what `record` has to show for them."""
-        return decode_loop(
-            self.sampler,
-            self._denoise(model, state),
-            self.sampler.begin(self._blank(state)),
-            self.sampler.passes,
-            record=_picture if self.record else None,
-        )
-
-    def written(self, state: BlockState, canvas: Canvas, trace: tuple[Array, Array] | None = None) -> BlockState:
-        """The carry with a cleared canvas in its text, which the cache has not read."""
-        ended = jnp.any((canvas.tokens == self.eos) & ~canvas.fixed, axis=1)
-        return state.replace(
-            text=_write(state.text, canvas.tokens, state.filled, ~state.finished),
-            filled=state.filled + jnp.where(state.finished, 0, self.canvas),
-            finished=state.finished | ended | (state.filled + self.canvas >= state.goal),
-            begun=state.begun + 1,
-            nfe=state.nfe + canvas.passes,
-            history=self._recorded(state, canvas, trace),
-        )
-
-    def done(self, state: BlockState) -> Array:
-        if state.inside is not None:
-            return state.finished
-        narrow = (self.align == 1) & (state.goal - state.filled < self.canvas)  # the next phase's
-        return state.finished | narrow
-
-    def begin(self, model: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> BlockState:
-        """Reads each prompt's whole multiples of `align` into the cache."""
-        rows, width = prompt.tokens.shape
-        least = length + (width if prompt.wanted is None else 0)  # who laid rows of several lengths knows if they fit
-        if not self.align and self.canvas < least:
-            raise ValueError(f"a canvas of {self.canvas} doesn't hold a prompt of {width} and {length} new tokens")
-        cached = prompt.length // self.align * self.align if self.align else jnp.zeros_like(prompt.length)
-        read = 1 if self.align and width >= self.align else 0
-        if read:
-            _, cache = model.extend(cache, prompt.tokens, cached, self.clean)
-        tokens = jnp.where(jnp.arange(width, dtype=jnp.int32)[None] < prompt.length[:, None], prompt.tokens, self.mask)
-        text, inside = jnp.pad(tokens, ((0, 0), (0, self._room(length))), constant_values=self.mask), None
-        if prompt.behind is not None:
-            text = _write(text, prompt.behind, prompt.length, jnp.ones(rows, bool))
-            at = jnp.arange(text.shape[1], dtype=jnp.int32)[None]
-            inside = jnp.max(jnp.where(text != self.mask, at, 0), axis=1)
-        return BlockState(
-            text=text,
-            filled=cached,
-            prompt=prompt.length,
-            goal=prompt.length + (length if prompt.wanted is None else prompt.wanted),
-            inside=inside,
-            finished=jnp.zeros(rows, bool),
-            begun=jnp.zeros((), jnp.int32),
-            nfe=jnp.full((), read, jnp.int32),
-            keys=keys,
-            cache=cache,
-            history=self._no_history(rows, length) if self.record else None,
-        )
-
-    def _no_history(self, rows: int, length: int) -> History:
-        canvases = self._whole(length) + (self.align == 1 and length % self.canvas > 0)
-        shape = (canvases, self.sampler.passes, rows, self.canvas)
-        return History(
-            tokens=jnp.full(shape, self.mask, jnp.int32),
-            confidence=jnp.zeros(shape),
-            start=jnp.zeros((canvases, rows), jnp.int32),
-            made=jnp.zeros(canvases, jnp.int32),
-        )
-
-    def _recorded(self, state: BlockState, canvas: Canvas, trace: tuple[Array, Array] | None) -> History | None:
-        """The history with this canvas; a narrow one leaves the rest of its width masked."""
-        if not self.record:
-            return None
-        now, history = state.begun, state.history
-        tokens, confidence = trace
-        here = (slice(None), slice(None), slice(self.canvas))
-        return History(
-            tokens=history.tokens.at[now, *here].set(tokens),
-            confidence=history.confidence.at[now, *here].set(confidence),
-            start=history.start.at[now].set(state.filled),
-            made=history.made.at[now].set(canvas.passes),
-        )
-
-    def _denoise(self, model: CachedDenoiser, state: BlockState) -> "_Behind":
-        """What the canvas's sampler asks: the network behind the cache; no end of text where given text follows."""
-        if state.inside is None:
-            return _Behind(model, state.cache, None, None, self.eos)
-        slot = self._slots(state)
-        text = (~self._beyond(state, slot)).astype(jnp.int32) if self.align == 1 else None
-        return _Behind(model, state.cache, slot < state.inside[:, None], text, self.eos)
 
     def _slots(self, state: BlockState) -> Array:
-        """int32 [B, K]: where the next canvas stands."""
-        return state.filled[:, None] + jnp.arange(self.canvas, dtype=jnp.int32)[None]
+        """int32 [B, K]: the slots of the next canvas."""
+        return state.filled[:, None] + jnp.arange(self.canvas_length, dtype=jnp.int32)[None]
 
     def _beyond(self, state: BlockState, slot: Array) -> Array:
-        """bool [B, K]: behind the end of a row whose text has a given length; canvases at multiples of more than one
-        position, as networks that read whole blocks or rows know them, are written to their ends."""
-        if self.align != 1 or state.inside is None:
+        """bool [B, K]: after the end of a row whose text has a given length. Canvases at multiples of more than one
+        position are denoised to their ends, as in training."""
+        if self.align != 1 or state.last_fixed is None:
             return jnp.zeros_like(slot, bool)
-        return slot >= state.goal[:, None]
+        return slot >= state.end[:, None]
 
-    def _blank(self, state: BlockState) -> Canvas:
-        """Masks at each row's next slots, but what is given there; a finished row has none open."""
-        slot = self._slots(state)
+    def _canvas(self, state: BlockState, slot: Array) -> Canvas:
+        """Masks at each row's next slots, except for fixed tokens; a finished row has nothing undecided."""
         there = jnp.take_along_axis(state.text, jnp.minimum(slot, state.text.shape[1] - 1), axis=1)
-        stands = (there != self.mask) & (slot < state.text.shape[1])
-        fixed = stands | self._beyond(state, slot)
+        given = (there != self.mask) & (slot < state.text.shape[1])
+        fixed = given | self._beyond(state, slot)
         return Canvas(
-            tokens=jnp.where(stands, there, self.mask),
+            tokens=jnp.where(given, there, self.mask),
             undecided=~fixed & ~state.finished[:, None],
             fixed=fixed,
             confidence=fixed.astype(jnp.float32),
-            keys=fold_in_rows(state.keys, state.begun),
-            passes=jnp.zeros((), jnp.int32),
+            keys=fold_in_rows(state.keys, state.num_canvases),
+            step=jnp.zeros((), jnp.int32),
         )
-
-    def _commit(self, model: CachedDenoiser, cache: Any, tokens: Array, finished: Array) -> tuple[Any, Array]:
-        """Reads clean canvases of the rows that go on into the cache; returns it, and the passes this took."""
-        if not self.align:
-            return cache, jnp.zeros((), jnp.int32)
-
-        def read(cache):
-            count = jnp.where(finished, 0, self.canvas)
-            return model.extend(cache, jnp.where(finished[:, None], 0, tokens), count, self.clean)[1]
-
-        some = ~jnp.all(finished)
-        return jax.lax.cond(some, read, lambda cache: cache, cache), some.astype(jnp.int32)
-
-
-class _Behind(NamedTuple):
-    """A network behind a cache; nothing ends where `inside` bool [B, K] (None: a text may end anywhere), and what is
-    `text`, int32 [B, K], doesn't see what isn't (None: all is)."""
-
-    model: CachedDenoiser
-    cache: Any
-    inside: Array | None
-    text: Array | None
-    eos: int
-
-    def __call__(self, tokens: Array, t: Array, **vectors) -> Array:
-        vectors |= {} if self.text is None else {"segment_ids": self.text}
-        logits = self.model.read_canvas(self.cache, tokens, t, **vectors)
-        if self.inside is None:
-            return logits
-        end = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None] == self.eos
-        return jnp.where(self.inside[..., None] & end, -jnp.inf, logits)
-
-    def expected_embedding(self, logits: Array) -> Array:
-        return self.model.expected_embedding(logits)
-
-
-def _picture(canvas: Canvas) -> tuple[Array, Array]:
-    return canvas.tokens, canvas.confidence
-
-
-def _write(text: Array, canvas: Array, start: Array, rows: Array) -> Array:
-    """text [B, S] with canvas [B, K] at slot start[b] of the chosen rows."""
-
-    def one(row, piece, at, chosen):
-        return jnp.where(chosen, jax.lax.dynamic_update_slice(row, piece, (at,)), row)
-
-    return jax.vmap(one)(text, canvas, start, rows)

@@ -1,7 +1,8 @@
-"""Which positions a pass over an approximate cache reads; the others are seen as they were when they were last read."""
+"""Cache policies: which positions a forward pass over an approximate cache computes anew; it attends to the others as
+they were when last computed."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,50 +13,61 @@ Array = jax.Array
 class CachePolicy(Protocol):
     """A frozen dataclass.
 
-    block    the canvas is written in blocks of so many positions, from left to right; 0: as one
-    refresh  every so many passes read all positions, counted from the first pass, which always does; 1: every pass,
-             which is exact; 0: no other
+    block_size     the canvas is denoised in blocks of so many positions, from left to right; 0: as one
+    refresh_every  every so many steps compute all positions, counted from the first step, which always does; 1: every
+                   step, which is exact; 0: no other
     """
 
     block_size: int
-    refresh: int
+    refresh_every: int
 
     def needed(self, undecided: Array, changed: Array) -> Array:
-        """bool [B, L]: what a pass must read, given what is still `open` and what the last pass `changed`."""
+        """bool [B, L]: what a step must compute, given what is undecided and what the previous step changed."""
 
     def widths(self, length: int) -> tuple[int, ...]:
-        """How many positions a pass may be compiled for, ascending up to all; each is a program of its own."""
+        """How many positions a step may compute, ascending up to all; each is compiled separately."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrefixCache:
-    """Reads the block that is being written and all behind it; with a new block, everything (Fast-dLLM, arXiv
+class DelayedCache(CachePolicy):
+    """Computes what is undecided and what the previous step committed: a token's keys are cached one step after it was
+    committed (dKV-Cache-Decode, arXiv 2505.15781, section 3.2). Any position may be committed next."""
+
+    refresh_every: int = 0
+    block_size = 0
+
+    def __post_init__(self):
+        if self.refresh_every < 0:
+            raise ValueError(f"refresh_every must be at least 1 step (or 0: never); got {self.refresh_every}")
+
+    def needed(self, undecided: Array, changed: Array) -> Array:
+        return undecided | changed
+
+    def widths(self, length: int) -> tuple[int, ...]:
+        return tuple(sorted({-(-length * quarter // 4) for quarter in (1, 2, 3, 4)}))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefixCache(DelayedCache):
+    """Computes the current block and all positions after it; at the start of a block, everything (Fast-dLLM, arXiv
     2505.22618, section 3.2)."""
 
     block_size: int = 32
-    refresh: int = 0
 
     def __post_init__(self):
-        _check(self)
+        super().__post_init__()
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1; got {self.block_size}")
 
     def needed(self, undecided: Array, changed: Array) -> Array:
         start = block_start(undecided, self.block_size)
         return (positions(undecided) >= start) | (start != block_start(changed, self.block_size))
 
-    def widths(self, length: int) -> tuple[int, ...]:
-        return _quarters(length)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DualCache:
-    """Reads the block that is being written; with a new block, everything (Fast-dLLM, section 3.2, DualCache). What an
-    end of text closes behind the block is seen as masks until then."""
-
-    block_size: int = 32
-    refresh: int = 0
-
-    def __post_init__(self):
-        _check(self)
+class DualCache(PrefixCache):
+    """Computes the current block; at its start, everything (Fast-dLLM, section 3.2, DualCache). What an end of text
+    closes after the block is attended to as masks until then."""
 
     def needed(self, undecided: Array, changed: Array) -> Array:
         start = block_start(undecided, self.block_size)
@@ -65,47 +77,18 @@ class DualCache:
         return tuple(sorted({min(self.block_size, length), length}))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DelayedCache:
-    """Reads what is open, and what the last pass wrote: a token's keys are kept one pass after it was written, not a
-    mask's (dKV-Cache-Decode, arXiv 2505.15781, section 3.2). Anything may be written next."""
-
-    refresh: int = 0
-    block_size = 0
-
-    def __post_init__(self):
-        _check(self)
-
-    def needed(self, undecided: Array, changed: Array) -> Array:
-        return undecided | changed
-
-    def widths(self, length: int) -> tuple[int, ...]:
-        return _quarters(length)
-
-
-def _check(policy: Any) -> None:
-    if isinstance(policy, PrefixCache | DualCache) and policy.block_size < 1:
-        raise ValueError(f"a cache's block must be at least 1, not {policy.block_size}")
-    if policy.refresh < 0:
-        raise ValueError(f"refresh must be at least 1 pass (or 0: never), not {policy.refresh}")
-
-
 def positions(undecided: Array) -> Array:
     """int32 [1, L]: 0..L-1."""
     return jnp.arange(undecided.shape[1], dtype=jnp.int32)[None]
 
 
 def block_start(where: Array, block_size: int) -> Array:
-    """int32 [B, 1]: where the first block that has something begins. Every pass changes a token of the block that it
-    writes, and none before, so that this tells of `changed` which block the last pass wrote."""
+    """int32 [B, 1]: the start of the first block with a position in `where`. Every step changes a token of its block
+    and none before, so that `changed` tells which block the previous step committed in."""
     return (jnp.argmax(where, axis=1) // block_size * block_size)[:, None].astype(jnp.int32)
 
 
 def in_block(undecided: Array, block_size: int) -> Array:
-    """bool [B, L]: the block that is being written."""
+    """bool [B, L]: the current block."""
     start, at = block_start(undecided, block_size), positions(undecided)
     return (start <= at) & (at < start + block_size)
-
-
-def _quarters(length: int) -> tuple[int, ...]:
-    return tuple(sorted({-(-length * quarter // 4) for quarter in (1, 2, 3, 4)}))

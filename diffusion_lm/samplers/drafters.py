@@ -1,4 +1,4 @@
-"""Guesses at the next tokens, for `speculative` to check: from the text itself, or a canvas of the network."""
+"""Drafters: guesses at the next tokens, for `speculative` to verify; from the text itself, or a canvas."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -12,102 +12,94 @@ Array = jax.Array
 
 
 class Drafter(Protocol):
-    """A frozen dataclass. Any guess is safe: what is wrong costs time, never text.
+    """A frozen dataclass. Any draft is safe: a wrong one costs time, never text.
 
-    width   tokens guessed at once
-    passes  forward passes of the network that a guess takes
-    masks   how wide a canvas the pass that checks a guess also reads behind each token, for the next guess; 0: none.
-            That lies in the text then, behind what is written; where none was made there are masks, which never stand
+    num_tokens     tokens in a draft
+    num_passes     forward passes that a draft costs
+    canvas_length  how wide a canvas the verifying pass also predicts after each token, for the next draft; 0: none. The
+                   next draft is then in the text, after what is written; masks, which are never accepted, where none is
     """
 
-    width: int
-    passes: int
-    masks: int
+    num_tokens: int
+    num_passes: int = 0
+    canvas_length: int = 0
 
-    def __call__(self, model: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
-        """int32 [B, width]: what may follow text[b, :filled[b]], of which the cache has read all but the last token."""
+    def __post_init__(self):
+        if self.num_tokens < 1:
+            raise ValueError(f"a draft must have at least 1 token; got {self.num_tokens}")
+
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
+        """int32 [B, num_tokens]: what may follow text[b, :filled[b]]; the cache holds all of that but the last
+        token."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptLookup:
-    """What followed the last time that the text ended so (prompt lookup): free, and right where text repeats itself.
+class PromptLookup(Drafter):
+    """What followed the last time that the text ended alike (prompt lookup decoding): free, and right where text
+    repeats.
 
-    longest  how many tokens of the text's end are compared; the longest match counts, of equals the latest
+    max_ngram  how many tokens of the text's end are compared; the longest match counts, of equals the latest
     """
 
-    width: int = 7
-    longest: int = 8
-    passes = masks = 0
+    num_tokens: int = 7
+    max_ngram: int = 8
 
     def __post_init__(self):
-        check_width(self.width)
-        if self.longest < 1:
-            raise ValueError(f"longest must be at least 1 token, not {self.longest}")
+        super().__post_init__()
+        if self.max_ngram < 1:
+            raise ValueError(f"max_ngram must be at least 1 token; got {self.max_ngram}")
 
-    def __call__(self, model: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
-        del model, cache
-        return jax.vmap(self._guess)(text, filled)
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
+        del network, cache
+        return jax.vmap(self._draft)(text, filled)
 
-    def _guess(self, text: Array, filled: Array) -> Array:
+    def _draft(self, text: Array, filled: Array) -> Array:
         at, match = jnp.arange(text.shape[0], dtype=jnp.int32), jnp.zeros(text.shape, jnp.int32)
         same = jnp.ones(text.shape, bool)
-        for back in range(self.longest):  # shifts, since a gather of all these tokens takes longer than a pass
+        for back in range(self.max_ngram):  # shifts, since a gather of all these tokens takes longer than a pass
             end = text[jnp.maximum(filled - 1 - back, 0)]
             same &= (jnp.pad(text, (back, 0), constant_values=-1)[: text.shape[0]] == end) & (filled > back)
             match += same
         best = jnp.argmax(jnp.where(at < filled - 1, match * text.shape[0] + at, -1))
-        period = jnp.maximum(filled - 1 - best, 1)  # past the end, what followed goes round again
-        return text[jnp.minimum(best + 1 + jnp.arange(self.width, dtype=jnp.int32) % period, filled - 1)]
+        period = jnp.maximum(filled - 1 - best, 1)  # past the end, what followed is repeated
+        return text[jnp.minimum(best + 1 + jnp.arange(self.num_tokens, dtype=jnp.int32) % period, filled - 1)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedDraft:
-    """One pass of the network over a canvas of masks behind the text: its likeliest tokens, all at once.
+class MaskedDraft(Drafter):
+    """One forward pass over a canvas of masks after the text: its likeliest tokens, all at once.
 
-    mask  the mask's id
+    mask  the mask id
     """
 
     mask: int
-    width: int = 3
-    passes = 1
-    masks = 0
+    num_tokens: int = 3
+    num_passes = 1
 
-    def __post_init__(self):
-        check_width(self.width)
-
-    def __call__(self, model: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
         last = jnp.take_along_axis(text, filled[:, None] - 1, axis=1)
-        masks = jnp.full((text.shape[0], self.width), self.mask, jnp.int32)
-        t = jnp.full(text.shape[0], self.width / (self.width + 1))
-        logits = model.read_canvas(cache, jnp.concatenate([last, masks], axis=1), t)
+        masks = jnp.full((text.shape[0], self.num_tokens), self.mask, jnp.int32)
+        t = jnp.full(text.shape[0], self.num_tokens / (self.num_tokens + 1))
+        logits = network.read_canvas(cache, jnp.concatenate([last, masks], axis=1), t)
         return jnp.argmax(logits[:, 1:], axis=-1).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TiDARDraft:
-    """A canvas of the very pass that checked the guess before (the idea is TiDAR's, arXiv 2511.08923): it reads one for
-    each way the check may end, and the one behind what stands is the next guess. No pass drafts only, and none is made
-    for nothing, but each is a wide one: (1 + width) (2 + width) positions.
+class TiDARDraft(Drafter):
+    """A canvas of the pass that verified the previous draft (the idea is TiDAR's, arXiv 2511.08923). That pass predicts
+    a canvas for each number of tokens that may be accepted; the one after the accepted tokens is the next draft. No
+    pass only drafts, but each is wide: (1 + num_tokens) (2 + num_tokens) positions.
 
-    A canvas begins where the check itself writes a token that it doesn't know, and so guesses one position further.
+    A canvas begins where the verifying pass itself samples a token, which it doesn't know: it drafts from one position
+    further on.
     """
 
-    width: int = 2
-    passes = 0
-
-    def __post_init__(self):
-        check_width(self.width)
+    num_tokens: int = 2
 
     @property
-    def masks(self) -> int:
-        """The token that the check writes, and the guess."""
-        return 1 + self.width
+    def canvas_length(self) -> int:
+        """The token that the verifying pass samples, and the draft."""
+        return 1 + self.num_tokens
 
-    def __call__(self, model: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
-        return jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (self.width,)))(text, filled)
-
-
-def check_width(width: int) -> None:
-    """Raises ValueError for a draft of no tokens."""
-    if width < 1:
-        raise ValueError(f"a draft must have at least 1 token, not {width}")
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
+        return jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (self.num_tokens,)))(text, filled)

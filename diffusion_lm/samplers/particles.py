@@ -1,7 +1,7 @@
-"""A population of texts: canvases are proposals, the causal reading weighs them, and the better ones go on.
+"""Sequential Monte Carlo: canvases are proposals, weighted by the network's autoregressive likelihood and resampled.
 
-Sequential Monte Carlo with the network's own autoregressive distribution as its target. A canvas that is cleared in a
-few passes draws neighbours side by side, as if they knew nothing of each other; the weights mend just that.
+The target is the network's own autoregressive distribution. A canvas that is denoised in a few steps samples tokens
+independently of one another; the weights correct just that.
 """
 
 import dataclasses
@@ -13,120 +13,141 @@ from flax import struct
 
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.samplers import block_diffusion
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import CachedDenoiser, Canvas, Generation, Prompt, Stage, TextSampler, fold_in_rows
-from diffusion_lm.samplers.block_diffusion import BlockDiffusion
-from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.samplers.base import (
+    CachedDenoiser,
+    Canvas,
+    Generation,
+    Prompt,
+    Stage,
+    TextSampler,
+    fields_of,
+    fold_in_rows,
+    gather_tokens,
+)
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion, BlockState
+from diffusion_lm.samplers.sampling_params import SamplingParams, suppress
 
 Array = jax.Array
 _RESAMPLING = 2**31 - 2  # a count of canvases that no row draws with
 
 
 @struct.dataclass
-class ParticleState(block_diffusion.BlockState):
-    """The carry of `BlockDiffusion`, and log_weight float32 [B]: how much likelier than its proposal each row's text is."""
+class ParticleState(BlockState):
+    """The state of `BlockDiffusion`, and log_weight float32 [B]: log p - log q of each row's text."""
 
-    log_weight: Array
+    log_weight: Array = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParticleSampler(TextSampler):
-    """Rows in groups of `particles`, each behind one prompt. After a canvas a row's weight grows by p(canvas | text),
-    read causally, over what the canvas was drawn with; a group whose effective size falls to half is drawn anew from
-    itself by weight (systematic resampling; Doucet and Johansen 2009, sections 3.4 and 3.5). At the end every group
-    is: its rows are then draws of the network's autoregressive distribution, exactly so as `particles` grows.
+    """Rows in groups of `num_particles`, each group after one prompt. After a canvas a row's weight is multiplied by
+    p(canvas | text), in one causal pass, over the probability it was sampled with. A group whose effective sample size
+    falls to half is resampled by weight (systematic resampling; Doucet and Johansen 2009, sections 3.4 and 3.5). At the
+    end every group is: its rows are then samples of the autoregressive distribution, exactly so as `num_particles`
+    grows.
 
-    The weights are exact because masks are revealed in an order that doesn't look at tokens: proposals must be
-    `Ancestral` on masks, drawn as the network says (ValueError otherwise). A pass reads each canvas causally, in place
-    of the one that reads it into the cache.
+    The weights are exact because masks are revealed in an order that doesn't depend on tokens: proposals must be
+    `Ancestral` on masks, at temperature 1 (ValueError otherwise). One causal pass a canvas also appends it to the
+    cache.
     """
 
-    canvases: BlockDiffusion
-    particles: int
+    block_diffusion: BlockDiffusion
+    num_particles: int
     separable = False
 
     def __post_init__(self):
-        sampler, plain = self.canvases.sampler, self.canvases.align == 1 and not self.canvases.record
+        blocks = self.block_diffusion
+        sampler = blocks.sampler
+        plain = blocks.align == 1 and not blocks.record and not blocks.self_cond_dim
         if not (plain and isinstance(sampler, Ancestral) and isinstance(sampler.process, Absorbing)):
-            raise ValueError("particles are weighed after ancestral canvases of masks over a causal cache, unrecorded")
-        if dataclasses.replace(sampler.draw, suppressed=()) != SamplingParams():
-            raise ValueError("particles must be drawn as the network says: temperature 1, and no top_k, top_p or min_p")
-        if self.particles < 2:
-            raise ValueError(f"a population has at least 2 particles, not {self.particles}")
+            raise ValueError(
+                "particles need ancestral canvases of masks over a causal cache, unrecorded and not self-conditioned"
+            )
+        if dataclasses.replace(sampler.sampling, suppressed=()) != SamplingParams():
+            raise ValueError("particles need the network's own distribution: temperature 1, no top_k, top_p or min_p")
+        if self.num_particles < 2:
+            raise ValueError(f"num_particles must be at least 2; got {self.num_particles}")
 
     @property
-    def canvas(self) -> int:
-        return self.canvases.canvas
+    def canvas_length(self) -> int:
+        return self.block_diffusion.canvas_length
 
-    def width(self, length: int) -> int:
-        return self.canvas
+    def width(self, max_new_tokens: int) -> int:
+        return self.canvas_length
 
-    def slots(self, prompt: int, length: int) -> int:
-        """Slots that the cache must have."""
-        return self.canvases.slots(prompt, length)
-
-    def begin(self, model: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, length: int) -> ParticleState:
-        """Rows i * particles to (i + 1) * particles - 1 are a group: give them one prompt."""
+    def init(
+        self, network: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, max_new_tokens: int
+    ) -> ParticleState:
+        """Rows i * num_particles to (i + 1) * num_particles - 1 are a group: they need the same prompt."""
         rows = len(prompt.length)
-        if rows % self.particles:
-            raise ValueError(f"{rows} rows can't be cut into populations of {self.particles}")
-        state = self.canvases.begin(model, cache, prompt, keys, length=length)
-        fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-        return ParticleState(**fields, log_weight=jnp.zeros(rows))
+        if rows % self.num_particles:
+            raise ValueError(f"{rows} rows can't be split into groups of {self.num_particles} particles")
+        state = self.block_diffusion.init(network, cache, prompt, keys, max_new_tokens=max_new_tokens)
+        return ParticleState(**fields_of(state), log_weight=jnp.zeros(rows))
 
-    def phases(self, length: int) -> tuple[Stage, ...]:
-        inner = [dataclasses.replace(self, canvases=phase.sampler) for phase in self.canvases.phases(length)]
-        steps = [phase.steps for phase in self.canvases.phases(length)]
-        return tuple(Stage(sampler=one, steps=n) for one, n in zip(inner, steps, strict=True))
+    def stages(self, max_new_tokens: int) -> tuple[Stage, ...]:
+        stages = self.block_diffusion.stages(max_new_tokens)
+        return tuple(
+            Stage(stepper=dataclasses.replace(self, block_diffusion=stage.stepper), max_steps=stage.max_steps)
+            for stage in stages
+        )
 
     def done(self, state: ParticleState) -> Array:
-        return self.canvases.done(state)
+        return self.block_diffusion.done(state)
 
-    def step(self, model: CachedDenoiser, state: ParticleState) -> ParticleState:
-        """A canvas in every row, its weight, and a new generation where few rows carry all of it."""
-        canvas, _ = self.canvases.cleared(model, state)
-        going, last = ~state.finished, jnp.take_along_axis(state.text, state.filled[:, None] - 1, axis=1)
-        read = jnp.where(going[:, None], jnp.concatenate([last, canvas.tokens], axis=1), 0)
-        before = model.truncate(state.cache, going.astype(jnp.int32))
-        head, cache = model.extend(before, read, jnp.where(going, read.shape[1], 0), Causal())
-        gained = self._gained(canvas, head.logits()[:, :-1])
-        state = self.canvases.written(state, canvas).replace(
-            cache=cache, nfe=state.nfe + canvas.passes + 1, log_weight=state.log_weight + jnp.where(going, gained, 0.0)
+    def step(self, network: CachedDenoiser, state: ParticleState) -> ParticleState:
+        """A canvas in every row, its weight, and resampling where few rows carry all of the weight."""
+        denoised = self.block_diffusion.denoised(network, state)
+        canvas, going = denoised.state, ~state.finished
+        last = jnp.take_along_axis(state.text, state.filled[:, None] - 1, axis=1)
+        tokens = jnp.where(going[:, None], jnp.concatenate([last, canvas.tokens], axis=1), 0)
+        before = network.truncate(state.cache, going.astype(jnp.int32))
+        head, cache = network.extend(before, tokens, jnp.where(going, tokens.shape[1], 0), Causal())
+        log_ratio = self._log_ratio(canvas, head.logits()[:, :-1])
+        written = self.block_diffusion.written(state, denoised)
+        state = written.replace(
+            cache=cache,
+            nfe=written.nfe + 1,
+            log_weight=state.log_weight + jnp.where(going, log_ratio, 0.0),
         )
-        last = jnp.all(state.finished)  # where every group is drawn, so that its rows count alike
-        return self._resampled(model, state, jnp.where(last, self.particles + 1, self.particles / 2))
-
-    def answer(self, state: ParticleState, *, length: int) -> Generation:
-        return self.canvases.answer(state, length=length)
-
-    def _gained(self, canvas: Canvas, logits: Array) -> Array:
-        """float32 [B]: log p - log q of what was written, up to an end of text."""
-        log_p = jax.nn.log_softmax(self.canvases.sampler.draw.allowed(logits), axis=-1)
-        log_p = jnp.take_along_axis(log_p, canvas.tokens[..., None], axis=-1)[..., 0]
-        ends = canvas.tokens == self.canvases.sampler.eos
-        counted = ((jnp.cumsum(ends, axis=1) - ends) == 0) & ~canvas.fixed
-        log_q = jnp.log(jnp.where(counted, canvas.confidence, 1.0))
-        return jnp.sum(jnp.where(counted, log_p - log_q, 0.0), axis=1)
-
-    def _resampled(self, model: CachedDenoiser, state: ParticleState, least: Array) -> ParticleState:
-        rows, log_weight = self._drawn(state, least)
+        # at the end every group is resampled, so that its rows have equal weights
+        end = jnp.all(state.finished)
+        rows, log_weight = self._resampled(state, jnp.where(end, self.num_particles + 1, self.num_particles / 2))
         return state.replace(
             text=jnp.take(state.text, rows, axis=0),
             filled=jnp.take(state.filled, rows),
             finished=jnp.take(state.finished, rows),
-            cache=model.resize(state.cache, rows),
+            cache=network.resize(state.cache, rows),
             log_weight=log_weight,
         )
 
-    def _drawn(self, state: ParticleState, least: Array) -> tuple[Array, Array]:
-        """Which row each row goes on from, int32 [B], and its log weight: groups of effective size up to `least` are
-        drawn by weight, evenly spread (one uniform number a group), and then weigh alike."""
-        size = self.particles
+    def finish(self, state: ParticleState, *, max_new_tokens: int) -> Generation:
+        return self.block_diffusion.finish(state, max_new_tokens=max_new_tokens)
+
+    def _log_ratio(self, canvas: Canvas, logits: Array) -> Array:
+        """float32 [B]: log p - log q of the canvas, up to an end of text."""
+        sampler = self.block_diffusion.sampler
+        logits = suppress(sampler.sampling.allowed(logits), (self.block_diffusion.mask,))
+        log_p = gather_tokens(jax.nn.log_softmax(logits, axis=-1), canvas.tokens)
+        ends = canvas.tokens == sampler.eos
+        counted = ((jnp.cumsum(ends, axis=1) - ends) == 0) & ~canvas.fixed
+        log_q = jnp.log(jnp.where(counted, canvas.confidence, 1.0))
+        return jnp.sum(jnp.where(counted, log_p - log_q, 0.0), axis=1)
+
+    def _resampled(self, state: ParticleState, least: Array) -> tuple[Array, Array]:
+        """Which row each row continues, int32 [B], and its log weight: groups of effective sample size up to `least`
+        are resampled systematically (one uniform number a group), and then have equal weights."""
+        size = self.num_particles
         log_weight = state.log_weight.reshape(-1, size)
         share = jax.nn.softmax(log_weight, axis=1)
         anew = (1.0 / jnp.sum(share**2, axis=1) <= least)[:, None]
-        start, turn = self._uniform(state, 0), self._uniform(state, 1)
+        start, turn = (  # float32 [groups, 1], by each group's first key
+            jax.vmap(jax.random.uniform)(
+                fold_in_rows(fold_in_rows(state.keys, _RESAMPLING - use), state.num_canvases)
+            ).reshape(-1, size)[:, :1]
+            for use in (0, 1)
+        )
         at = (jnp.arange(size, dtype=jnp.float32)[None] + jnp.floor(size * turn)) % size  # or the first row stays first
         points = (start + at) / size
         chosen = jax.vmap(lambda ends, at: jnp.searchsorted(ends, at, side="right"))(jnp.cumsum(share, axis=1), points)
@@ -134,8 +155,3 @@ class ParticleSampler(TextSampler):
         mean = jax.nn.logsumexp(log_weight, axis=1, keepdims=True) - jnp.log(size)
         first = jnp.arange(len(chosen), dtype=jnp.int32)[:, None] * size
         return (first + chosen).reshape(-1), jnp.where(anew, mean, log_weight).reshape(-1)
-
-    def _uniform(self, state: ParticleState, use: int) -> Array:
-        """float32 [groups, 1], by each group's first key."""
-        keys = fold_in_rows(fold_in_rows(state.keys, _RESAMPLING - use), state.begun)
-        return jax.vmap(jax.random.uniform)(keys).reshape(-1, self.particles)[:, :1]

@@ -1,4 +1,4 @@
-"""Renoising: each pass keeps the tokens that it may draw together and lays fresh noise on all others."""
+"""Renoising: each step keeps the tokens that can be sampled together and puts fresh noise at all other positions."""
 
 import dataclasses
 
@@ -6,96 +6,93 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from diffusion_lm.categorical import likeliest
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.base import Process
-from diffusion_lm.samplers.base import Canvas, commit, fold_in_rows
+from diffusion_lm.samplers.base import Canvas, CanvasSampler, Query, commit, fields_of, fold_in_rows
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.samplers.unmasking import EntropyBound
+from diffusion_lm.samplers.unmasking import EntropyBound, entropy
 
 Array = jax.Array
 
 
 @struct.dataclass
 class RenoisingState(Canvas):
-    """A canvas, all of it open until the row is done, and best int32 [B, K]: the last pass's likeliest tokens (-1
-    before the first)."""
+    """A canvas, all of it undecided until the row is done, and likeliest int32 [B, K]: the previous step's most
+    probable tokens (-1 before the first)."""
 
-    best: Array
+    likeliest: Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Renoising:
-    """For noise that is tokens: nothing is committed until the canvas stands still, so that every pass may change its
-    mind (DiffusionGemma's sampler, as its public code has it).
+class Renoising(CanvasSampler):
+    """For noise that is tokens: no position is committed until the canvas is stable, so that every step may change it
+    (DiffusionGemma's sampler, as its public code has it).
 
-    A pass draws every position at a temperature that falls evenly from `warm` to `cool`, keeps those of least entropy
-    as far as `pace` bounds what is lost by drawing them together, one at least, and lays noise on the others. A row is
-    done when its likeliest canvas is that of the pass before and has less than `sure` nats of entropy a position; that
-    canvas is what it writes. So does the last pass. This seeks likely texts: it doesn't follow the network's
-    distribution.
+    A step samples every position at a temperature that falls linearly from `max_temperature` to `min_temperature`. It
+    keeps the positions of lowest entropy, as many as `schedule` allows and at least one, and puts noise at the others.
+    A row is done when its most probable canvas is that of the previous step and has less than `entropy_threshold` nats
+    a position; that canvas is committed. So does the last step. This favours likely texts: it doesn't follow the
+    network's distribution.
     """
 
     process: Process
-    passes: int
+    denoising_steps: int
     eos: int
-    draw: SamplingParams = dataclasses.field(default_factory=SamplingParams)
-    pace: EntropyBound = dataclasses.field(default_factory=EntropyBound)
+    sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+    schedule: EntropyBound = dataclasses.field(default_factory=EntropyBound)
     max_temperature: float = 0.8
     min_temperature: float = 0.4
     entropy_threshold: float = 0.005
 
     def __post_init__(self):
-        if self.passes < 1:
-            raise ValueError(f"passes must be at least 1, not {self.passes}")
+        super().__post_init__()
         if isinstance(self.process, Absorbing):
-            raise ValueError("renoising lays tokens as noise, and this network knows masks only: use entropy_bound")
+            raise ValueError("renoising needs noise that is tokens, and this network has masks: use entropy_bound")
         if not 0 < self.min_temperature <= self.max_temperature:
             raise ValueError(
-                f"temperatures must fall and stay above 0, not go from {self.max_temperature} to {self.min_temperature}"
+                f"temperatures must fall and stay above 0; got {self.max_temperature} to {self.min_temperature}"
             )
-        if dataclasses.replace(self.draw, suppressed=(), temperature=1.0) != SamplingParams():
-            raise ValueError("renoising draws by its own temperatures: leave top_k, top_p and min_p out")
+        if dataclasses.replace(self.sampling, suppressed=(), temperature=1.0) != SamplingParams():
+            raise ValueError("renoising has temperatures of its own: leave top_k, top_p and min_p out")
         if self.entropy_threshold < 0:
-            raise ValueError(f"sure is an entropy, at least 0 nats, not {self.entropy_threshold}")
+            raise ValueError(f"entropy_threshold must be at least 0 nats; got {self.entropy_threshold}")
 
-    def begin(self, canvas: Canvas) -> RenoisingState:
-        fields = {field.name: getattr(canvas, field.name) for field in dataclasses.fields(Canvas)}
-        tokens = jnp.where(canvas.undecided, self._noise(canvas, self.passes), canvas.tokens)
-        return RenoisingState(**fields | {"tokens": tokens}, best=jnp.full_like(canvas.tokens, -1))
+    def init(self, canvas: Canvas) -> RenoisingState:
+        tokens = jnp.where(canvas.undecided, self._noise(canvas, self.denoising_steps), canvas.tokens)
+        return RenoisingState(**fields_of(canvas) | {"tokens": tokens}, likeliest=jnp.full_like(canvas.tokens, -1))
 
-    def step(self, denoise, state: RenoisingState) -> RenoisingState:
-        left = (self.passes - state.passes) / self.passes
-        logits = self.draw.allowed(denoise(state.tokens, jnp.full(state.tokens.shape[0], left)))
-        scaled = logits / (self.min_temperature + (self.max_temperature - self.min_temperature) * left)
-        log_p = jax.nn.log_softmax(scaled, axis=-1)
-        entropy = -jnp.sum(jnp.where(jnp.isneginf(log_p), 0.0, jnp.exp(log_p) * log_p), axis=-1)
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        drawn, confidence = SamplingParams()(fold_in_rows(state.keys, state.passes), scaled)
-        keep = self._kept(state, entropy)
-        tokens = jnp.where(state.undecided, jnp.where(keep, drawn, self._noise(state, state.passes)), state.tokens)
+    def query(self, state: RenoisingState) -> Query:
+        return Query(state.tokens, jnp.full(state.tokens.shape[0], self._time(state)))
+
+    def update(self, state: RenoisingState, logits: Array) -> RenoisingState:
+        logits = self.sampling.allowed(logits)
+        span = self.max_temperature - self.min_temperature
+        scaled = logits / (self.min_temperature + span * self._time(state))
+        nats, best = entropy(scaled), likeliest(logits)
+        drawn, confidence = SamplingParams()(fold_in_rows(state.keys, state.step), scaled)
+        keep = self._kept(state, nats)
+        tokens = jnp.where(keep, drawn, self._noise(state, state.step))
         going = state.replace(
-            tokens=tokens, confidence=jnp.where(state.undecided, keep * confidence, state.confidence), best=best,
-            passes=state.passes + 1,
-        )  # fmt: skip
-        closed = self._closed(state, entropy, best)
-        certain = jnp.exp(jnp.max(jax.nn.log_softmax(logits, axis=-1), axis=-1))
-        return commit(going.replace(passes=state.passes), closed[:, None], best, certain, eos=self.eos)
+            tokens=jnp.where(state.undecided, tokens, state.tokens),
+            confidence=jnp.where(state.undecided, keep * confidence, state.confidence),
+            likeliest=best,
+        )
+        stable = jnp.all((best == state.likeliest) | ~state.undecided, axis=1)
+        mean = jnp.sum(nats * state.undecided, axis=1) / jnp.maximum(jnp.sum(state.undecided, axis=1), 1)
+        final = (stable & (mean < self.entropy_threshold)) | (state.step + 1 >= self.denoising_steps)
+        certainty = jnp.exp(jnp.max(jax.nn.log_softmax(logits, axis=-1), axis=-1))
+        return commit(going, final[:, None], best, certainty, eos=self.eos)
 
-    def done(self, state: RenoisingState) -> Array:
-        return ~jnp.any(state.undecided, axis=1)
+    def _time(self, state: Canvas) -> Array:
+        return (self.denoising_steps - state.step) / self.denoising_steps
 
-    def _kept(self, state: RenoisingState, entropy: Array) -> Array:
-        sure = jnp.where(state.undecided, -entropy, -jnp.inf)
-        order = jnp.argsort(-sure, axis=1, stable=True)
-        count = self.pace.count(jnp.take_along_axis(sure, order, axis=1), jnp.sum(state.undecided, axis=1), self.passes)
+    def _kept(self, state: RenoisingState, nats: Array) -> Array:
+        scores = jnp.where(state.undecided, -nats, -jnp.inf)
+        order, steps = jnp.argsort(-scores, axis=1, stable=True), self.denoising_steps
+        count = self.schedule.count(jnp.take_along_axis(scores, order, axis=1), jnp.sum(state.undecided, axis=1), steps)
         return state.undecided & (jnp.argsort(order, axis=1) < jnp.maximum(count, 1)[:, None])
 
-    def _closed(self, state: RenoisingState, entropy: Array, best: Array) -> Array:
-        """bool [B]: rows whose canvas stands still and is sure, or that have no pass left."""
-        stable = jnp.all((best == state.best) | ~state.undecided, axis=1)
-        mean = jnp.sum(entropy * state.undecided, axis=1) / jnp.maximum(jnp.sum(state.undecided, axis=1), 1)
-        return (stable & (mean < self.entropy_threshold)) | (state.passes + 1 >= self.passes)
-
     def _noise(self, state: Canvas, count: int | Array) -> Array:
-        keys = fold_in_rows(fold_in_rows(state.keys, self.passes), count)
+        keys = fold_in_rows(fold_in_rows(state.keys, self.denoising_steps), count)
         return jax.vmap(lambda key: self.process.prior(key, state.tokens.shape[1:]))(keys)

@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, top-p, min-p, and the tokens that nobody may write."""
+"""From logits to a token: temperature, top-k, top-p, min-p, and suppressed tokens."""
 
 import dataclasses
 import math
@@ -6,20 +6,21 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.categorical import categorical
+from diffusion_lm.categorical import from_uniforms, likeliest
+from diffusion_lm.samplers.base import gather_tokens
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How a token is drawn. Tokens as likely as the last one kept stay with it, whatever keeps it.
+    """How a token is sampled. Tokens as likely as the last one kept are kept, too.
 
     temperature  0 takes the likeliest token
-    top_k        keeps so many of the likeliest; 0 all
-    top_p        keeps the smallest set of tokens with that much probability
+    top_k        keeps so many of the likeliest; 0: all
+    top_p        keeps the smallest set of tokens with that much probability (arXiv 1904.09751)
     min_p        keeps tokens with at least this share of the likeliest one's probability (arXiv 2407.01082)
-    suppressed   control pieces (unknown, begin of text) that are no text. Logits have no column for the mask
+    suppressed   ids that are never sampled, such as control tokens; those without a logit are ignored
     """
 
     temperature: float = 1.0
@@ -30,27 +31,24 @@ class SamplingParams:
 
     def __post_init__(self):
         if self.temperature != 0 and not 1e-6 <= self.temperature <= 100:  # below, float32 logits would overflow
-            raise ValueError(f"temperature must be 0 or between 1e-6 and 100, not {self.temperature}")
+            raise ValueError(f"temperature must be 0 or between 1e-6 and 100; got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+            raise ValueError(f"top_p must be above 0 and at most 1; got {self.top_p}")
         if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 1 (or 0: all), not {self.top_k}")
+            raise ValueError(f"top_k must be at least 1 (or 0: all); got {self.top_k}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is a share, in [0, 1]; got {self.min_p}")
 
     def allowed(self, logits: Array) -> Array:
         """logits [..., V] with suppressed tokens at minus infinity: what confidence is measured on."""
-        if not self.suppressed:
-            return logits
-        return logits.at[..., jnp.array(self.suppressed)].set(-jnp.inf)
+        return suppress(logits, self.suppressed)
 
     def sharpened(self, logits: Array) -> Array:
-        """The logits that a draw is made from; float32 [..., V], in which softmax is the distribution drawn from."""
+        """float32 logits [..., V] whose softmax is the distribution that tokens are sampled from."""
         logits = self.allowed(logits)
         if self.temperature == 0:
-            best = jnp.argmax(logits, axis=-1, keepdims=True)
             index = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
-            return jnp.where(index == best, 0.0, -jnp.inf)
+            return jnp.where(index == likeliest(logits)[..., None], 0.0, -jnp.inf)
         logits = logits / self.temperature
         if self.top_k:
             logits = _at_least(logits, jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][..., -1:])
@@ -58,15 +56,38 @@ class SamplingParams:
             logits = _at_least(logits, jnp.max(logits, axis=-1, keepdims=True) + math.log(self.min_p))
         return logits if self.top_p == 1 else _nucleus(logits, self.top_p)
 
-    def __call__(self, keys: Array, logits: Array) -> tuple[Array, Array]:
-        """keys [B], logits [B, ..., V] -> tokens int32 [B, ...], and the probability the model gave each."""
+    def __call__(
+        self, keys: Array, logits: Array, positions: Array | None = None, length: int = 0
+    ) -> tuple[Array, Array]:
+        """Samples a token at each position.
+
+        Args:
+          keys: [B].
+          logits: [B, ..., V].
+          positions: int32 [B, W], for logits [B, W, V] of some of `length` positions: each is sampled as it would be
+            with all of them. None: logits are of all positions.
+          length: see positions.
+
+        Returns:
+          tokens int32 [B, ...] (`categorical.INVALID` where no logit is finite), and the network's probability of each,
+          whatever the temperature.
+        """
         logits = self.allowed(logits)
         if self.temperature == 0:
-            tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            tokens = likeliest(logits)
         else:
-            tokens = jax.vmap(categorical)(keys, self.sharpened(logits))
-        picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-        return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
+            shape = logits.shape[1:-1] if positions is None else (length,)
+            uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2, *shape)))(keys)
+            if positions is not None:
+                uniforms = jnp.take_along_axis(uniforms, jnp.minimum(positions, length - 1)[:, None], axis=2)
+            tokens = jax.vmap(from_uniforms)(uniforms, self.sharpened(logits))
+        return tokens, jnp.exp(gather_tokens(logits, tokens) - jax.nn.logsumexp(logits, axis=-1))
+
+
+def suppress(logits: Array, ids: tuple[int, ...]) -> Array:
+    """logits [..., V] with these ids at minus infinity; ids from V on have no logit."""
+    ids = tuple(i for i in ids if i < logits.shape[-1])
+    return logits.at[..., jnp.array(ids)].set(-jnp.inf) if ids else logits
 
 
 def _at_least(logits: Array, least: Array) -> Array:
@@ -74,7 +95,7 @@ def _at_least(logits: Array, least: Array) -> Array:
 
 
 def _nucleus(logits: Array, top_p: float) -> Array:
-    """Minus infinity outside the nucleus (arXiv 1904.09751): the likeliest tokens until they hold top_p."""
+    """Minus infinity outside the nucleus: the likeliest tokens until they hold top_p."""
     ordered = jnp.sort(jax.nn.softmax(logits, axis=-1), axis=-1, descending=True)
     before = jnp.cumsum(ordered, axis=-1) - ordered
     least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
-"""The dial: how many positions a pass commits, given how sure the network is of each.
+"""Unmasking schedules: how many positions a step commits, given how certain the network is of each.
 
-A pace never says none: `Confidence` commits at least one position a pass, and enough that a canvas is written within
-its passes. Beyond that, evenly many a pass fixes the cost; the others let the text decide.
+`Confidence` commits at least one position a step, and enough to finish within its steps. `FixedCount` does just that;
+the others commit more where the network is certain enough.
 """
 
 import dataclasses
@@ -17,42 +17,47 @@ ConfidenceScore = Literal["probability", "margin", "entropy"]
 class UnmaskingSchedule(Protocol):
     """A frozen dataclass.
 
-    measure  what `sure` is: the drawn token's probability, the likeliest token's probability less the second's, or
-             minus the entropy in nats
+    score  what positions are ranked by: the sampled token's probability, the highest probability minus the second
+           highest, or minus the entropy in nats
     """
 
-    measure: ConfidenceScore
+    score: ConfidenceScore
 
-    def count(self, sure: Array, num_undecided: Array, left: int | Array) -> Array:
-        """int32 [B]: how many to commit, of sure float32 [B, K] from the surest on (minus infinity where nothing is
-        open), num_undecided int32 [B] of them open, with `left` passes to go, this one included."""
+    def count(self, scores: Array, num_undecided: Array, steps_left: int | Array) -> Array:
+        """int32 [B]: how many positions to commit.
+
+        Args:
+          scores: float32 [B, K] from the highest on; minus infinity where a position isn't undecided.
+          num_undecided: int32 [B].
+          steps_left: this step included; [] or [B].
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedCount:
-    """Evenly many a pass (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992): the number of passes is the dial."""
+    """Evenly many a step (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992)."""
 
-    measure: ConfidenceScore = "probability"
+    score: ConfidenceScore = "probability"
 
-    def count(self, sure: Array, num_undecided: Array, left: int | Array) -> Array:
-        del sure
-        return -(-num_undecided // jnp.maximum(left, 1))
+    def count(self, scores: Array, num_undecided: Array, steps_left: int | Array) -> Array:
+        del scores
+        return -(-num_undecided // jnp.maximum(steps_left, 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """All whose probability is above `least` (Fast-dLLM, arXiv 2505.22618, section 3.3)."""
+    """All whose probability is above `threshold` (Fast-dLLM, arXiv 2505.22618, section 3.3)."""
 
-    least: float = 0.9
-    measure = "probability"
+    threshold: float = 0.9
+    score = "probability"
 
     def __post_init__(self):
-        if not 0 <= self.least <= 1:
-            raise ValueError(f"threshold is a probability, in [0, 1]; got {self.least}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a probability, in [0, 1]; got {self.threshold}")
 
-    def count(self, sure: Array, num_undecided: Array, left: int | Array) -> Array:
-        del num_undecided, left
-        return jnp.sum(sure > self.least, axis=1)
+    def count(self, scores: Array, num_undecided: Array, steps_left: int | Array) -> Array:
+        del num_undecided, steps_left
+        return jnp.sum(scores > self.threshold, axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,33 +66,39 @@ class Factor:
     (Fast-dLLM, arXiv 2505.22618, theorem 1 and section 3.3)."""
 
     factor: float = 1.0
-    measure = "probability"
+    score = "probability"
 
     def __post_init__(self):
         if not self.factor > 0:
-            raise ValueError(f"factor must be above 0, not {self.factor}")
+            raise ValueError(f"factor must be above 0; got {self.factor}")
 
-    def count(self, sure: Array, num_undecided: Array, left: int | Array) -> Array:
-        del num_undecided, left
-        n = jnp.arange(1, sure.shape[1] + 1, dtype=jnp.int32)[None]
-        return jnp.max(jnp.where((n + 1) * (1.0 - sure) < self.factor, n, 0), axis=1)
+    def count(self, scores: Array, num_undecided: Array, steps_left: int | Array) -> Array:
+        del num_undecided, steps_left
+        n = jnp.arange(1, scores.shape[1] + 1, dtype=jnp.int32)[None]
+        return jnp.max(jnp.where((n + 1) * (1.0 - scores) < self.factor, n, 0), axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EntropyBound:
-    """From the least entropy on, while the entropies before a position sum to at most `bound` nats: their sum bounds
-    what is lost by drawing them independently (EB-Sampler, arXiv 2505.24857, section 3)."""
+    """From the lowest entropy on, while the entropies before a position sum to at most `bound` nats. Their sum bounds
+    the error of sampling these positions independently (EB-Sampler, arXiv 2505.24857, section 3)."""
 
     bound: float = 0.1
-    measure = "entropy"
+    score = "entropy"
 
     def __post_init__(self):
         if not self.bound >= 0:
-            raise ValueError(f"an entropy bound must be at least 0 nats, not {self.bound}")
+            raise ValueError(f"an entropy bound must be at least 0 nats; got {self.bound}")
 
-    def count(self, sure: Array, num_undecided: Array, left: int | Array) -> Array:
-        del num_undecided, left
-        is_open = ~jnp.isinf(sure)
-        entropy = jnp.where(is_open, -sure, 0.0)
-        before = jnp.cumsum(entropy, axis=1) - entropy
-        return jnp.sum(is_open & (before <= self.bound), axis=1)
+    def count(self, scores: Array, num_undecided: Array, steps_left: int | Array) -> Array:
+        del num_undecided, steps_left
+        undecided = ~jnp.isinf(scores)
+        nats = jnp.where(undecided, -scores, 0.0)
+        before = jnp.cumsum(nats, axis=1) - nats
+        return jnp.sum(undecided & (before <= self.bound), axis=1)
+
+
+def entropy(logits: Array) -> Array:
+    """Entropy of softmax(logits [..., V]) in nats, [...]; logits of minus infinity add nothing."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.sum(jnp.where(jnp.isneginf(log_p), 0.0, jnp.exp(log_p) * log_p), axis=-1)

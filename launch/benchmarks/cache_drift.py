@@ -18,8 +18,8 @@ from diffusion_lm.build import LoadedModel, load_for_inference
 from diffusion_lm.layouts import WholeRow
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.samplers.approximate_cache import ApproximateCache, ApproximateGeneration
-from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.base import Generation, Prompt
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.cache_policy import CachePolicy, DelayedCache, DualCache, PrefixCache
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -80,7 +80,7 @@ def _at_temperature(
         exact = generation if exact is None else exact
         nfe, watched = int(generation.nfe), generation.cache
         note = f"KL {float(watched.nats / watched.count):.1e} nats, {nfe} passes, "
-        note += f"{int(generation.read) / nfe / sampler.canvas:.0%} of positions recomputed"
+        note += f"{int(generation.positions_computed) / nfe / sampler.canvas_length:.0%} of positions recomputed"
         rows.append(
             Row(
                 name=f"{name}, refresh {refresh or 'never'}, temperature {temperature:g}",
@@ -130,36 +130,37 @@ def _agreement(ours: Array, theirs: Array) -> float:
     return float(jnp.mean(ours == theirs))
 
 
-def _sampler(model: LoadedModel, policy: CachePolicy, refresh: int, temperature: float) -> ApproximateCache:
+def _sampler(model: LoadedModel, policy: CachePolicy, refresh: int, temperature: float) -> BlockDiffusion:
     """Without an end of text, so that all texts have one length."""
     tokenizer = model.tokenizer
     draw = SamplingParams(temperature=temperature, suppressed=(*tokenizer.suppressed, tokenizer.eos))
-    return ApproximateCache(
-        sampler=Confidence(passes=BLOCKS * STEPS_PER_BLOCK, eos=-1, draw=draw),
-        policy=dataclasses.replace(policy, refresh=refresh),
-        canvas=model.config.data.seq_len,
+    return BlockDiffusion(
+        sampler=Confidence(denoising_steps=BLOCKS * STEPS_PER_BLOCK, eos=-1, sampling=draw),
+        approximate_cache=dataclasses.replace(policy, refresh_every=refresh),
+        canvas_length=model.config.data.seq_len,
+        align=0,
         mask=tokenizer.mask,
         eos=tokenizer.eos,
     )
 
 
 def _generation(
-    model: LoadedModel, sampler: ApproximateCache, tokens: Array, *, seed: int = 0, watch: bool = True
-) -> ApproximateGeneration:
+    model: LoadedModel, sampler: BlockDiffusion, tokens: Array, *, seed: int = 0, watch: bool = True
+) -> Generation:
     """The rest of the context after `tokens`, int32 [B, P]. Its cache is a `WatchedCache` if `watch` is set."""
     prompt = Prompt(tokens=tokens, length=jnp.full(len(tokens), tokens.shape[1], jnp.int32))
-    bound = model.for_sampling(len(tokens) * sampler.canvas)
+    bound = model.for_sampling(len(tokens) * sampler.canvas_length)
     network = WatchedDenoiser(network=bound, mask=sampler.mask) if watch else bound
-    cache = network.empty_cache(len(tokens), sampler.canvas)
+    cache = network.empty_cache(len(tokens), sampler.canvas_length)
     keys = jax.random.split(jax.random.key(seed), len(tokens))
-    return _generate(network, cache, prompt, keys, sampler=sampler, length=sampler.canvas - tokens.shape[1])
+    return _generate(network, cache, prompt, keys, sampler=sampler, length=sampler.canvas_length - tokens.shape[1])
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "length"))
 def _generate(
-    network: Any, cache: Any, prompt: Prompt, keys: Array, *, sampler: ApproximateCache, length: int
-) -> ApproximateGeneration:
-    return sampler.generate(network, cache, prompt, keys, length=length)
+    network: Any, cache: Any, prompt: Prompt, keys: Array, *, sampler: BlockDiffusion, length: int
+) -> Generation:
+    return sampler.generate(network, cache, prompt, keys, max_new_tokens=length)
 
 
 @struct.dataclass

@@ -95,7 +95,7 @@ def generation(network: BoundModel, sampler: Any, *, prompt: int, new: int) -> C
     request = Prompt(tokens=tokens, length=jnp.full(1, prompt, jnp.int32))
     keys = jax.random.split(jax.random.key(2), 1)
     generate = jax.jit(
-        lambda network, cache: sampler.generate(network, cache, request, keys, length=new), donate_argnums=1
+        lambda network, cache: sampler.generate(network, cache, request, keys, max_new_tokens=new), donate_argnums=1
     )
     return lambda: generate(network, network.empty_cache(1, sampler.slots(prompt, new))).replace(cache=None)
 

@@ -35,7 +35,9 @@ def sampling_overhead() -> list[Row]:
 
 
 def _generation(network: BoundModel, width: int) -> Callable:
-    sampler = BlockDiffusion(sampler=Confidence(passes=STEPS, eos=SPECIAL["eos"]), canvas=width, **SPECIAL)
+    sampler = BlockDiffusion(
+        sampler=Confidence(denoising_steps=STEPS, eos=SPECIAL["eos"]), canvas_length=width, **SPECIAL
+    )
     return jax_cases.generation(network.for_sampling(rows=width), sampler, prompt=PROMPT, new=NEW)
 
 
@@ -108,15 +110,15 @@ def _rounds(network: BoundModel) -> list[Row]:
     """
     draw, network = SamplingParams(temperature=0), network.for_sampling(rows=1)
     drafters = {"lookup": PromptLookup(), "masked": MaskedDraft(mask=SIZES.vocab), "tidar": TiDARDraft()}
-    samplers = {"plain": AutoregressiveSampler(draw=draw, **SPECIAL)}
+    samplers = {"plain": AutoregressiveSampler(sampling=draw, **SPECIAL)}
     samplers |= {
-        name: Speculative(drafter=_Rejected(drafter), draw=draw, **SPECIAL) for name, drafter in drafters.items()
+        name: Speculative(drafter=_Rejected(drafter), sampling=draw, **SPECIAL) for name, drafter in drafters.items()
     }
     cases = {name: jax_cases.generation(network, one, prompt=PROMPT, new=DRAFTED) for name, one in samplers.items()}
     timings = timing.alternate(cases, repeats=3)
     return [
         Row(
-            name=f"speculative round, {name} drafts of {drafter.width}",
+            name=f"speculative round, {name} drafts of {drafter.num_tokens}",
             value=1e3 * timings[name].wall / DRAFTED,
             unit="ms",
             reference=1e3 * timings["plain"].wall / DRAFTED,
@@ -128,22 +130,22 @@ def _rounds(network: BoundModel) -> list[Row]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rejected:
+class _Rejected(Drafter):
     """A drafter that does its work, and whose drafts are always rejected."""
 
     drafter: Drafter
 
     @property
-    def width(self) -> int:
-        return self.drafter.width
+    def num_tokens(self) -> int:
+        return self.drafter.num_tokens
 
     @property
-    def passes(self) -> int:
-        return self.drafter.passes
+    def num_passes(self) -> int:
+        return self.drafter.num_passes
 
     @property
-    def masks(self) -> int:
-        return self.drafter.masks
+    def canvas_length(self) -> int:
+        return self.drafter.canvas_length
 
     def __call__(self, model, cache, text, filled):
         guess = self.drafter(model, cache, text, filled)

@@ -18,7 +18,7 @@ import numpy as np
 from diffusion_lm.attention_patterns import Causal, Full
 from diffusion_lm.build import LoadedModel, load_for_inference, read_text
 from diffusion_lm.evaluation.generation_quality import judged, quality
-from diffusion_lm.inference import presets
+from diffusion_lm.inference import pipeline, presets
 from diffusion_lm.models import flops
 from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -31,7 +31,7 @@ log = logging.getLogger("diffusion_lm.tradeoffs")
 NUM_TEXTS, PROMPT_LENGTH = 16, 16  # texts judged, and held-out tokens that each begins with
 STEPS = (1, 2, 4, 8, 16)
 SCHEDULES = {
-    **{f"threshold {p}": Threshold(least=p) for p in (0.5, 0.9)},
+    **{f"threshold {p}": Threshold(threshold=p) for p in (0.5, 0.9)},
     **{f"entropy bound {nats}": EntropyBound(bound=nats) for nats in (0.1, 1.0)},
 }
 LENGTH_STEPS = 12  # denoising steps a canvas where lengths are compared
@@ -67,22 +67,26 @@ def _by_steps(model: LoadedModel, judge: LoadedModel, out: Path) -> list[Row]:
     texts, length = held_out_prompts(model), model.config.data.seq_len // 2 - PROMPT_LENGTH
     prompts = [model.tokenizer.decode(row[1:]) for row in texts]
     judged_row = functools.partial(_judged_row, model, judge, texts=texts, prompts=prompts, length=length)
-    rows = [judged_row("autoregressive", presets.autoregressive(model, draw=_endless(model)))]
+    rows = [judged_row("autoregressive", presets.autoregressive(model, sampling=_endless(model)))]
     lines = {"autoregressive": [rows[0].value] * len(STEPS)}
-    options = {"draw": _endless(model), "canvas": 0}
+    options = {"sampling": _endless(model), "canvas_length": 0}
     makers = {"ancestral": presets.ancestral, "confidence": presets.confidence, "remasking": presets.remasking}
     for name, make in makers.items():
-        found = [judged_row(f"{name}, {n} step{'s' * (n > 1)}", make(model, passes=n, **options)) for n in STEPS]
+        found = [
+            judged_row(f"{name}, {n} step{'s' * (n > 1)}", make(model, denoising_steps=n, **options)) for n in STEPS
+        ]
         lines[name], rows = [row.value for row in found], rows + found
     for name, schedule in SCHEDULES.items():
-        rows.append(judged_row(name, presets.confidence(model, pace=schedule, passes=STEPS[-1], **options)))
+        rows.append(
+            judged_row(name, presets.confidence(model, schedule=schedule, denoising_steps=STEPS[-1], **options))
+        )
     labels = {"x_label": "denoising steps a canvas", "y_label": "nats per token, by the judge"}
     curve(STEPS, lines, out / "quality.svg", title="Quality by denoising steps", log_x=True, **labels)
     return rows
 
 
 def _judged_row(model: LoadedModel, judge: LoadedModel, name: str, sampler: Any, *, texts, prompts, length: int) -> Row:
-    generation = presets.write(model, sampler, prompts, length=length, seed=0).generation
+    generation = pipeline.generate(model, sampler, prompts, max_new_tokens=length, seed=0).generation
     rows = np.concatenate([texts, np.asarray(generation.tokens)], axis=1)
     found = quality(_JUDGE(judge.network, rows), rows, PROMPT_LENGTH)
     per_pass = length / int(generation.nfe)
@@ -119,10 +123,10 @@ def _by_length(model: LoadedModel, out: Path) -> list[Row]:
     draw = _endless(model)
     steps = min(LENGTH_STEPS, model.config.objective.layout.canvas_length(model.config.data.seq_len))
     samplers = {
-        "autoregressive": presets.autoregressive(model, draw=draw),
-        f"diffusion, {steps} steps": presets.ancestral(model, draw=draw, canvas=0, passes=steps),
-        "speculative": presets.speculative(model, draw=draw),
-        "auto": presets.auto(model, draw=draw, canvas=0, passes=steps),
+        "autoregressive": presets.autoregressive(model, sampling=draw),
+        f"diffusion, {steps} steps": presets.ancestral(model, sampling=draw, canvas_length=0, denoising_steps=steps),
+        "speculative": presets.speculative(model, sampling=draw),
+        "auto": presets.auto(model, sampling=draw, canvas_length=0, denoising_steps=steps),
     }
     rows, lines = [], {name: [] for name in samplers}
     for length in lengths:
@@ -167,15 +171,17 @@ def _speculation(model: LoadedModel) -> list[Row]:
     drafters = {"lookup": PromptLookup(), "masked": MaskedDraft(mask=model.tokenizer.mask), "tidar": TiDARDraft()}
     for temperature in (0.0, 1.0):
         draw = dataclasses.replace(_endless(model), temperature=temperature)
-        plain = presets.autoregressive(model, draw=draw)
-        drafted = {name: presets.speculative(model, draw=draw, drafter=drafter) for name, drafter in drafters.items()}
+        plain = presets.autoregressive(model, sampling=draw)
+        drafted = {
+            name: presets.speculative(model, sampling=draw, drafter=drafter) for name, drafter in drafters.items()
+        }
         samplers = {"": plain, "itself": plain, **drafted}
         cases = {name: functools.partial(_generated, model, sampler, length) for name, sampler in samplers.items()}
         timings, text = timing.alternate(cases, repeats=3 * REPEATS), np.asarray(cases[""]())
         where, compared = f"temperature {temperature:g}, {length} tokens", functools.partial(_compared, timings, length)
         rows.append(compared("itself", f"autoregressive compared with itself, {where}"))
         for name, sampler in drafted.items():
-            found = presets.write(model, sampler, [""], length=length, seed=0).generation
+            found = pipeline.generate(model, sampler, [""], max_new_tokens=length, seed=0).generation
             same = float(np.mean(np.asarray(found.tokens) == text))
             note = f"{length / int(found.nfe):.2f} tokens a pass, {same:.0%} of tokens equal, a round costs "
             texts = {"target": "ratio >= 1.4, never below 0.97", "note": f"{note}{sampler.break_even:.1f} steps"}
@@ -190,7 +196,7 @@ def _compared(timings: dict[str, timing.Timing], length: int, case: str, name: s
 
 
 def _generated(model: LoadedModel, sampler: Any, length: int):
-    return presets.write(model, sampler, [""], length=length, seed=0).generation.tokens
+    return pipeline.generate(model, sampler, [""], max_new_tokens=length, seed=0).generation.tokens
 
 
 # ---- seconds of a pass by context ----

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_lm.build import LoadedModel
-from diffusion_lm.inference import best_of_n, presets
+from diffusion_lm.inference import best_of_n, pipeline, presets
 from diffusion_lm.objectives.base import Objective
 from diffusion_lm.planning.remasking_stats import RemaskingStats, answer_history, remasking_stats
 from diffusion_lm.planning.results import AUTOREGRESSIVE, Prediction, Setting
@@ -46,21 +46,25 @@ def _sampling(model: LoadedModel, temperature: float = 0.0) -> SamplingParams:
 
 
 def _confidence(model: LoadedModel, steps: int) -> BlockDiffusion:
-    return presets.confidence(model, draw=_sampling(model), canvas=0, passes=steps, record=True)
+    return presets.confidence(model, sampling=_sampling(model), canvas_length=0, denoising_steps=steps, record=True)
 
 
 def _entropy(model: LoadedModel, steps: int) -> BlockDiffusion:
-    pace = FixedCount(measure="entropy")
-    return presets.confidence(model, draw=_sampling(model), canvas=0, passes=steps, pace=pace, record=True)
+    pace = FixedCount(score="entropy")
+    return presets.confidence(
+        model, sampling=_sampling(model), canvas_length=0, denoising_steps=steps, schedule=pace, record=True
+    )
 
 
 def _random(model: LoadedModel, steps: int) -> BlockDiffusion:
-    return presets.ancestral(model, draw=_sampling(model), canvas=0, passes=steps, record=True)
+    return presets.ancestral(model, sampling=_sampling(model), canvas_length=0, denoising_steps=steps, record=True)
 
 
 def _remask(model: LoadedModel, steps: int) -> BlockDiffusion:
     remask = Cap(eta=ETA)
-    return presets.remasking(model, draw=_sampling(model), canvas=0, passes=steps, remask=remask, record=True)
+    return presets.remasking(
+        model, sampling=_sampling(model), canvas_length=0, denoising_steps=steps, remask=remask, record=True
+    )
 
 
 def _revise(model: LoadedModel, steps: int) -> BlockDiffusion | None:
@@ -115,7 +119,7 @@ def evaluate(
       shown: index of the test whose frames are kept; None: of none.
     """
     length, objective, done = model.config.data.task.max_lengths[1] + 1, model.config.objective, set()
-    canvases = _confidence(model, 1).canvases(length) if objective.layout.denoises else 1
+    canvases = _confidence(model, 1).max_canvases(length) if objective.layout.denoises else 1
     for setting in wanted:
         several = setting.decoding in kept(best_of)
         share = setting.denoising_steps // (canvases * (best_of if several else 1))
@@ -124,7 +128,7 @@ def evaluate(
         elif setting in done:
             continue
         elif share and several:
-            sampler = presets.confidence(model, draw=_sampling(model, 1.0), canvas=0, passes=share)
+            sampler = presets.confidence(model, sampling=_sampling(model, 1.0), canvas_length=0, denoising_steps=share)
             both = _best_of_n(model, tests, setting.denoising_steps, sampler, best_of, length)
             done |= {found.setting for found in both}
             yield from (found for found in both if found.setting in wanted)
@@ -135,9 +139,9 @@ def evaluate(
 
 
 def _autoregressive(model: LoadedModel, tests: Sequence[Example], length: int) -> Evaluation:
-    sampler, found = presets.autoregressive(model, draw=_sampling(model)), []
+    sampler, found = presets.autoregressive(model, sampling=_sampling(model)), []
     for first, some in _batches(tests, BATCH):
-        answer = presets.write(model, sampler, [test.prompt for test in some], length=length, seed=first)
+        answer = pipeline.generate(model, sampler, [test.prompt for test in some], max_new_tokens=length, seed=first)
         found += _predictions(some, answer.texts, AUTOREGRESSIVE, int(answer.generation.nfe))
     return Evaluation(AUTOREGRESSIVE, found)
 
@@ -146,13 +150,13 @@ def _denoised(
     model, tests: Sequence[Example], setting: Setting, sampler: BlockDiffusion, length: int, shown: int | None
 ) -> Evaluation:
     """One answer to each test, with its history."""
-    positions = sampler.sampler.passes * sampler.canvas * sampler.canvases(length)
+    positions = sampler.sampler.denoising_steps * sampler.canvas_length * sampler.max_canvases(length)
     size = min(BATCH, max(HISTORY_POSITIONS // positions, 1))
     found, remasking, frames = [], RemaskingStats(*[0] * 7), None
     for first, some in _batches(tests, size):
-        answer = presets.write(model, sampler, [test.prompt for test in some], length=length, seed=first)
+        answer = pipeline.generate(model, sampler, [test.prompt for test in some], max_new_tokens=length, seed=first)
         new = _predictions(some, answer.texts, setting, int(answer.generation.nfe))
-        history = answer_history(answer.generation, answer.prompts, length, model.tokenizer.mask)
+        history = answer_history(answer.generation, answer.prompt_ids, length, model.tokenizer.mask)
         remasking += remasking_stats(history, _correct(model, new, length), model.tokenizer.mask)
         if shown is not None and first <= shown < first + len(some):
             frames = _texts(model, history[shown - first])
@@ -166,14 +170,14 @@ def _best_of_n(
     """Of `count` sampled answers the one that the network itself scores highest, and the most frequent one."""
     ar = model.config.objective.trains_ar
     if ar:
-        score, evaluations = best_of_n.by_causal, 1
+        score, evaluations = best_of_n.log_likelihood, 1
     else:
-        score, evaluations = lambda *both: best_of_n.by_bound(*both, draws=ELBO_SAMPLES), ELBO_SAMPLES
+        score, evaluations = lambda *both: best_of_n.elbo(*both, draws=ELBO_SAMPLES), ELBO_SAMPLES
     best, votes = (Evaluation(Setting(name, steps), []) for name in kept(count))
     for first, some in _batches(tests, max(BATCH // count, 1)):
         prompts = [test.prompt for test in some]
-        chosen = best_of_n.best_of(model, sampler, prompts, count, score=score, length=length, seed=first)
-        nfe, texts = count * int(chosen.answer.generation.nfe), chosen.answer.texts
+        chosen = best_of_n.best_of(model, sampler, prompts, count, score=score, max_new_tokens=length, seed=first)
+        nfe, texts = count * int(chosen.output.generation.nfe), chosen.output.texts
         most = [best_of_n.majority_vote(texts[row * count : (row + 1) * count]).text for row in range(len(some))]
         best.predictions.extend(_predictions(some, chosen.texts, best.setting, nfe + count * evaluations))
         votes.predictions.extend(_predictions(some, most, votes.setting, nfe))

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import load, override
-from diffusion_lm.inference import presets
+from diffusion_lm.inference import pipeline, presets
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -43,7 +43,9 @@ def trained(kind, text, home, *settings):
 
 
 def asked(model, **rest):
-    return {"draw": SamplingParams(suppressed=model.tokenizer.suppressed), "canvas": 0, "passes": 3, **rest}
+    return {
+        "sampling": SamplingParams(suppressed=model.tokenizer.suppressed), "canvas_length": 0, "denoising_steps": 3, **rest,
+    }  # fmt: skip
 
 
 def test_a_uniform_canvas_over_a_causal_prefix(text, tmp_path):
@@ -51,10 +53,10 @@ def test_a_uniform_canvas_over_a_causal_prefix(text, tmp_path):
     result, model = trained("joint_uniform", text, tmp_path)
     assert np.isfinite(result.values["loss/canvas"]) and np.isfinite(result.values["loss/causal"])
     assert "self_conditioning" in model.network.params
-    answer = presets.write(model, presets.renoising(model, **asked(model)), ["7 green"], length=16, seed=0)
+    answer = pipeline.generate(model, presets.renoising(model, **asked(model)), ["7 green"], max_new_tokens=16, seed=0)
     assert 0 < answer.generation.nfe <= 5 and answer.generation.tokens.shape == (1, 16)
-    with pytest.raises(ValueError, match="single passes"):
-        presets.population(model, particles=2, **asked(model))
+    with pytest.raises(ValueError, match="self-conditioned"):
+        presets.particles(model, num_particles=2, **asked(model))
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +69,8 @@ def test_a_flow_of_vectors(flow):
     """What is reported is the bound, not what was trained."""
     _, result, model = flow
     assert result.values["valid/canvas"] > 1.0 and model.process.width == 16
-    writer = presets.reverse(model, **asked(model))
-    answer = presets.write(model, writer, ["7 green"], length=20, seed=0)
+    writer = presets.reverse_process(model, **asked(model))
+    answer = pipeline.generate(model, writer, ["7 green"], max_new_tokens=20, seed=0)
     assert answer.generation.nfe == 3 and (answer.generation.tokens < model.tokenizer.mask).all()
     for other, cause in ((presets.ancestral, "use embedding"), (presets.confidence, "or embedding")):
         with pytest.raises(ValueError, match=cause):
@@ -82,7 +84,9 @@ def test_exponents_are_learned_with_the_network(text, tmp_path):
     assert powers.shape == (model.tokenizer.mask,) and 0 < np.abs(np.log(powers)).max() < 0.01
     np.testing.assert_allclose(np.exp(model.network.params["noise"]["log_powers"]), powers, rtol=1e-6)
     assert np.isfinite(result.values["valid/canvas"]) and build(model.config, tmp_path / "learned").job.flops() > 0
-    answer = presets.write(model, presets.reverse(model, **asked(model)), ["7 green"], length=20, seed=0)
+    answer = pipeline.generate(
+        model, presets.reverse_process(model, **asked(model)), ["7 green"], max_new_tokens=20, seed=0
+    )
     assert (answer.generation.tokens < model.tokenizer.mask).all()
     for half in ({"objective": ELBO()}, {"process": Absorbing()}):
         with pytest.raises(ValueError, match="need each other"):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from diffusion_lm.evaluation.generation_quality import judged
-from diffusion_lm.inference import best_of_n, presets
-from diffusion_lm.inference.pipeline import encoded
+from diffusion_lm.inference import best_of_n, pipeline, presets
+from diffusion_lm.inference.pipeline import encode_prompts
 from diffusion_lm.samplers.logits_processors import NoRepeatNGram, SuppressTokens
 from diffusion_lm.samplers.particles import ParticleSampler
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -32,7 +32,7 @@ def draw(model, letters):
 
 @pytest.fixture(scope="module")
 def canvases(model, letters):
-    return presets.confidence(model, draw=SamplingParams(suppressed=letters), canvas=16, passes=4)
+    return presets.confidence(model, sampling=SamplingParams(suppressed=letters), canvas_length=16, denoising_steps=4)
 
 
 # ---- filling in ----
@@ -40,7 +40,7 @@ def canvases(model, letters):
 
 def test_what_is_given_stays_and_holes_have_their_size(model, canvases):
     texts = [["Line 3: the ", 3, " sat on ", 4, " mat."], ["Line 4: the hen ", 3, " on"]]
-    answer = presets.infill(model, canvases, texts, seed=1)
+    answer = pipeline.infill(model, canvases, texts, seed=1)
     first, second = answer.texts
     assert len(first) == 3 + len(" sat on ") + 4 + len(" mat.") and first[3:11] == " sat on " and first[-5:] == " mat."
     assert len(second) == 6 and second[3:] == " on"  # characters are tokens here
@@ -48,8 +48,8 @@ def test_what_is_given_stays_and_holes_have_their_size(model, canvases):
 
 def test_a_text_is_filled_in_alike_alone_and_beside_longer_ones(model, canvases):
     short, long = ["Line ", 2, ": the"], ["Line 4: the hen ", 9, " on the mat and there it sat"]
-    together = presets.infill(model, canvases, [long, short], seed=3).texts[1]
-    key_of_second = presets.infill(model, canvases, [short, short], seed=3).texts[1]
+    together = pipeline.infill(model, canvases, [long, short], seed=3).texts[1]
+    key_of_second = pipeline.infill(model, canvases, [short, short], seed=3).texts[1]
     assert together == key_of_second
 
 
@@ -57,36 +57,42 @@ def test_a_hole_at_the_end_may_end_the_text_and_others_may_not(model):
     """Everything but the end of text is banned: only behind the last given token it can be written."""
     tokenizer = model.tokenizer
     most = tuple(i for i in range(tokenizer.vocab) if i not in (tokenizer.eos, *tokenizer.encode("ab")))
-    writer = presets.confidence(model, draw=SamplingParams(suppressed=most, temperature=0.0), canvas=16, passes=4)
-    (text,) = presets.infill(model, writer, [["Line ", 3, "the", 3]], seed=0).texts
+    writer = presets.confidence(
+        model, sampling=SamplingParams(suppressed=most, temperature=0.0), canvas_length=16, denoising_steps=4
+    )
+    (text,) = pipeline.infill(model, writer, [["Line ", 3, "the", 3]], seed=0).texts
     assert text[3:6] == "the" and set(text) <= set("abthe") and len(text) >= 6
 
 
 def test_what_can_not_be_filled_in_is_refused_in_a_line(model, canvases, draw):
-    with pytest.raises(ValueError, match="look ahead"):
-        presets.infill(model, presets.autoregressive(model, draw=draw), [["a", 2]], seed=0)
+    with pytest.raises(ValueError, match="infill"):
+        pipeline.infill(model, presets.autoregressive(model, sampling=draw), [["a", 2]], seed=0)
     for texts, cause in (([["no hole"]], "hole"), ([["a", 0, "b"]], "hole"), ([["a", 63, "b"]], "context")):
         with pytest.raises(ValueError, match=cause):
-            presets.infill(model, canvases, texts, seed=0)
+            pipeline.infill(model, canvases, texts, seed=0)
 
 
 def test_the_best_of_several_lengths_is_the_likeliest(model, canvases):
     chosen = best_of_n.infill_best(
-        model, canvases, ["Line ", range(1, 5), ": the cat"], score=best_of_n.by_causal, seed=0
+        model, canvases, ["Line ", range(1, 5), ": the cat"], score=best_of_n.log_likelihood, seed=0
     )
-    lengths = [len(text) - len(": the cat") for text in chosen.answer.texts]
+    lengths = [len(text) - len(": the cat") for text in chosen.output.texts]
     assert lengths == [1, 2, 3, 4] and chosen.scores.argmax() == chosen.index[0]
-    assert chosen.texts == [chosen.answer.texts[chosen.index[0]]]
+    assert chosen.texts == [chosen.output.texts[chosen.index[0]]]
     with pytest.raises(ValueError, match="fewer"):
-        best_of_n.infill_best(model, canvases, [range(1, 10), "a", range(1, 10)], score=best_of_n.by_causal, seed=0)
+        best_of_n.infill_best(
+            model, canvases, [range(1, 10), "a", range(1, 10)], score=best_of_n.log_likelihood, seed=0
+        )
 
 
 def test_many_lengths_are_one_program_and_none_came_to_an_end(model, canvases, caplog):
     def ended(model, answer):
         """Text stands behind the hole: the ends that are scored are those that were written."""
-        batch = best_of_n.scored(model, answer)
-        assert batch.loss_mask.sum(axis=1).tolist() == answer.generation.length.tolist() == answer.asked.tolist()
-        return answer.asked
+        batch = best_of_n.answers_batch(model, answer)
+        assert (
+            batch.loss_mask.sum(axis=1).tolist() == answer.generation.length.tolist() == answer.max_new_tokens.tolist()
+        )
+        return answer.max_new_tokens
 
     with jax.log_compiles():
         best_of_n.infill_best(model, canvases, ["Line ", range(1, 8), ": the cat"], score=ended, seed=0)
@@ -98,36 +104,46 @@ def test_many_lengths_are_one_program_and_none_came_to_an_end(model, canvases, c
 
 @pytest.mark.parametrize("kind", ["autoregressive", "confidence"])
 def test_text_longer_than_the_context(model, draw, kind):
-    options = {"canvas": 16, "passes": 4} if kind == "confidence" else {}
-    writer = getattr(presets, kind)(model, draw=draw, **options)
+    options = {"canvas_length": 16, "denoising_steps": 4} if kind == "confidence" else {}
+    writer = getattr(presets, kind)(model, sampling=draw, **options)
     prompts = ["Line 1", "Line 22: the cat", "Line 3"]
-    answer = presets.write(model, writer, prompts, length=90, seed=5, slide=True)
+    answer = pipeline.generate(model, writer, prompts, max_new_tokens=90, seed=5, rolling_context=True)
     assert (answer.generation.length == 90).all() and all(len(text) == 90 for text in answer.texts)
-    beside = presets.write(model, writer, [prompts[0], "Line 99: a horse", "other!"], length=90, seed=5, slide=True)
+    beside = pipeline.generate(
+        model, writer, [prompts[0], "Line 99: a horse", "other!"], max_new_tokens=90, seed=5, rolling_context=True
+    )
     assert beside.texts[0] == answer.texts[0] and beside.texts[1:] != answer.texts[1:]
-    within = presets.write(model, writer, prompts, length=32, seed=5)
+    within = pipeline.generate(model, writer, prompts, max_new_tokens=32, seed=5)
     assert answer.texts[0].startswith(within.texts[0])  # nothing slides before the context is full
 
 
 def test_a_text_that_ends_does_not_slide_on(model, letters):
-    writer = presets.autoregressive(model, draw=SamplingParams(suppressed=letters, temperature=3.0))
-    answer = presets.write(model, writer, [""] * 6, length=100, seed=2, slide=True)
+    writer = presets.autoregressive(model, sampling=SamplingParams(suppressed=letters, temperature=3.0))
+    answer = pipeline.generate(model, writer, [""] * 6, max_new_tokens=100, seed=2, rolling_context=True)
     counts = np.asarray(answer.generation.length)
     assert counts.min() < 100 and [len(text) > 0 for text in answer.texts] == [n > 0 for n in counts]
 
 
 def test_sliding_is_asked_for(model, draw):
-    with pytest.raises(ValueError, match="slide"):
-        presets.write(model, presets.autoregressive(model, draw=draw), ["Line"], length=150, seed=0)
+    with pytest.raises(ValueError, match="rolling_context"):
+        pipeline.generate(model, presets.autoregressive(model, sampling=draw), ["Line"], max_new_tokens=150, seed=0)
     with pytest.raises(ValueError, match="guidance"):
-        presets.write(
-            model, presets.autoregressive(model, draw=draw), ["Line"], length=150, seed=0, slide=True, guidance=1.0
+        pipeline.generate(
+            model,
+            presets.autoregressive(model, sampling=draw),
+            ["Line"],
+            max_new_tokens=150,
+            seed=0,
+            rolling_context=True,
+            cfg_scale=1.0,
         )
 
 
 def test_rows_that_leave_the_batch_write_the_same(model, canvases):
     prompts = [f"Line {i}" for i in range(5)]
-    plain, compact = (presets.write(model, canvases, prompts, length=48, seed=1, compact=c) for c in (False, True))
+    plain, compact = (
+        pipeline.generate(model, canvases, prompts, max_new_tokens=48, seed=1, drop_finished=c) for c in (False, True)
+    )
     assert plain.texts == compact.texts
 
 
@@ -138,14 +154,18 @@ def test_rules_and_guidance_reach_every_way_of_writing(model, draw):
     tokenizer, prompts = model.tokenizer, ["Line 1: the", "Line 2"]
     rule = SuppressTokens(tokens=tuple(tokenizer.encode("at").tolist()))
     writers = [
-        presets.autoregressive(model, draw=draw),
-        presets.confidence(model, draw=draw, canvas=16, passes=4),
-        presets.speculative(model, draw=draw, break_even=0.0),
+        presets.autoregressive(model, sampling=draw),
+        presets.confidence(model, sampling=draw, canvas_length=16, denoising_steps=4),
+        presets.speculative(model, sampling=draw, break_even=0.0),
     ]
     for writer in writers:
-        for text in presets.write(model, writer, prompts, length=20, seed=0, constraint=rule, guidance=1.0).texts:
+        for text in pipeline.generate(
+            model, writer, prompts, max_new_tokens=20, seed=0, logits_processor=rule, cfg_scale=1.0
+        ).texts:
             assert len(text) == 20 and not set(text) & set("at")
-    text = presets.write(model, writers[0], [""], length=40, seed=0, constraint=NoRepeatNGram(size=3)).texts[0]
+    text = pipeline.generate(
+        model, writers[0], [""], max_new_tokens=40, seed=0, logits_processor=NoRepeatNGram(size=3)
+    ).texts[0]
     assert max(collections.Counter(text[i : i + 3] for i in range(38)).values()) == 1
 
 
@@ -154,42 +174,52 @@ def test_rules_and_guidance_reach_every_way_of_writing(model, draw):
 
 def test_the_best_is_the_likeliest_of_all(model, canvases):
     chosen = best_of_n.best_of(
-        model, canvases, ["Line 1", "Line 2: the"], 3, score=best_of_n.by_causal, length=20, seed=0
+        model, canvases, ["Line 1", "Line 2: the"], 3, score=best_of_n.log_likelihood, max_new_tokens=20, seed=0
     )
     assert chosen.scores.shape == (2, 3) and (chosen.index == chosen.scores.argmax(axis=1)).all()
-    assert chosen.texts == [chosen.answer.texts[i * 3 + best] for i, best in enumerate(chosen.index)]
+    assert chosen.texts == [chosen.output.texts[i * 3 + best] for i, best in enumerate(chosen.index)]
 
 
 def test_the_causal_score_is_the_mean_log_probability_with_the_end(model, canvases):
-    answer = presets.write(model, canvases, ["Line 1", "Line 2: the"] * 4, length=12, seed=3)
-    scores, ended, rows = best_of_n.by_causal(model, answer), 0, []
+    answer = pipeline.generate(model, canvases, ["Line 1", "Line 2: the"] * 4, max_new_tokens=12, seed=3)
+    scores, ended, rows = best_of_n.log_likelihood(model, answer), 0, []
     for row in range(8):
         count = int(answer.generation.length[row])
         end = [model.tokenizer.eos] if count < 12 else []
-        rows.append(np.concatenate([answer.prompts[row], answer.generation.tokens[row, :count], end]).astype(np.int32))
+        rows.append(
+            np.concatenate([answer.prompt_ids[row], answer.generation.tokens[row, :count], end]).astype(np.int32)
+        )
         ended += len(end)
     padded = np.stack([np.pad(row, (0, 40 - len(row))) for row in rows])  # what follows is not seen
     for row, score, nats in zip(range(8), scores, np.asarray(judged(model.network.denoise, padded)), strict=True):
-        assert score == pytest.approx(-nats[len(answer.prompts[row]) : len(rows[row])].mean(), abs=1e-4)
+        assert score == pytest.approx(-nats[len(answer.prompt_ids[row]) : len(rows[row])].mean(), abs=1e-4)
     assert 0 < ended < 8
 
 
 def test_the_bound_of_an_answer_does_not_depend_on_the_others(model, canvases):
-    answer = presets.write(model, canvases, ["Line 1", "Line 2: the"], length=20, seed=3)
-    both = best_of_n.by_bound(model, answer, draws=2)
+    answer = pipeline.generate(model, canvases, ["Line 1", "Line 2: the"], max_new_tokens=20, seed=3)
+    both = best_of_n.elbo(model, answer, draws=2)
     last = jax.tree.map(lambda a: a[1:] if a.ndim else a, answer.generation.replace(cache=None))
-    one = answer._replace(texts=answer.texts[1:], prompts=answer.prompts[1:], generation=last)
-    assert best_of_n.by_bound(model, one, draws=2)[0] == pytest.approx(both[1], abs=1e-4)
+    one = answer._replace(texts=answer.texts[1:], prompt_ids=answer.prompt_ids[1:], generation=last)
+    assert best_of_n.elbo(model, one, draws=2)[0] == pytest.approx(both[1], abs=1e-4)
     assert (both < 0).all() and both[0] != both[1]
 
 
 def test_a_verifier_chooses(model, canvases):
     chosen = best_of_n.best_of(
-        model, canvases, ["Line 1"], 4, score=lambda _, answer: [t.count("e") for t in answer.texts], length=20, seed=0
+        model,
+        canvases,
+        ["Line 1"],
+        4,
+        score=lambda _, answer: [t.count("e") for t in answer.texts],
+        max_new_tokens=20,
+        seed=0,
     )
-    assert chosen.texts[0].count("e") == max(text.count("e") for text in chosen.answer.texts)
+    assert chosen.texts[0].count("e") == max(text.count("e") for text in chosen.output.texts)
     with pytest.raises(ValueError, match="number"):
-        best_of_n.best_of(model, canvases, ["a"], 2, score=lambda _, answer: [0, float("nan")], length=4, seed=0)
+        best_of_n.best_of(
+            model, canvases, ["a"], 2, score=lambda _, answer: [0, float("nan")], max_new_tokens=4, seed=0
+        )
 
 
 def test_the_majority_wins_and_no_answer_is_none():
@@ -201,10 +231,12 @@ def test_the_majority_wins_and_no_answer_is_none():
 
 def test_a_population_writes_text(model, draw):
     plain = SamplingParams(suppressed=draw.suppressed)
-    writer = ParticleSampler(canvases=presets.ancestral(model, draw=plain, canvas=16, passes=2), particles=3)
-    answer = presets.write(model, writer, ["Line 1"] * 3 + ["Line 2"] * 3, length=40, seed=0)
+    writer = ParticleSampler(
+        block_diffusion=presets.ancestral(model, sampling=plain, canvas_length=16, denoising_steps=2), num_particles=3
+    )
+    answer = pipeline.generate(model, writer, ["Line 1"] * 3 + ["Line 2"] * 3, max_new_tokens=40, seed=0)
     assert all(len(text) == 40 for text in answer.texts)
-    nats = jnp.asarray(encoded(model, ["Line 1"])[0])
+    nats = jnp.asarray(encode_prompts(model, ["Line 1"])[0])
     assert nats[0] == model.tokenizer.bos
-    with pytest.raises(ValueError, match="population"):
-        presets.write(model, writer, ["Line 1"] * 3, length=40, seed=0, compact=True)
+    with pytest.raises(ValueError, match="particles"):
+        pipeline.generate(model, writer, ["Line 1"] * 3, max_new_tokens=40, seed=0, drop_finished=True)

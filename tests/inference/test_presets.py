@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from diffusion_lm.inference import presets
+from diffusion_lm.inference import pipeline, presets
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.samplers.drafters import TiDARDraft
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -13,45 +13,48 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        ({"canvas": 1000, "passes": 4}, "wider than the model's context"),
-        ({"canvas": -1, "passes": 4}, "canvas must be at least 1"),
-        ({"canvas": 16, "passes": 0}, "passes must be at least 1"),
-        ({"canvas": 16, "passes": 10**9}, "passes must be at most"),
+        ({"canvas_length": 1000, "denoising_steps": 4}, "wider than the model's context"),
+        ({"canvas_length": -1, "denoising_steps": 4}, "canvas_length must be at least 1"),
+        ({"canvas_length": 16, "denoising_steps": 0}, "denoising_steps must be at least 1"),
+        ({"canvas_length": 16, "denoising_steps": 10**9}, "denoising_steps must be at most"),
     ],
 )
 def test_impossible_canvases_are_refused(model, arguments, cause):
     with pytest.raises(ValueError, match=cause):
-        presets.confidence(model, draw=SamplingParams(), **arguments)
+        presets.confidence(model, sampling=SamplingParams(), **arguments)
 
 
 def test_masked_drafts_need_a_network_trained_on_masks(model):
     config = dataclasses.replace(model.config, objective=AutoregressiveLoss())
-    with pytest.raises(ValueError, match="TiDARDraft guesses by canvases of masks"):
-        presets.speculative(model._replace(config=config), draw=SamplingParams(), drafter=TiDARDraft())
+    with pytest.raises(ValueError, match="TiDARDraft needs a network trained on canvases of masks"):
+        presets.speculative(model._replace(config=config), sampling=SamplingParams(), drafter=TiDARDraft())
 
 
 @pytest.mark.parametrize(
-    ("prompt", "length", "cause"), [("x" * 64, 1, "shorten the prompt"), ("x", 0, "length"), ("x", 63, "length")]
+    ("prompt", "length", "cause"),
+    [("x" * 64, 1, "shorten the prompt"), ("x", 0, "max_new_tokens"), ("x", 63, "max_new_tokens")],
 )
 def test_more_than_the_context_holds_is_refused(model, prompt, length, cause):
-    writer = presets.autoregressive(model, draw=SamplingParams())
+    writer = presets.autoregressive(model, sampling=SamplingParams())
     with pytest.raises(ValueError, match=cause):
-        presets.write(model, writer, [prompt], length=length, seed=0)
+        pipeline.generate(model, writer, [prompt], max_new_tokens=length, seed=0)
 
 
 def test_the_same_prompt_and_seed_give_the_same_text_in_any_batch(model):
-    writer = presets.confidence(model, draw=SamplingParams(suppressed=model.tokenizer.suppressed), canvas=16, passes=4)
-    alone = presets.write(model, writer, ["Line 1"], length=20, seed=7).texts
-    together = presets.write(model, writer, ["Line 1", "Line 22: the"], length=20, seed=7).texts
+    writer = presets.confidence(
+        model, sampling=SamplingParams(suppressed=model.tokenizer.suppressed), canvas_length=16, denoising_steps=4
+    )
+    alone = pipeline.generate(model, writer, ["Line 1"], max_new_tokens=20, seed=7).texts
+    together = pipeline.generate(model, writer, ["Line 1", "Line 22: the"], max_new_tokens=20, seed=7).texts
     assert alone[0] == together[0]
 
 
 def test_the_trace_ends_in_the_text_that_is_returned(model):
     draw = SamplingParams(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))
-    writer = presets.confidence(model, draw=draw, canvas=16, passes=4, record=True)
-    answer = presets.write(model, writer, ["Line"], length=20, seed=1)
-    last = presets.trace(model, answer, 0, length=20, title="t").frames[-1]
-    prompt = len(answer.prompts[0])
+    writer = presets.confidence(model, sampling=draw, canvas_length=16, denoising_steps=4, record=True)
+    answer = pipeline.generate(model, writer, ["Line"], max_new_tokens=20, seed=1)
+    last = pipeline.trace(model, answer, 0, max_new_tokens=20, title="t").frames[-1]
+    prompt = len(answer.prompt_ids[0])
     assert "".join(last.tokens[prompt : prompt + 20]) == "".join(
         model.tokenizer.pieces(answer.generation.tokens[0].tolist())
     )
@@ -59,10 +62,10 @@ def test_the_trace_ends_in_the_text_that_is_returned(model):
 
 @pytest.mark.parametrize("name", ["speculative", "auto"])
 def test_speculative_and_auto_generate_text(model, name):
-    more = {"canvas": 0, "passes": 2} if name == "auto" else {}
-    writer = getattr(presets, name)(model, draw=SamplingParams(suppressed=model.tokenizer.suppressed), **more)
-    answer = presets.write(model, writer, ["Line 1"], length=20, seed=7)
+    more = {"canvas_length": 0, "denoising_steps": 2} if name == "auto" else {}
+    writer = getattr(presets, name)(model, sampling=SamplingParams(suppressed=model.tokenizer.suppressed), **more)
+    answer = pipeline.generate(model, writer, ["Line 1"], max_new_tokens=20, seed=7)
     assert answer.generation.length[0] <= 20 and answer.generation.nfe >= 2
     if name == "speculative":
-        plain = presets.autoregressive(model, draw=SamplingParams(suppressed=model.tokenizer.suppressed))
-        assert answer.texts == presets.write(model, plain, ["Line 1"], length=20, seed=7).texts
+        plain = presets.autoregressive(model, sampling=SamplingParams(suppressed=model.tokenizer.suppressed))
+        assert answer.texts == pipeline.generate(model, plain, ["Line 1"], max_new_tokens=20, seed=7).texts

@@ -21,7 +21,7 @@ GROWING = ["autoregressive", "confidence", "blocks", "auto"]
 
 def driven(writer, prompt, length, **rest):
     keys = jax.random.split(jax.random.key(0), len(prompt.length))
-    return runner.drive(writer, model(), prompt, keys, length=length, **rest)
+    return runner.run(writer, model(), prompt, keys, max_new_tokens=length, **rest)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def short(monkeypatch):
         sizes.append(slots)
         return taken(*args, slots=slots)
 
-    monkeypatch.setattr(runner, "_FEWEST", 8)
+    monkeypatch.setattr(runner, "_MIN_SLOTS", 8)
     monkeypatch.setattr(runner, "_taken", noted)
     return sizes
 
@@ -49,8 +49,8 @@ def test_a_cache_that_grows_changes_nothing(name, short):
 
 
 def test_a_cache_that_grows_under_drafts_changes_nothing(short):
-    prompt, draw = prompts([6, 1, 3]), WRITERS["autoregressive"](eos=NEVER, temperature=0.0).draw
-    writer = Speculative(drafter=PromptLookup(width=2), mask=MASK, eos=NEVER, draw=draw, break_even=1.5)
+    prompt, draw = prompts([6, 1, 3]), WRITERS["autoregressive"](eos=NEVER, temperature=0.0).sampling
+    writer = Speculative(drafter=PromptLookup(num_tokens=2), mask=MASK, eos=NEVER, sampling=draw, break_even=1.5)
     grown, plain = driven(writer, prompt, 150), generate(writer, prompt, 150)
     assert (grown.tokens == plain.tokens).all() and grown.nfe == plain.nfe < 150
     assert short == [128, 156]  # from 64, in the middle of writing
@@ -68,10 +68,10 @@ def test_a_cache_is_at_most_twice_as_long_as_what_it_holds(short):
 def test_rows_that_leave_change_nothing(name):
     prompt = prompts([6, 1, 3, 2, 5, 4, 6, 1])
     keys = jax.random.split(jax.random.key(0), 8)
-    left = runner.drive(WRITERS[name](), model(), prompt, keys, length=30, compact=True)
+    left = runner.run(WRITERS[name](), model(), prompt, keys, max_new_tokens=30, drop_finished=True)
     writer = WRITERS[name]()
     cache = model().empty_cache(8, writer.slots(6, 30))
-    plain = jax.jit(lambda cache: writer.generate(model(), cache, prompt, keys, length=30))(cache)
+    plain = jax.jit(lambda cache: writer.generate(model(), cache, prompt, keys, max_new_tokens=30))(cache)
     assert (left.tokens == plain.tokens).all() and (left.length == plain.length).all() and left.nfe == plain.nfe
     assert len(set(np.asarray(plain.length).tolist())) > 2  # rows ended at different times
 
@@ -80,9 +80,9 @@ def test_half_of_the_rows_gone_is_half_of_the_batch(monkeypatch):
     batches = []
     advance = runner._advance
 
-    def noted(model, state, *rest, phase):
+    def noted(model, state, *rest, stage):
         batches.append(len(state.finished))
-        return advance(model, state, *rest, phase=phase)
+        return advance(model, state, *rest, stage=stage)
 
     monkeypatch.setattr(runner, "_advance", noted)
     driven(WRITERS["autoregressive"](), prompts([6, 1, 3, 2, 5, 4, 6, 1]), 30, compact=True)
@@ -92,7 +92,7 @@ def test_half_of_the_rows_gone_is_half_of_the_batch(monkeypatch):
 def test_a_recording_is_not_compacted():
     keys = jax.random.split(jax.random.key(0), 3)
     with pytest.raises(ValueError, match="leave"):
-        runner.drive(canvases(record=True), model(), prompts([6, 1, 3]), keys, length=8, compact=True)
+        runner.run(canvases(record=True), model(), prompts([6, 1, 3]), keys, max_new_tokens=8, drop_finished=True)
 
 
 def test_a_cache_can_not_lose_what_it_read():

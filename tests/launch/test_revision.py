@@ -5,7 +5,7 @@ import json
 import pytest
 from support.commands import call
 
-from diffusion_lm.inference import presets
+from diffusion_lm.inference import pipeline, presets
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from launch import sample
@@ -13,11 +13,11 @@ from launch import sample
 
 def test_revision_and_remasking_cost_their_passes(model, quick_compile):
     draw = SamplingParams(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))
-    plain = presets.confidence(model, draw=draw, canvas=16, passes=4)
+    plain = presets.confidence(model, sampling=draw, canvas_length=16, denoising_steps=4)
     revised = presets.revised(model, plain, rounds=2, span=3)
-    remasked = presets.remasking(model, draw=draw, canvas=16, passes=40)
+    remasked = presets.remasking(model, sampling=draw, canvas_length=16, denoising_steps=40)
     for writer, cost in ((plain, 4), (revised, 4 + 2 * (3 + 1)), (remasked, 40)):
-        answer = presets.write(model, writer, ["Line 3:"], length=8, seed=0)
+        answer = pipeline.generate(model, writer, ["Line 3:"], max_new_tokens=8, seed=0)
         assert answer.generation.nfe == 1 + cost and answer.generation.length[0] == 8
 
 
@@ -45,9 +45,9 @@ def test_an_autoregressive_sampler_has_neither(trained, capsys, option):
 def test_both_need_masks(model):
     model = model._replace(process=Uniform(mask=model.tokenizer.mask))
     draw = SamplingParams()
-    corrected = presets.ancestral(model, draw=draw, canvas=16, passes=8, correct=4)
-    assert corrected.sampler.correct == 4
+    corrected = presets.ancestral(model, sampling=draw, canvas_length=16, denoising_steps=8, corrector_steps=4)
+    assert corrected.sampler.corrector_steps == 4
     with pytest.raises(ValueError, match="use ancestral"):
         presets.revised(model, corrected, rounds=1, span=2)
     with pytest.raises(ValueError, match="use ancestral"):
-        presets.remasking(model, draw=draw, canvas=16, passes=8)
+        presets.remasking(model, sampling=draw, canvas_length=16, denoising_steps=8)

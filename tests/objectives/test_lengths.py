@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.canvas import denoised
 
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import Canvas, decode_loop
+from diffusion_lm.samplers.base import Canvas
 from diffusion_lm.types import Batch, DenseLogits
 
 A, END, MASK = 0, 1, 2
@@ -47,9 +48,9 @@ def test_ancestral_sampling_ends_half_of_the_texts_at_once():
         fixed=jnp.zeros((ROWS, 2), bool),
         confidence=jnp.zeros((ROWS, 2)),
         keys=jax.random.split(jax.random.key(0), ROWS),
-        passes=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
     )
-    sampler = Ancestral(process=Absorbing(mask=MASK), passes=16, eos=END)
-    cleared, _ = jax.jit(lambda c: decode_loop(sampler, denoise, c, 16))(canvas)
+    sampler = Ancestral(process=Absorbing(mask=MASK), denoising_steps=16, eos=END)
+    cleared = jax.jit(lambda c: denoised(sampler, denoise, c))(canvas)
     assert abs((cleared.tokens[:, 0] == A).mean() - 0.5) < 0.01  # four standard deviations
     assert (cleared.tokens[:, 1] == END).all()

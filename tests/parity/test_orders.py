@@ -118,9 +118,9 @@ def after_step(sampler, logits, tokens, undecided, step):
         fixed=~undecided,
         confidence=jnp.zeros(tokens.shape),
         keys=jax.random.split(jax.random.key(0), len(tokens)),
-        passes=jnp.array(step, jnp.int32),
+        step=jnp.array(step, jnp.int32),
     )
-    return np.asarray(sampler.step(lambda tokens, t: logits, canvas).tokens)
+    return np.asarray(sampler.update(canvas, logits).tokens)
 
 
 def check_step(sampler, logits, tokens, undecided, step, after):
@@ -168,8 +168,8 @@ def fixed_count(peer, run, score="probability") -> tuple[Confidence, int]:
     """The sampler of a run with evenly many tokens a step, and its steps a block."""
     answer = peer.stored[f"{run[0]}/final"].shape[1] - peer.prompt_length
     steps = int(run["steps"]) * int(run["block"]) // answer
-    pace = FixedCount(measure=score)
-    return Confidence(passes=steps, eos=NO_EOS, draw=SamplingParams(temperature=0.0), pace=pace), steps
+    pace = FixedCount(score=score)
+    return Confidence(denoising_steps=steps, eos=NO_EOS, sampling=SamplingParams(temperature=0.0), schedule=pace), steps
 
 
 def runs_of(parameters):
@@ -177,8 +177,8 @@ def runs_of(parameters):
 
 
 def threshold(probability) -> Confidence:
-    pace = Threshold(least=probability)
-    return Confidence(passes=MANY_STEPS, eos=NO_EOS, draw=SamplingParams(temperature=0.0), pace=pace)
+    pace = Threshold(threshold=probability)
+    return Confidence(denoising_steps=MANY_STEPS, eos=NO_EOS, sampling=SamplingParams(temperature=0.0), schedule=pace)
 
 
 FIXED_COUNT_RUNS = parity.found(
@@ -224,9 +224,9 @@ class DreamSchedule:
 
     num_steps: int
     step: int
-    measure: str
+    score: str
 
-    def count(self, sure, num_undecided, left):
+    def count(self, scores, num_undecided, steps_left):
         times = np.linspace(1.0, 1e-3, self.num_steps + 1)
         share = 1.0 if self.step + 1 == self.num_steps else 1 - times[self.step + 1] / times[self.step]
         return jnp.floor(num_undecided * share).astype(jnp.int32)
@@ -255,9 +255,11 @@ def test_each_score_of_dream(dream, run):
     assert len(canvases) == num_steps + 1
     for step, (now, after) in enumerate(itertools.pairwise(canvases)):
         masked = now == dream.mask
-        pace = DreamSchedule(num_steps=num_steps, step=step, measure=DREAM_SCORES[run["alg"]])
+        pace = DreamSchedule(num_steps=num_steps, step=step, score=DREAM_SCORES[run["alg"]])
         if not np.asarray(pace.count(None, masked.sum(axis=1), None)).any():  # a step of ours commits at least one
             np.testing.assert_array_equal(now, after)
             continue
-        sampler = Confidence(passes=MANY_STEPS, eos=NO_EOS, draw=SamplingParams(temperature=0.0), pace=pace)
+        sampler = Confidence(
+            denoising_steps=MANY_STEPS, eos=NO_EOS, sampling=SamplingParams(temperature=0.0), schedule=pace
+        )
         check_step(sampler, shifted(dream.logits(now, valid)), now, masked, 0, after)

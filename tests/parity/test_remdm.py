@@ -85,7 +85,9 @@ def logits_of(stored, network):
 def num_differences(stored, logits_of, run, remask, sampling, overshoots=()) -> np.ndarray:
     """int [steps]: at how many positions our posterior draws another token than ReMDM's code."""
     mask, num_steps = int(stored["mask_index"]), int(run["steps"])
-    sampler = Remasking(process=Absorbing(mask=mask), passes=num_steps, eos=-1, remask=remask, draw=sampling)
+    sampler = Remasking(
+        process=Absorbing(mask=mask), denoising_steps=num_steps, eos=-1, remask=remask, sampling=sampling
+    )
     before, after, times, uniforms = (
         stored[f"{run[0]}/{part}"] for part in ("x_in", "x_out", "t", "tape/torch.rand_like")
     )
@@ -103,12 +105,12 @@ def num_differences(stored, logits_of, run, remask, sampling, overshoots=()) -> 
             fixed=~everywhere,
             confidence=confidence,
             keys=None,
-            passes=jnp.array(k),
+            step=jnp.array(k),
         )
         law = sampler.probabilities(logits, x, at, to, sampler.sigma(canvas, t, at, to))
         drawn = np.argmax(np.asarray(law, np.float64) / (1e-10 - np.log(u + 1e-10)), axis=-1)
         differences.append(int((drawn != expected).sum()))
-        confidence = sampler._written(jnp.asarray(expected), canvas, logits)
+        confidence = sampler.confidence(canvas, jnp.asarray(expected), logits)
     return np.array(differences)
 
 

@@ -58,7 +58,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 
 def generation(tokens, start, made):
-    history = History(tokens=np.array(tokens), confidence=None, start=np.array(start), made=np.array(made))
+    history = History(tokens=np.array(tokens), confidence=None, start=np.array(start), steps=np.array(made))
     return Generation(tokens=None, length=None, nfe=None, cache=None, history=history)
 
 

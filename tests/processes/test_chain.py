@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import chain
+from support.canvas import denoised
 from support.oracle import LENGTH, MASK, NEVER, VOCAB, blank, entropy, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
@@ -19,7 +20,6 @@ from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.state_dependent import StateDependentMasking
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial, Schedule
 from diffusion_lm.types import DenseLogits
 
@@ -105,8 +105,8 @@ def test_ancestral_sampling_writes_the_data(process):
         at = jnp.round((1 - t) * passes).astype(jnp.int32)
         return tables[at, jnp.sum(tokens * code, axis=1)]
 
-    sampler = Ancestral(process=process, passes=passes, eos=NEVER)
-    texts = jax.jit(lambda canvas: decode_loop(sampler, denoise, sampler.begin(canvas), passes)[0])(blank(rows)).tokens
+    sampler = Ancestral(process=process, denoising_steps=passes, eos=NEVER)
+    texts = jax.jit(lambda canvas: denoised(sampler, denoise, canvas))(blank(rows)).tokens
     assert p_value(texts, chain.written(process, passes)) > 1e-3
 
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import chain
+from support.canvas import denoised
 from support.oracle import MASK, blank, entropy, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.flow import MaskFlow, UniformFlow
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.schedules import Cosine, Linear
 from diffusion_lm.types import DenseLogits
 
@@ -105,8 +105,8 @@ def test_the_sampler_writes_what_the_steps_say(kind):
     def denoise(tokens, t):
         return tables[jnp.round((1 - t) * passes).astype(jnp.int32), jnp.sum(tokens * code, axis=1)]
 
-    sampler = Ancestral(process=process, passes=passes, eos=99)
-    texts = jax.jit(lambda canvas: decode_loop(sampler, denoise, sampler.begin(canvas), passes)[0])(blank(rows)).tokens
+    sampler = Ancestral(process=process, denoising_steps=passes, eos=99)
+    texts = jax.jit(lambda canvas: denoised(sampler, denoise, canvas))(blank(rows)).tokens
     assert p_value(texts, chain.written(process, passes)) > 1e-3
 
 

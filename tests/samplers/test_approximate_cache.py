@@ -20,6 +20,7 @@ from support.approximate_cache import (
     generate,
     prompts,
 )
+from support.canvas import step
 from support.tiny import EOS, MASK, VOCAB, model
 
 from diffusion_lm.samplers.approximate_cache import ApproximateCacheSampler
@@ -41,10 +42,10 @@ def policy(request):
 @pytest.mark.parametrize(
     ("whole", "temperature"),
     [
-        (PrefixCache(block_size=CANVAS, refresh=1), 1.0),
-        (DualCache(block_size=99, refresh=1), 1.0),
-        (DelayedCache(refresh=1), 1.0),
-        (DelayedCache(refresh=1), 0.0),
+        (PrefixCache(block_size=CANVAS, refresh_every=1), 1.0),
+        (DualCache(block_size=99, refresh_every=1), 1.0),
+        (DelayedCache(refresh_every=1), 1.0),
+        (DelayedCache(refresh_every=1), 0.0),
     ],
 )
 def test_refreshed_in_every_pass_it_is_the_exact_writer(whole, temperature):
@@ -52,28 +53,28 @@ def test_refreshed_in_every_pass_it_is_the_exact_writer(whole, temperature):
         ours = generate(approximate(whole, temperature=temperature), prompts(), seed, layers=2)
         theirs = generate(exact(temperature=temperature), prompts(), seed, layers=2)
         assert (ours.tokens == theirs.tokens).all() and (ours.length == theirs.length).all()
-        assert ours.nfe == theirs.nfe and ours.read == ours.nfe * CANVAS
+        assert ours.nfe == theirs.nfe and ours.positions_computed == ours.nfe * CANVAS
 
 
-@pytest.mark.parametrize("pace", [Threshold(least=0.5), Factor(factor=2.0), EntropyBound(bound=2.0)])
-def test_any_pace_is_the_exact_writers(pace):
-    ours = generate(approximate(DelayedCache(refresh=1), pace=pace), prompts())
-    assert (ours.tokens == generate(exact(pace=pace), prompts()).tokens).all()
+@pytest.mark.parametrize("schedule", [Threshold(threshold=0.5), Factor(factor=2.0), EntropyBound(bound=2.0)])
+def test_any_schedule_is_the_exact_writers(schedule):
+    ours = generate(approximate(DelayedCache(refresh_every=1), schedule=schedule), prompts())
+    assert (ours.tokens == generate(exact(schedule=schedule), prompts()).tokens).all()
 
 
 @pytest.mark.parametrize(("kind", "temperature"), [(PrefixCache, 1.0), (DualCache, 0.0)])
 def test_refreshed_in_every_pass_blocks_follow_one_another(kind, temperature):
     """As full passes in Python write them: each block by when it is due, an even share of the passes for each."""
     prompt, sampler = prompts(), confidence(eos=NEVER, temperature=temperature)
-    ours = generate(approximate(kind(block_size=4, refresh=1), eos=NEVER, temperature=temperature), prompt)
+    ours = generate(approximate(kind(block_size=4, refresh_every=1), eos=NEVER, temperature=temperature), prompt)
     for row, start in enumerate([6, 1, 3]):
         canvas, first = begun(prompt, row), start // 4
         for block in range(first, 4):
-            due = sampler.passes - (3 - block) * sampler.passes // (4 - first)
+            due = sampler.denoising_steps - (3 - block) * sampler.denoising_steps // (4 - first)
             here = canvas.undecided & (np.arange(CANVAS) // 4 == block)[None]
             while here.any():
-                by_then = dataclasses.replace(sampler, passes=due)  # as if the canvas ended here
-                after = by_then.step(full_pass, canvas.replace(undecided=here))
+                by_then = dataclasses.replace(sampler, denoising_steps=due)  # as if the canvas ended here
+                after = step(by_then, full_pass, canvas.replace(undecided=here))
                 canvas = after.replace(undecided=canvas.undecided & (after.tokens == MASK))
                 here &= canvas.undecided
         assert (ours.tokens[row] == canvas.tokens[0, start : start + LENGTH]).all()
@@ -95,7 +96,7 @@ def begun(prompt, row=slice(None), seed=0):
         fixed=fixed[rows],
         confidence=fixed[rows].astype(jnp.float32),
         keys=keys[rows],
-        passes=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
     )
 
 
@@ -122,10 +123,22 @@ class Noting:
         return logits, Notes(tokens=cache.tokens.at[rows, at].set(tokens, mode="drop"), now=now)
 
 
-step = jax.jit(lambda sampler, model, state: sampler.step(model, state), static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def one_step(sampler, network, state, cache):
+    """The state and the cache after one step, in the narrowest variant that will do."""
+
+    def go(variant, state, cache):
+        query = variant.query(state)
+        logits, cache = network.forward_positions(cache, query.tokens, query.positions, query.t)
+        return variant.update(state, logits), cache
+
+    variants = sampler.variants(state.tokens.shape[1])
+    if len(variants) == 1:
+        return go(variants[0], state, cache)
+    return jax.lax.switch(sampler.variant(state), [functools.partial(go, one) for one in variants], state, cache)
 
 
-def passes_of(policy, *, eos=NEVER, length=13, fixed=0.3, passes=13, seed=0):
+def passes_of(policy, *, eos=NEVER, length=13, fixed=0.3, denoising_steps=13, seed=0):
     """(canvas as a pass finds it, what was read of it before, what it reads, the canvas after it), pass by pass; some
     positions are given, anywhere."""
     rng, rows = np.random.default_rng(seed), 3
@@ -136,16 +149,19 @@ def passes_of(policy, *, eos=NEVER, length=13, fixed=0.3, passes=13, seed=0):
         fixed=fixed,
         confidence=fixed.astype(jnp.float32),
         keys=jax.random.split(jax.random.key(seed), rows),
-        passes=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
     )
-    sampler = ApproximateCacheSampler(sampler=confidence(eos=eos, passes=passes), policy=policy, mask=MASK)
-    state = sampler.begin(canvas, Notes(tokens=jnp.full((rows, length), -1), now=~fixed & fixed), None)
+    sampler = ApproximateCacheSampler(
+        sampler=confidence(eos=eos, denoising_steps=denoising_steps), policy=policy, mask=MASK
+    )
+    state, cache = sampler.init(canvas), Notes(tokens=jnp.full((rows, length), -1), now=~fixed & fixed)
     while not sampler.done(state).all():
-        was, state = state, step(sampler, Noting(), state)
-        yield was, was.cache.tokens, state.cache.now, state
+        was, before = state, cache
+        state, cache = one_step(sampler, Noting(), state, cache)
+        yield was, before.tokens, cache.now, state
 
 
-@pytest.mark.parametrize("policy", [*POLICIES.values(), DualCache(block_size=4, refresh=3)], ids=str)
+@pytest.mark.parametrize("policy", [*POLICIES.values(), DualCache(block_size=4, refresh_every=3)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_written_and_what_has_changed_is_read(policy, seed):
     """Whatever is given: no pass writes what it does not read, or leaves stale what is not the token that was read."""
@@ -153,7 +169,7 @@ def test_what_is_written_and_what_has_changed_is_read(policy, seed):
         going = was.undecided.any(axis=1, keepdims=True)
         assert (now | (state.tokens == was.tokens)).all()
         assert (now | (read == was.tokens) | ~going).all()
-        assert now.all(where=going) or was.passes % (policy.refresh or 99)
+        assert now.all(where=going) or was.step % (policy.refresh_every or 99)
         assert not (now & ~going).any()  # a row that is done asks for nothing
     assert not (state.tokens == MASK).any() and (state.tokens == was.tokens).all(where=was.fixed)
 
@@ -181,8 +197,8 @@ def test_positions_read():
     """16 open in 4 blocks, 8 passes: the first of a block reads all, and all are made up to quarters."""
     read = {}
     for name, policy in POLICIES.items():
-        *_, (_, _, _, state) = passes_of(policy, length=16, fixed=0.0, passes=8)
-        read[name] = int(state.read)
+        *_, (_, _, _, state) = passes_of(policy, length=16, fixed=0.0, denoising_steps=8)
+        read[name] = int(state.positions_computed)
     assert read["dual"] == 4 * (16 + 4)
     assert read["prefix"] == (16 + 16) + (16 + 12) + (16 + 8) + (16 + 4)
     assert read["delayed"] == 16 + 16 + 16 + 12 + 12 + 8 + 8 + 4  # two more a pass, and those of the last once more
@@ -201,7 +217,7 @@ def test_in_two_layers_what_is_said_goes_stale():
 
 def texts_the_same(policy, layers):
     """The share of tokens that are those of the same writer when it reads everything in every pass."""
-    writers = (approximate(dataclasses.replace(policy, refresh=refresh)) for refresh in (0, 1))
+    writers = (approximate(dataclasses.replace(policy, refresh_every=refresh)) for refresh in (0, 1))
     texts = [[generate(writer, prompts(), seed, layers=layers).tokens for seed in range(6)] for writer in writers]
     return np.mean(np.array(texts[0]) == np.array(texts[1]))
 
@@ -227,26 +243,26 @@ def test_a_row_alone_is_the_row_in_a_ragged_batch(policy):
         batch = generate(writer, prompts(), seed)
         for row in (1, 2):
             alone = generate(writer, prompts(), seed, rows=slice(row, row + 1))
-            assert (alone.tokens[0] == batch.tokens[row]).all() and alone.read <= batch.read
+            assert (alone.tokens[0] == batch.tokens[row]).all() and alone.positions_computed <= batch.positions_computed
 
 
 def test_the_compiled_loop_is_a_plain_loop():
     prompt, policy = prompts(), DualCache(block_size=4)
     sampler = ApproximateCacheSampler(sampler=confidence(), policy=policy, mask=MASK)
-    state, made = sampler.begin(begun(prompt), model().empty_cache(3, CANVAS), None), 0
+    state, cache, made = sampler.init(begun(prompt)), model().empty_cache(3, CANVAS), 0
     while not sampler.done(state).all():
-        state, made = step(sampler, model(), state), made + 1
+        (state, cache), made = one_step(sampler, model(), state, cache), made + 1
     compiled = generate(approximate(policy), prompt)
     at = np.asarray(prompt.length)[:, None] + np.arange(LENGTH)
     text = np.take_along_axis(np.asarray(state.tokens), at, axis=1)
     written = np.arange(LENGTH)[None] < np.asarray(compiled.length)[:, None]
     assert (text == compiled.tokens)[written].all()
-    assert compiled.nfe == made and compiled.read == state.read
+    assert compiled.nfe == made and compiled.positions_computed == state.positions_computed
 
 
 def test_what_is_given_behind_the_prompt_stays():
-    behind = [MASK, 7, MASK, MASK, 8]
-    generation = generate(approximate(DualCache(block_size=4)), prompts(behind=behind))
+    suffix = [MASK, 7, MASK, MASK, 8]
+    generation = generate(approximate(DualCache(block_size=4)), prompts(suffix=suffix))
     assert (generation.length > 4).all() and (generation.tokens[:, jnp.array([1, 4])] == jnp.array([[7, 8]])).all()
 
 
@@ -254,7 +270,7 @@ def test_history_is_the_canvas_as_it_cleared():
     plain, recorded = (
         generate(approximate(DualCache(block_size=4), record=record), prompts()) for record in (False, True)
     )
-    assert (plain.tokens == recorded.tokens).all() and recorded.history.made.tolist() == [plain.nfe]
+    assert (plain.tokens == recorded.tokens).all() and recorded.history.steps.tolist() == [plain.nfe]
     last = np.asarray(recorded.history.tokens[0, int(plain.nfe) - 1])
     assert (last[1, 1 : 1 + plain.length[1]] == plain.tokens[1, : plain.length[1]]).all()
 
@@ -263,11 +279,11 @@ def test_history_is_the_canvas_as_it_cleared():
     "bad",
     [
         lambda: DualCache(block_size=0),
-        lambda: PrefixCache(refresh=-1),
-        lambda: DelayedCache(refresh=-1),
-        lambda: approximate(DualCache(block_size=2), passes=7),
+        lambda: PrefixCache(refresh_every=-1),
+        lambda: DelayedCache(refresh_every=-1),
+        lambda: approximate(DualCache(block_size=2), denoising_steps=7),
         lambda: dataclasses.replace(approximate(DelayedCache()), align=1),
-        lambda: generate(dataclasses.replace(approximate(DelayedCache()), canvas=15), prompts()),
+        lambda: generate(dataclasses.replace(approximate(DelayedCache()), canvas_length=15), prompts()),
     ],
 )
 def test_what_can_not_be_is_refused_in_a_line(bad):

@@ -13,14 +13,13 @@ from support.tiny import MASK, VOCAB, model
 
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache
-from diffusion_lm.samplers.guidance import ClassifierFreeGuidance, GuidedCache
 from diffusion_lm.samplers.logits_processors import (
     Chain,
     FrequencyPenalty,
     NoRepeatNGram,
-    ProcessedDenoiser,
     SuppressTokens,
 )
+from diffusion_lm.samplers.processed_denoiser import ProcessedCache, ProcessedDenoiser
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -29,18 +28,19 @@ RULE = Chain((SuppressTokens(tokens=(5,)), FrequencyPenalty(nats=0.7), NoRepeatN
 
 
 def guided(network, prompt, scale=1.5):
-    return ClassifierFreeGuidance(model=network, scale=jnp.asarray(scale, jnp.float32), prompt=prompt.length, mask=MASK)
+    return both(network, prompt, scale, rule=None)
 
 
 def both(network, prompt, scale=1.5, rule=RULE):
-    """As `answers.write` puts them between a network and a writer."""
-    return ProcessedDenoiser(guided(network, prompt, scale), rule, MASK)
+    """Guidance and a logits processor, as `pipeline.generate` combines them."""
+    scale = jnp.asarray(scale, jnp.float32)
+    return ProcessedDenoiser(network=network, mask=MASK, processor=rule, cfg_scale=scale, prompt_length=prompt.length)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _generate(writer, network, prompt, keys, length):
     cache = network.empty_cache(prompt.length.shape[0], writer.slots(prompt.tokens.shape[1], length))
-    return writer.generate(network, cache, prompt, keys, length=length)
+    return writer.generate(network, cache, prompt, keys, max_new_tokens=length)
 
 
 def generate(writer, network, prompt, seed=0, rows=slice(None), length=LENGTH):
@@ -52,7 +52,7 @@ def test_refreshed_in_every_pass_it_is_the_exact_writer():
     prompt = prompts()
     network = both(model(2), prompt)
     for seed in range(3):
-        ours = generate(approximate(DelayedCache(refresh=1), eos=NEVER), network, prompt, seed)
+        ours = generate(approximate(DelayedCache(refresh_every=1), eos=NEVER), network, prompt, seed)
         theirs = generate(exact(eos=NEVER), network, prompt, seed)
         assert (ours.tokens == theirs.tokens).all() and ours.nfe == theirs.nfe
 
@@ -64,7 +64,7 @@ def test_a_rule_is_kept_and_knows_where_what_it_is_asked_of_stands(policy):
     network = both(
         model(), prompt, rule=Chain((SuppressTokens(tokens=banned), Alternating(), NoRepeatNGram(size=size)))
     )
-    written = np.asarray(generate(approximate(POLICIES[policy], eos=NEVER, passes=16), network, prompt).tokens)
+    written = np.asarray(generate(approximate(POLICIES[policy], eos=NEVER, denoising_steps=16), network, prompt).tokens)
     columns = np.asarray(prompt.length)[:, None] + np.arange(LENGTH)
     assert not np.isin(written, banned).any() and ((written - columns) % 2 == 0).all()
     for row, length, tokens in zip(written, prompt.length, np.asarray(prompt.tokens), strict=True):
@@ -77,16 +77,18 @@ def test_a_rule_is_kept_and_knows_where_what_it_is_asked_of_stands(policy):
 def test_a_rule_is_asked_with_the_text_as_it_stands():
     """Each pass says how many tokens stand, and writes one more."""
     prompt = Prompt(tokens=jnp.full((1, 2), 5), length=jnp.full(1, 2))
-    writer = dataclasses.replace(approximate(DualCache(block_size=4), eos=NEVER, passes=9), canvas=11)
-    written = generate(writer, ProcessedDenoiser(model(), Tattling(), MASK), prompt, length=9).tokens[0]
+    writer = dataclasses.replace(approximate(DualCache(block_size=4), eos=NEVER, denoising_steps=9), canvas_length=11)
+    written = generate(
+        writer, ProcessedDenoiser(network=model(), mask=MASK, processor=Tattling()), prompt, length=9
+    ).tokens[0]
     assert sorted(written.tolist()) == list(range(2, 11))
 
 
 def test_no_guidance_changes_nothing_and_guidance_does():
     prompt, writer = prompts((6, 5, 3)), approximate(DualCache(block_size=4), eos=NEVER)
-    plain = generate(writer, ProcessedDenoiser(model(), RULE, MASK), prompt)
+    plain = generate(writer, ProcessedDenoiser(network=model(), mask=MASK, processor=RULE), prompt)
     free, steered = (generate(writer, both(model(), prompt, scale), prompt) for scale in (0.0, 2.0))
-    assert (free.tokens == plain.tokens).all() and free.read == plain.read
+    assert (free.tokens == plain.tokens).all() and free.positions_computed == plain.positions_computed
     assert (steered.tokens != plain.tokens).any()
 
 
@@ -102,7 +104,7 @@ def test_half_of_the_rows_are_read_without_their_prompts():
     prompt = Prompt(tokens=jnp.zeros((2, 4), jnp.int32), length=jnp.array([4, 2]))
     tokens, at = jnp.array([[9, 2, 3, 7], [1, 2, 3, 6]]), jnp.array([[0, 2, 3, 4], [1, 2, 5, 8]])  # 8: nowhere
     _, cache = guided(Listening(), prompt).forward_positions(
-        GuidedCache(inner=None), tokens, at, jnp.array([0.5, 0.25])
+        ProcessedCache(inner=None, text=None, length=jnp.zeros(2, jnp.int32)), tokens, at, jnp.array([0.5, 0.25])
     )
     read, where, t = cache.inner
     assert read.tolist() == [*tokens.tolist(), [9, MASK, MASK, 7], [MASK, 2, 3, 6]]

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.canvas import recorded, step
 from support.text_samplers import NEVER, NO_TEXT, WRITERS, _generate, auto, autoregressive, canvases, generate, prompts
 from support.tiny import EOS, MASK, VOCAB, model
 
 from diffusion_lm.attention_patterns import BlockCausal, Causal
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import Canvas, Prompt, commit, decode_loop
+from diffusion_lm.samplers.base import Canvas, Prompt, commit
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.types import Alignment, DenseLogits
@@ -68,19 +69,19 @@ def test_the_same_keys_write_the_same_and_others_do_not(writer):
 @pytest.mark.parametrize(("canvas", "passes", "per_canvas"), [(4, 1, 1), (4, 2, 2), (4, 3, 3), (4, 4, 4), (4, 50, 4)])
 def test_passes_of_confidence(canvas, passes, per_canvas):
     """Prompt, passes, one commit after each canvas but the last. More passes than positions end when all is written."""
-    generation = generate(canvases(canvas=canvas, passes=passes, eos=NEVER), prompts([2, 2, 2]), 12)
+    generation = generate(canvases(canvas_length=canvas, denoising_steps=passes, eos=NEVER), prompts([2, 2, 2]), 12)
     assert generation.nfe == 1 + 3 * per_canvas + 2
 
 
 def test_passes_of_other_writers():
     prompt = prompts([6, 1, 3])
     assert generate(autoregressive(eos=NEVER), prompt, 10).nfe == 10
-    both = canvases(canvas=20, align=0, passes=5, eos=NEVER)
+    both = canvases(canvas_length=20, align=0, denoising_steps=5, eos=NEVER)
     assert generate(both, prompt, 10).nfe == 5  # no prompt is read, nothing is committed
-    blocks = canvases(clean=BlockCausal(4), align=4, passes=4, eos=NEVER)
+    blocks = canvases(clean=BlockCausal(4), align=4, denoising_steps=4, eos=NEVER)
     # prompts of 1 and 3 lie in the first canvas: 4 canvases for 10 tokens at worst, of which the last row needs 4
     assert generate(blocks, prompt, 10).nfe <= 1 + 4 * 4 + 3
-    assert generate(canvases(kind=Ancestral, passes=1, eos=NEVER), prompt, 8).nfe == 1 + 2 + 1
+    assert generate(canvases(kind=Ancestral, denoising_steps=1, eos=NEVER), prompt, 8).nfe == 1 + 2 + 1
 
 
 class Ending:
@@ -109,7 +110,7 @@ def ending(writer, after, length=20):
     prompt = Prompt(tokens=jnp.full((rows, 1), 1, jnp.int32), length=jnp.ones(rows, jnp.int32))
     keys = jax.random.split(jax.random.key(0), rows)
     return jax.jit(
-        lambda keys: writer.generate(Ending(after), jnp.zeros(rows, jnp.int32), prompt, keys, length=length)
+        lambda keys: writer.generate(Ending(after), jnp.zeros(rows, jnp.int32), prompt, keys, max_new_tokens=length)
     )(keys)
 
 
@@ -117,15 +118,15 @@ def test_writing_stops_when_every_row_has_ended():
     generation = ending(autoregressive(), [4, 2])
     assert generation.length.tolist() == [3, 1] and generation.nfe == 4
     assert generation.tokens[0, :5].tolist() == [5, 5, 5, MASK, MASK]
-    generation = ending(canvases(canvas=4, passes=2), [6, 2])
+    generation = ending(canvases(canvas_length=4, denoising_steps=2), [6, 2])
     assert generation.length.tolist() == [5, 1] and (generation.tokens[1, 1:] == MASK).all()
     # prompt, a canvas, its commit, and the other row's end in the first pass of the next: what follows is closed
     assert generation.nfe == 1 + 2 + 1 + 1
-    assert ending(canvases(canvas=4, passes=2), [2, 2]).nfe == 1 + 1  # the first pass meets the end
+    assert ending(canvases(canvas_length=4, denoising_steps=2), [2, 2]).nfe == 1 + 1  # the first pass meets the end
 
 
 def test_an_end_at_once_and_an_end_at_the_last_token():
-    for writer in (autoregressive(), canvases(canvas=4, passes=2)):
+    for writer in (autoregressive(), canvases(canvas_length=4, denoising_steps=2)):
         assert ending(writer, [1, 1]).length.tolist() == [0, 0]
         assert ending(writer, [20, 21]).length.tolist() == [19, 20]
 
@@ -144,15 +145,15 @@ def test_the_compiled_loop_is_a_plain_loop(kind):
     writer, bound, prompt = WRITERS[kind](), model(), prompts([6, 1, 3])
 
     def begin(keys):
-        return writer.begin(bound, bound.empty_cache(3, writer.slots(6, 10)), prompt, keys, length=10)
+        return writer.init(bound, bound.empty_cache(3, writer.slots(6, 10)), prompt, keys, max_new_tokens=10)
 
     state = jax.jit(begin)(jax.random.split(jax.random.key(0), 3))
-    for phase in writer.phases(10):
+    for phase in writer.stages(10):
         state = phase.enter(bound, state) if phase.enter else state
-        step, made = jax.jit(phase.sampler.step), 0
-        while made < phase.steps and not phase.sampler.done(state).all():
-            state, made = step(bound, state), made + 1
-    looped, compiled = writer.answer(state, length=10), generate(writer, prompt, 10)
+        one_step, made = jax.jit(phase.stepper.step), 0
+        while made < phase.max_steps and not phase.stepper.done(state).all():
+            state, made = one_step(bound, state), made + 1
+    looped, compiled = writer.finish(state, max_new_tokens=10), generate(writer, prompt, 10)
     assert (looped.tokens == compiled.tokens).all() and looped.nfe == compiled.nfe
 
 
@@ -164,20 +165,20 @@ def a_canvas(tokens, passes=0):
         fixed=jnp.zeros_like(tokens, bool),
         confidence=jnp.zeros(tokens.shape),
         keys=jax.random.split(jax.random.key(0), len(tokens)),
-        passes=jnp.full((), passes, jnp.int32),
+        step=jnp.full((), passes, jnp.int32),
     )
 
 
 @pytest.mark.parametrize("passes", [1, 3, 4, 8])
 def test_a_canvas_cleared_pass_by_pass_in_python(passes):
-    sampler = Confidence(passes=passes, eos=NEVER)
+    sampler = Confidence(denoising_steps=passes, eos=NEVER)
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(2, 8, VOCAB)), jnp.float32)
     canvas = a_canvas(np.full((2, 8), MASK))
-    state, record = decode_loop(sampler, lambda tokens, t: logits, canvas, passes, record=lambda s: s.tokens)
+    state, record = recorded(sampler, lambda tokens, t: logits, canvas, lambda s: s.tokens)
     for made in range(passes):
         assert not sampler.done(canvas).any()
-        was, canvas = canvas, sampler.step(lambda tokens, t: logits, canvas)
+        was, canvas = canvas, step(sampler, lambda tokens, t: logits, canvas)
         assert (canvas.tokens == was.tokens)[~was.undecided].all()  # what stands is not touched
         assert (record[made] == canvas.tokens).all()
     assert sampler.done(canvas).all() and (canvas.tokens == state.tokens).all() and (canvas.tokens < VOCAB).all()
@@ -185,10 +186,10 @@ def test_a_canvas_cleared_pass_by_pass_in_python(passes):
 
 def test_confidence_commits_the_surest_evenly_many():
     logits = jnp.zeros((1, 6, VOCAB)).at[0, :, 5].set(jnp.array([1.0, 6.0, 2.0, 5.0, 4.0, 3.0]))
-    sampler = Confidence(passes=3, eos=NEVER, draw=SamplingParams(temperature=0.0))
-    canvas = sampler.step(lambda tokens, t: logits, a_canvas(np.full((1, 6), MASK)))
+    sampler = Confidence(denoising_steps=3, eos=NEVER, sampling=SamplingParams(temperature=0.0))
+    canvas = step(sampler, lambda tokens, t: logits, a_canvas(np.full((1, 6), MASK)))
     assert canvas.tokens[0].tolist() == [MASK, 5, MASK, 5, MASK, MASK]
-    canvas = sampler.step(lambda tokens, t: logits, canvas)
+    canvas = step(sampler, lambda tokens, t: logits, canvas)
     assert canvas.tokens[0].tolist() == [MASK, 5, MASK, 5, 5, 5]
 
 
@@ -198,7 +199,7 @@ def test_commit_closes_what_follows_an_end_of_text():
     after = commit(canvas, chosen, jnp.full((1, 5), EOS), jnp.full((1, 5), 0.5), eos=EOS)
     assert after.tokens[0].tolist() == [MASK, 5, EOS, EOS, EOS]  # position 1 was not open
     assert after.undecided[0].tolist() == [True, False, False, False, False]
-    assert after.confidence[0].tolist() == [0, 0, 0.5, 0, 0] and after.passes == 1
+    assert after.confidence[0].tolist() == [0, 0, 0.5, 0, 0] and after.step == 1
 
 
 def test_an_end_of_text_in_a_prompt_closes_nothing():
@@ -215,10 +216,10 @@ def test_what_is_given_behind_an_end_of_text_stays():
 
 
 def test_history_is_the_canvases_as_they_cleared():
-    writer = canvases(passes=3, record=True, eos=NEVER)
+    writer = canvases(denoising_steps=3, record=True, eos=NEVER)
     generation = generate(writer, prompts([2, 2, 2]), 8)
     history = generation.history
-    assert history.tokens.shape == (2, 3, 3, 4) and history.made.tolist() == [3, 3]
+    assert history.tokens.shape == (2, 3, 3, 4) and history.steps.tolist() == [3, 3]
     assert history.start.tolist() == [[2] * 3, [6] * 3]
     assert (jnp.moveaxis(history.tokens[:, 2], 0, 1).reshape(3, 8) == generation.tokens).all()
     assert ((history.tokens == MASK).sum(axis=-1) == jnp.array([2, 1, 0])[None, :, None]).all()
@@ -234,13 +235,13 @@ def test_recording_changes_nothing():
 @pytest.mark.parametrize(
     "bad",
     [
-        lambda: canvases(passes=0),
-        lambda: canvases(passes=-3, kind=Ancestral),
-        lambda: canvases(canvas=0),
-        lambda: canvases(canvas=6, align=4),
+        lambda: canvases(denoising_steps=0),
+        lambda: canvases(denoising_steps=-3, kind=Ancestral),
+        lambda: canvases(canvas_length=0),
+        lambda: canvases(canvas_length=6, align=4),
         lambda: canvases(align=-1),
-        lambda: canvases(canvas=8, align=1, clean=BlockCausal(4)),
-        lambda: generate(canvases(canvas=8, align=0, clean=Causal()), prompts([6, 1, 3]), 10),
+        lambda: canvases(canvas_length=8, align=1, clean=BlockCausal(4)),
+        lambda: generate(canvases(canvas_length=8, align=0, clean=Causal()), prompts([6, 1, 3]), 10),
     ],
 )
 def test_what_can_not_be_is_refused_in_a_line(bad):
@@ -256,7 +257,7 @@ def test_what_can_not_be_is_refused_in_a_line(bad):
 def test_auto_is_the_better_writer_where_one_is_better_throughout(length):
     prompt = prompts([6, 1, 3])
     dear, cheap = (generate(auto(step_s=s), prompt, length, seed=2) for s in (100.0, 1e-3))
-    assert (dear.tokens == generate(canvases(passes=2), prompt, length, seed=2).tokens).all()
+    assert (dear.tokens == generate(canvases(denoising_steps=2), prompt, length, seed=2).tokens).all()
     assert (cheap.tokens == generate(autoregressive(), prompt, length, seed=2).tokens).all()
     assert (auto(step_s=100.0).width(length), auto(step_s=1e-3).width(length)) == (4, 1)
 
@@ -266,7 +267,7 @@ def test_auto_goes_on_token_by_token_as_autoregression_would():
     prompt = prompts([6, 1, 3])
     whole = generate(auto(eos=NEVER, temperature=0.0), prompt, 10)
     assert (whole.length == 10).all()
-    first = generate(canvases(passes=2, eos=NEVER, temperature=0.0), prompt, 8).tokens
+    first = generate(canvases(denoising_steps=2, eos=NEVER, temperature=0.0), prompt, 8).tokens
     assert (whole.tokens[:, :8] == first).all()
     text = [jnp.concatenate([prompt.tokens[i, : prompt.length[i]], first[i]]) for i in range(3)]
     longer = Prompt(
@@ -286,11 +287,11 @@ def test_auto_goes_on_where_the_canvases_ended():
 
 def test_auto_ends_with_a_narrow_canvas_where_that_is_faster():
     """2 passes over 3 positions at 0.9 beat 3 steps at 0.8."""
-    prompt, plain = prompts([6, 1, 3]), canvases(passes=2)
+    prompt, plain = prompts([6, 1, 3]), canvases(denoising_steps=2)
     assert (generate(auto(), prompt, 11, seed=2).tokens == generate(plain, prompt, 11, seed=2).tokens).all()
 
 
 def test_a_short_answer_does_not_pay_for_a_canvas():
     """The last canvas is as wide as what is left: no pass reads more than 3 positions here."""
-    generation = generate(canvases(canvas=16, passes=16, eos=NEVER), prompts([6, 1, 3]), 3)
+    generation = generate(canvases(canvas_length=16, denoising_steps=16, eos=NEVER), prompts([6, 1, 3]), 3)
     assert (generation.length == 3).all() and generation.nfe == 1 + 3

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import chain
+from support.canvas import denoised, step
 from support.oracle import LENGTH, MASK, NEVER, VOCAB, blank, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.schedules import Cosine
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -88,35 +88,38 @@ def test_the_sampler_follows_the_law_of_its_passes(process):
         at = jnp.argmin(jnp.abs(t[:, None] - jnp.asarray(times)[None]), axis=1)
         return tables[at, jnp.sum(tokens * jnp.asarray([64, 16, 4, 1])[None], axis=1)]
 
-    sampler = Ancestral(process=process, passes=8, eos=NEVER, correct=4)
-    state = jax.jit(lambda canvas: decode_loop(sampler, denoise, sampler.begin(canvas), 8)[0])(blank(rows))
-    assert state.passes == 8 and not state.undecided.any()
+    sampler = Ancestral(process=process, denoising_steps=8, eos=NEVER, corrector_steps=4)
+    state = jax.jit(lambda canvas: denoised(sampler, denoise, canvas))(blank(rows))
+    assert state.step == 8 and not state.undecided.any()
     assert p_value(state.tokens, law(process, steps, 4)) > 1e-3
     assert p_value(state.tokens, law(process, steps, 0)) < 1e-6
 
 
 def test_noise_and_steps_back_never_draw_with_the_same_key(monkeypatch):
-    used = []
+    used = {"forward": [], "reverse": []}
     for name, draw in (("forward", Uniform.forward), ("reverse", Uniform.reverse)):
 
-        def recorded(self, keys, *rest, draw=draw):
-            used.append(jax.random.key_data(keys))
+        def recorded(self, keys, *rest, name=name, draw=draw):
+            used[name].append(jax.random.key_data(keys))
             return draw(self, keys, *rest)
 
         monkeypatch.setattr(Uniform, name, recorded)
-    sampler = Ancestral(process=PROCESSES[0], passes=4, eos=NEVER, correct=2)
-    canvas = sampler.begin(blank(1))
+    sampler = Ancestral(process=PROCESSES[0], denoising_steps=4, eos=NEVER, corrector_steps=2)
+    canvas = sampler.init(blank(1))
     for _ in range(4):
-        canvas = sampler.step(lambda tokens, t: jnp.zeros((1, LENGTH, VOCAB)), canvas)
-    assert len(used) > 4 and len(np.unique(np.concatenate(used), axis=0)) == len(used)
+        canvas = step(sampler, lambda tokens, t: jnp.zeros((1, LENGTH, VOCAB)), canvas)
+    # a step's noise is drawn once, though `query` and `update` both ask for it
+    noise, back = (np.unique(np.concatenate(keys), axis=0) for keys in used.values())
+    assert len(back) == 4 and len(noise) == 4  # of steps that correct nothing, too: unused
+    assert len(np.unique(np.concatenate([noise, back]), axis=0)) == 8
 
 
 def test_given_positions_are_not_noised_again():
     canvas = blank(64, fixed=np.array([[False, True, True, False]]), prompt=2)
-    sampler = Ancestral(process=PROCESSES[0], passes=6, eos=NEVER, correct=5)
+    sampler = Ancestral(process=PROCESSES[0], denoising_steps=6, eos=NEVER, corrector_steps=5)
     said = jax.nn.one_hot(jnp.zeros((64, LENGTH), jnp.int32), VOCAB)
-    state = jax.jit(lambda c: decode_loop(sampler, lambda tokens, t: said, sampler.begin(c), 6)[0])(canvas)
-    assert (state.tokens[:, 1:3] == 2).all() and (state.tokens < VOCAB).all() and state.passes == 6
+    state = jax.jit(lambda c: denoised(sampler, lambda tokens, t: said, c))(canvas)
+    assert (state.tokens[:, 1:3] == 2).all() and (state.tokens < VOCAB).all() and state.step == 6
 
 
 @pytest.mark.parametrize(
@@ -124,5 +127,5 @@ def test_given_positions_are_not_noised_again():
 )
 def test_what_can_not_be_is_refused_in_a_line(process, correct):
     with pytest.raises(ValueError, match="correct") as caught:
-        Ancestral(process=process, passes=4, eos=NEVER, correct=correct)
+        Ancestral(process=process, denoising_steps=4, eos=NEVER, corrector_steps=correct)
     assert "\n" not in str(caught.value)

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from support.canvas import denoised
 from support.oracle import LENGTH, MASK, NEVER, TEXTS, OracleModel, blank, conditionals, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
-from diffusion_lm.samplers.base import Prompt, decode_loop
+from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -21,21 +22,21 @@ SURE = 1e-3
 
 
 def cleared(sampler, denoise=lambda tokens, t: conditionals(tokens)):
-    return jax.jit(lambda canvas: decode_loop(sampler, denoise, canvas, sampler.passes)[0])(blank(ROWS, seed=0)).tokens
+    return jax.jit(lambda canvas: denoised(sampler, denoise, canvas))(blank(ROWS, seed=0)).tokens
 
 
 def written(sampler, model_class=OracleModel):
     """4,096 texts behind a begin token."""
     model = model_class(sampler.slots(1, LENGTH))
     prompt = Prompt(tokens=jnp.zeros((ROWS, 1), jnp.int32), length=jnp.ones(ROWS, jnp.int32))
-    generate = jax.jit(lambda keys: sampler.generate(model, model.empty(ROWS), prompt, keys, length=LENGTH))
+    generate = jax.jit(lambda keys: sampler.generate(model, model.empty(ROWS), prompt, keys, max_new_tokens=LENGTH))
     generation = generate(jax.random.split(jax.random.key(1), ROWS))
     assert (generation.length == LENGTH).all()
     return generation
 
 
 def ancestral(passes, schedule=Linear()):  # noqa: B008  (frozen)
-    return Ancestral(process=Absorbing(schedule=schedule, mask=MASK), passes=passes, eos=NEVER)
+    return Ancestral(process=Absorbing(schedule=schedule, mask=MASK), denoising_steps=passes, eos=NEVER)
 
 
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
@@ -52,13 +53,13 @@ def test_autoregressive():
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_canvas_by_canvas(width):
     passes = 1 if width == 1 else 120
-    writer = BlockDiffusion(sampler=ancestral(passes), canvas=width, mask=MASK, eos=NEVER)
+    writer = BlockDiffusion(sampler=ancestral(passes), canvas_length=width, mask=MASK, eos=NEVER)
     generation = written(writer)
     assert p_value(generation.tokens) > SURE
 
 
 def test_one_position_at_a_time_is_exact_whatever_commits_it():
-    writer = BlockDiffusion(sampler=Confidence(passes=1, eos=NEVER), canvas=1, mask=MASK, eos=NEVER)
+    writer = BlockDiffusion(sampler=Confidence(denoising_steps=1, eos=NEVER), canvas_length=1, mask=MASK, eos=NEVER)
     assert p_value(written(writer).tokens) > SURE
 
 
@@ -66,13 +67,13 @@ def test_one_position_at_a_time_is_exact_whatever_commits_it():
 
 
 def test_all_at_once_is_noticed():
-    assert p_value(cleared(Confidence(passes=1, eos=NEVER))) < 1e-9
+    assert p_value(cleared(Confidence(denoising_steps=1, eos=NEVER))) < 1e-9
     assert p_value(cleared(ancestral(2))) < 1e-9
 
 
 def test_the_surest_draw_first_is_noticed():
     """One position a pass, but which one is chosen by what was drawn: likely tokens are favoured."""
-    assert p_value(cleared(Confidence(passes=LENGTH, eos=NEVER))) < 1e-9
+    assert p_value(cleared(Confidence(denoising_steps=LENGTH, eos=NEVER))) < 1e-9
 
 
 def test_logits_of_the_wrong_position_are_noticed():
@@ -91,14 +92,14 @@ def test_a_shifted_model_is_noticed():
 
 
 def test_another_temperature_is_noticed():
-    warm = AutoregressiveSampler(mask=MASK, eos=NEVER, draw=SamplingParams(temperature=1.2))
+    warm = AutoregressiveSampler(mask=MASK, eos=NEVER, sampling=SamplingParams(temperature=1.2))
     assert p_value(written(warm).tokens) < 1e-6
 
 
 def test_given_positions_are_conditioned_on():
     """The first position given: the others follow their distribution given it."""
     canvas = blank(ROWS, fixed=np.arange(LENGTH)[None] == 0, prompt=2)
-    done = jax.jit(lambda c: decode_loop(ancestral(120), lambda tokens, t: conditionals(tokens), c, 120)[0])(canvas)
+    done = jax.jit(lambda c: denoised(ancestral(120), lambda tokens, t: conditionals(tokens), c))(canvas)
     code = np.asarray(done.tokens) @ np.array([27, 9, 3, 1])
     assert (np.asarray(done.tokens)[:, 0] == 2).all()
     p = truth()[TEXTS[:, 0] == 2]

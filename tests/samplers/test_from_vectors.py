@@ -17,10 +17,9 @@ from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import init_params
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.gaussian import Gaussian
-from diffusion_lm.samplers.base import Prompt, decode_loop
+from diffusion_lm.samplers.base import Prompt, denoise
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.embedding_flow import EmbeddingFlowSampler
-from diffusion_lm.samplers.self_conditioning import SelfConditionedSampler
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -29,17 +28,20 @@ VOCAB = MASK = 12
 
 @functools.partial(jax.jit, static_argnums=0)
 def cleared(sampler, canvas):
-    return decode_loop(sampler, Seer(), sampler.begin(canvas), sampler.passes)[0]
+    def predict(query, cache):
+        return Seer()(query.tokens, query.t, embeddings=query.embeddings), cache
+
+    return denoise(sampler, predict, canvas, embed=Seer().expected_embedding).state
 
 
 def sampler(passes, churn=1.0):
-    return EmbeddingFlowSampler(process=PROCESS, passes=passes, eos=NEVER, churn=churn)
+    return EmbeddingFlowSampler(process=PROCESS, denoising_steps=passes, eos=NEVER, churn=churn)
 
 
 @pytest.mark.parametrize("churn", [0.0, 1.0])
 def test_the_best_network_writes_the_world(churn):
     many = cleared(sampler(64, churn), blank(4_096))
-    assert p_value(many.tokens) > 1e-3 and not many.undecided.any() and many.passes == 64
+    assert p_value(many.tokens) > 1e-3 and not many.undecided.any() and many.step == 64
 
 
 def test_few_passes_draw_side_by_side_what_belongs_together():
@@ -73,13 +75,13 @@ def network() -> BoundModel:
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def generate(writer, bound, prompt, keys, length):
     cache = bound.empty_cache(len(prompt.length), writer.slots(prompt.tokens.shape[1], length))
-    return writer.generate(bound, cache, prompt, keys, length=length)
+    return writer.generate(bound, cache, prompt, keys, max_new_tokens=length)
 
 
 def test_a_row_alone_is_the_row_in_a_batch_and_no_mask_is_written():
     process = Gaussian(mask=MASK, width=16)
-    one = SelfConditionedSampler(sampler=EmbeddingFlowSampler(process=process, passes=5, eos=NEVER), width=16)
-    writer = BlockDiffusion(sampler=one, canvas=12, mask=MASK, eos=NEVER, align=0)
+    one = EmbeddingFlowSampler(process=process, denoising_steps=5, eos=NEVER)
+    writer = BlockDiffusion(sampler=one, canvas_length=12, mask=MASK, eos=NEVER, align=0, self_cond_dim=16)
     prompt = Prompt(tokens=jnp.array([[1, 5, 3], [1, 0, 0], [1, 7, 0]]), length=jnp.array([3, 1, 2]))
     keys = lambda: jax.random.split(jax.random.key(0), 3)  # noqa: E731
     batch = generate(writer, network(), prompt, keys(), 9)
@@ -91,9 +93,9 @@ def test_a_row_alone_is_the_row_in_a_batch_and_no_mask_is_written():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"passes": 0}, {"churn": 1.5}, {"churn": float("nan")}, {"process": Absorbing(mask=MASK)}]
+    "bad", [{"denoising_steps": 0}, {"churn": 1.5}, {"churn": float("nan")}, {"process": Absorbing(mask=MASK)}]
 )
 def test_what_can_not_be_is_refused_in_a_line(bad):
     with pytest.raises(ValueError) as error:
-        EmbeddingFlowSampler(**{"process": PROCESS, "passes": 4, "eos": NEVER} | bad)
+        EmbeddingFlowSampler(**{"process": PROCESS, "denoising_steps": 4, "eos": NEVER} | bad)
     assert "\n" not in str(error.value)

@@ -11,13 +11,14 @@ from support.tiny import MASK, model, written
 
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.base import Prompt
-from diffusion_lm.samplers.guidance import ClassifierFreeGuidance
+from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def guided(prompt, scale):
-    return ClassifierFreeGuidance(model=model(), scale=jnp.asarray(scale, jnp.float32), prompt=prompt.length, mask=MASK)
+    scale = jnp.asarray(scale, jnp.float32)
+    return ProcessedDenoiser(network=model(), mask=MASK, cfg_scale=scale, prompt_length=prompt.length)
 
 
 @pytest.mark.parametrize("name", ["autoregressive", "confidence", "ancestral", "auto", "both ways"])
@@ -80,5 +81,5 @@ def test_a_row_alone_is_the_row_in_a_batch():
     alone = Prompt(tokens=prompt.tokens[2:, :3], length=prompt.length[2:])
     network, keys = guided(alone, 1.5), jax.random.split(jax.random.key(0), 3)[2:]
     cache = network.empty_cache(1, writer.slots(3, 10))
-    one = jax.jit(lambda keys: writer.generate(network, cache, alone, keys, length=10))(keys)
+    one = jax.jit(lambda keys: writer.generate(network, cache, alone, keys, max_new_tokens=10))(keys)
     assert (one.tokens[0] == batch.tokens[2]).all()

@@ -17,12 +17,12 @@ BEHIND = [[MASK, 7, MASK], [MASK, MASK, 8, MASK, MASK, 9], [5, MASK, MASK, MASK,
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _generate(writer, bound, prompt, keys, length):
     cache = bound.empty_cache(len(prompt.length), max(writer.slots(prompt.tokens.shape[1], length), 1))
-    return writer.generate(bound, cache, prompt, keys, length=length)
+    return writer.generate(bound, cache, prompt, keys, max_new_tokens=length)
 
 
 def together(writer, seed=0, length=8):
     behind = [row + [MASK] * (length - len(row)) for row in BEHIND]
-    laid = {"behind": jnp.asarray(behind), "wanted": jnp.asarray([len(row) for row in BEHIND])}
+    laid = {"suffix": jnp.asarray(behind), "num_new_tokens": jnp.asarray([len(row) for row in BEHIND])}
     keys = jax.random.split(jax.random.key(seed), 3)
     return _generate(writer, model(), prompts([6, 1, 3]).replace(**laid), keys, length)
 
@@ -32,9 +32,9 @@ def alone(writer, row, seed=0, length=None):
     here, behind = slice(row, row + 1), np.asarray(BEHIND[row])
     wanted = None if length is None else jnp.asarray([len(behind)])
     behind = np.pad(behind, (0, 0 if length is None else length - len(behind)), constant_values=MASK)
-    prompt = jax.tree.map(lambda a: a[here], prompts([6, 1, 3])).replace(behind=jnp.asarray(behind[None]))
+    prompt = jax.tree.map(lambda a: a[here], prompts([6, 1, 3])).replace(suffix=jnp.asarray(behind[None]))
     keys = jax.random.split(jax.random.key(seed), 3)[here]
-    return _generate(writer, model(), prompt.replace(wanted=wanted), keys, behind.size)
+    return _generate(writer, model(), prompt.replace(num_new_tokens=wanted), keys, behind.size)
 
 
 @pytest.mark.parametrize("row", [0, 1])

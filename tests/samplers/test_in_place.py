@@ -21,9 +21,9 @@ from diffusion_lm.samplers.speculative import Speculative
     "writer",
     [
         AutoregressiveSampler(mask=MASK, eos=99),
-        Speculative(mask=MASK, eos=99, drafter=PromptLookup(width=3), break_even=1.5),
-        Speculative(mask=MASK, eos=99, drafter=TiDARDraft(width=1), break_even=1.5),
-        BlockDiffusion(mask=MASK, eos=99, canvas=5, sampler=Confidence(passes=2, eos=99)),
+        Speculative(mask=MASK, eos=99, drafter=PromptLookup(num_tokens=3), break_even=1.5),
+        Speculative(mask=MASK, eos=99, drafter=TiDARDraft(num_tokens=1), break_even=1.5),
+        BlockDiffusion(mask=MASK, eos=99, canvas_length=5, sampler=Confidence(denoising_steps=2, eos=99)),
     ],
     ids=lambda writer: type(getattr(writer, "drafter", writer)).__name__,
 )
@@ -32,7 +32,7 @@ def test_no_step_copies_the_cache(writer):
     prompt = Prompt(tokens=jax.numpy.full((1, 2), 5), length=jax.numpy.full(1, 2))
 
     def generate(network, cache, keys):
-        return writer.generate(network, cache, prompt, keys, length=35)
+        return writer.generate(network, cache, prompt, keys, max_new_tokens=35)
 
     cache, keys = network.empty_cache(1, slots), jax.random.split(jax.random.key(0), 1)
     program = jax.jit(generate, donate_argnums=1).lower(network, cache, keys).compile().as_text()

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import chain
+from support.canvas import denoised
 from support.oracle import MASK, NEVER, TEXTS, blank, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
@@ -15,7 +16,6 @@ from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.state_dependent import StateDependentMasking
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Remasking, Rescale
 from diffusion_lm.samplers.renoising import Renoising
@@ -38,28 +38,28 @@ def distance(sampler, process, passes: int = PASSES) -> float:
         at = jnp.clip(jnp.round(t * passes).astype(jnp.int32) - 1, 0, passes - 1)
         return tables[at, jnp.sum(tokens * jnp.asarray([64, 16, 4, 1])[None], axis=1)]
 
-    whole = jax.jit(lambda canvas: decode_loop(sampler, denoise, sampler.begin(canvas), sampler.passes)[0])
+    whole = jax.jit(lambda canvas: denoised(sampler, denoise, canvas))
     code = np.asarray(whole(blank(ROWS, seed=0)).tokens) @ np.array([27, 9, 3, 1])
     return float(np.abs(np.bincount(code, minlength=len(TEXTS)) / ROWS - truth()).sum() / 2)
 
 
 def confidence(**options):
-    return Confidence(passes=PASSES, eos=NEVER, **options)
+    return Confidence(denoising_steps=PASSES, eos=NEVER, **options)
 
 
 @pytest.mark.parametrize("process", [MASKS, TOKENWISE, UNIFORM, *FLOWS, *SCORES], ids=str)
 def test_the_reverse_process_is_exact_in_the_limit(process):
-    assert distance(Ancestral(process=process, passes=PASSES, eos=NEVER), process) < 1.25 * LEVEL
+    assert distance(Ancestral(process=process, denoising_steps=PASSES, eos=NEVER), process) < 1.25 * LEVEL
 
 
 def test_a_mixture_s_steps_fall_short_longer():
     """Its noise goes with the root of the time that is left: 0.03 is still missing after 64 passes."""
-    assert LEVEL < distance(Ancestral(process=MIXTURE, passes=PASSES, eos=NEVER), MIXTURE) < 0.06
+    assert LEVEL < distance(Ancestral(process=MIXTURE, denoising_steps=PASSES, eos=NEVER), MIXTURE) < 0.06
 
 
 @pytest.mark.parametrize("remask", [Cap(eta=0.02), Rescale(eta=0.05), Loop(eta=0.02)], ids=str)
 def test_taking_tokens_back_is_exact_in_the_limit(remask):
-    assert distance(Remasking(process=MASKS, passes=PASSES, eos=NEVER, remask=remask), MASKS) < 1.25 * LEVEL
+    assert distance(Remasking(process=MASKS, denoising_steps=PASSES, eos=NEVER, remask=remask), MASKS) < 1.25 * LEVEL
 
 
 def revision():
@@ -67,14 +67,18 @@ def revision():
 
 
 def renoising(process):
-    return Renoising(process=process, passes=PASSES, eos=NEVER)
+    return Renoising(process=process, denoising_steps=PASSES, eos=NEVER)
 
 
 BIASED = {  # what seeks likely texts, however many passes: total variation from the truth, to 0.02
-    "remask the unsure": (Remasking(process=MASKS, passes=PASSES, eos=NEVER, remask=ConfidenceBased()), MASKS, 0.06),
+    "remask the unsure": (
+        Remasking(process=MASKS, denoising_steps=PASSES, eos=NEVER, remask=ConfidenceBased()),
+        MASKS,
+        0.06,
+    ),
     "confidence, one a pass": (confidence(), MASKS, 0.50),
-    "confidence, threshold 0.5": (confidence(pace=Threshold(least=0.5)), MASKS, 0.50),
-    "confidence, entropy bound 0.1": (confidence(pace=EntropyBound(bound=0.1)), MASKS, 0.04),
+    "confidence, threshold 0.5": (confidence(schedule=Threshold(threshold=0.5)), MASKS, 0.50),
+    "confidence, entropy bound 0.1": (confidence(schedule=EntropyBound(bound=0.1)), MASKS, 0.04),
     "revision": (revision(), MASKS, 0.63),
     "renoising, uniform": (renoising(UNIFORM), UNIFORM, 0.42),
     "renoising, mixture": (renoising(MIXTURE), MIXTURE, 0.42),

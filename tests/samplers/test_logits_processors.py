@@ -20,16 +20,16 @@ from diffusion_lm.samplers.logits_processors import (
     Chain,
     FrequencyPenalty,
     NoRepeatNGram,
-    ProcessedDenoiser,
     SuppressTokens,
 )
+from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 NEVER = 99
 
 
 def written(writer, constraint, prompt, length):
-    return tiny.written(ProcessedDenoiser(model(), constraint, MASK), writer, prompt, length)
+    return tiny.written(ProcessedDenoiser(network=model(), mask=MASK, processor=constraint), writer, prompt, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def test_a_causal_rule_sees_what_is_before_and_a_canvas_what_stands():
     prompt = Prompt(tokens=jnp.full((1, 2), 5), length=jnp.full(1, 2))
     causal = written(WRITERS["autoregressive"](eos=NEVER), Tattling(), prompt, 8)
     assert causal.tokens[0].tolist() == list(range(2, 10))
-    canvas = written(WRITERS["confidence"](eos=NEVER, passes=4), Tattling(), prompt, 8)  # one position a pass
+    canvas = written(WRITERS["confidence"](eos=NEVER, denoising_steps=4), Tattling(), prompt, 8)  # one position a pass
     assert sorted(canvas.tokens[0, :4].tolist()) == [2, 3, 4, 5] and sorted(canvas.tokens[0, 4:].tolist()) == [
         6,
         7,
@@ -78,10 +78,12 @@ def test_the_rule_s_logits_are_what_is_drawn_from():
     world, rows = OracleModel(1 + LENGTH), 4_096
     world = _WithCache(world)
     prompt = Prompt(tokens=jnp.zeros((rows, 1), jnp.int32), length=jnp.ones(rows, jnp.int32))
-    network = ProcessedDenoiser(world, SuppressTokens(tokens=(0,)), WORLD_MASK)
+    network = ProcessedDenoiser(network=world, mask=WORLD_MASK, processor=SuppressTokens(tokens=(0,)))
     writer = AutoregressiveSampler(mask=WORLD_MASK, eos=NEVER)
     generate = jax.jit(
-        lambda keys: writer.generate(network, network.empty_cache(rows, 1 + LENGTH), prompt, keys, length=LENGTH)
+        lambda keys: writer.generate(
+            network, network.empty_cache(rows, 1 + LENGTH), prompt, keys, max_new_tokens=LENGTH
+        )
     )
     tokens = np.asarray(generate(jax.random.split(jax.random.key(3), rows)).tokens)
     assert (tokens != 0).all()
@@ -161,7 +163,7 @@ def test_a_free_rule_changes_nothing():
         free = written(writer, SuppressTokens(tokens=()), prompt, 10)
         keys = jax.random.split(jax.random.key(0), 3)
         cache = model().empty_cache(3, writer.slots(6, 10))
-        plain = jax.jit(lambda keys, w=writer, c=cache: w.generate(model(), c, prompt, keys, length=10))(keys)
+        plain = jax.jit(lambda keys, w=writer, c=cache: w.generate(model(), c, prompt, keys, max_new_tokens=10))(keys)
         assert (free.tokens == plain.tokens).all()
 
 

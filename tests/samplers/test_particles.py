@@ -21,16 +21,19 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 WORLD = OracleModel(1 + LENGTH)
 
 
-def population(particles, *, canvas=LENGTH, passes=1, mask=MASK, eos=NEVER, draw=SamplingParams()):  # noqa: B008  (frozen)
-    sampler = Ancestral(process=Absorbing(mask=mask), passes=passes, eos=eos, draw=draw)
+def population(particles, *, canvas=LENGTH, passes=1, mask=MASK, eos=NEVER, sampling=SamplingParams()):  # noqa: B008  (frozen)
+    sampler = Ancestral(process=Absorbing(mask=mask), denoising_steps=passes, eos=eos, sampling=sampling)
     return ParticleSampler(
-        canvases=BlockDiffusion(sampler=sampler, canvas=canvas, mask=mask, eos=eos), particles=particles
+        block_diffusion=BlockDiffusion(sampler=sampler, canvas_length=canvas, mask=mask, eos=eos),
+        num_particles=particles,
     )
 
 
 def begun(writer, rows):
     prompt = Prompt(tokens=jnp.zeros((rows, 1), jnp.int32), length=jnp.ones(rows, jnp.int32))
-    return writer.begin(WORLD, WORLD.empty(rows), prompt, jax.random.split(jax.random.key(1), rows), length=LENGTH)
+    return writer.init(
+        WORLD, WORLD.empty(rows), prompt, jax.random.split(jax.random.key(1), rows), max_new_tokens=LENGTH
+    )
 
 
 @pytest.mark.parametrize(("canvas", "passes"), [(4, 1), (4, 3), (2, 1)])
@@ -51,9 +54,11 @@ def test_the_mean_weight_is_one(canvas, passes):
 
 
 def texts(writer, groups):
-    rows = groups * writer.particles
+    rows = groups * writer.num_particles
     prompt = Prompt(tokens=jnp.zeros((rows, 1), jnp.int32), length=jnp.ones(rows, jnp.int32))
-    generate = jax.jit(lambda keys: writer.generate(WORLD, WORLD.empty(rows), prompt, keys, length=LENGTH).tokens)
+    generate = jax.jit(
+        lambda keys: writer.generate(WORLD, WORLD.empty(rows), prompt, keys, max_new_tokens=LENGTH).tokens
+    )
     return np.asarray(generate(jax.random.split(jax.random.key(2), rows))).reshape(groups, -1, LENGTH)
 
 
@@ -73,26 +78,26 @@ def test_a_population_writes_the_law_that_its_proposals_miss(canvas):
 
 
 def test_behind_an_end_nothing_is_weighed_and_nothing_is_returned():
-    writer = population(4, canvas=4, passes=2, mask=TINY_MASK, eos=EOS, draw=SamplingParams(suppressed=(0, 1)))
+    writer = population(4, canvas=4, passes=2, mask=TINY_MASK, eos=EOS, sampling=SamplingParams(suppressed=(0, 1)))
     prompt = prompts([3, 3, 3, 3, 5, 5, 5, 5])
     prompt = Prompt(tokens=prompt.tokens[jnp.array([0] * 4 + [4] * 4)], length=prompt.length)
     network, keys = model(), jax.random.split(jax.random.key(0), 8)
     cache = network.empty_cache(8, writer.slots(6, 10))
-    generation = jax.jit(lambda keys: writer.generate(network, cache, prompt, keys, length=10))(keys)
+    generation = jax.jit(lambda keys: writer.generate(network, cache, prompt, keys, max_new_tokens=10))(keys)
     assert (np.asarray(generation.length) < 10).any()
     for tokens, length in zip(np.asarray(generation.tokens), np.asarray(generation.length), strict=True):
         assert not np.isin(tokens[:length], (0, 1, EOS, TINY_MASK)).any() and (tokens[length:] == TINY_MASK).all()
 
 
 def test_a_group_does_not_depend_on_the_others():
-    writer = population(4, canvas=4, passes=2, mask=TINY_MASK, eos=EOS, draw=SamplingParams(suppressed=(0, 1)))
+    writer = population(4, canvas=4, passes=2, mask=TINY_MASK, eos=EOS, sampling=SamplingParams(suppressed=(0, 1)))
     prompt, network = prompts([3] * 4 + [6] * 4), model()
     prompt = Prompt(tokens=prompt.tokens[jnp.array([0] * 4 + [4] * 4)], length=prompt.length)
     keys = jax.random.split(jax.random.key(0), 8)
 
     def written(prompt, keys):
         cache = network.empty_cache(len(keys), writer.slots(6, 10))
-        return jax.jit(lambda keys: writer.generate(network, cache, prompt, keys, length=10))(keys).tokens
+        return jax.jit(lambda keys: writer.generate(network, cache, prompt, keys, max_new_tokens=10))(keys).tokens
 
     alone = written(Prompt(tokens=prompt.tokens[4:], length=prompt.length[4:]), keys[4:])
     assert (written(prompt, keys)[4:] == alone).all()
@@ -102,11 +107,11 @@ def test_a_group_does_not_depend_on_the_others():
     "bad",
     [
         lambda: population(1),
-        lambda: population(4, draw=SamplingParams(temperature=0.5)),
-        lambda: population(4, draw=SamplingParams(top_k=3)),
-        lambda: ParticleSampler(canvases=canvases(), particles=4),
-        lambda: ParticleSampler(canvases=canvases(kind=Ancestral, record=True), particles=4),
-        lambda: ParticleSampler(canvases=canvases(kind=Ancestral, align=0, canvas=20), particles=4),
+        lambda: population(4, sampling=SamplingParams(temperature=0.5)),
+        lambda: population(4, sampling=SamplingParams(top_k=3)),
+        lambda: ParticleSampler(block_diffusion=canvases(), num_particles=4),
+        lambda: ParticleSampler(block_diffusion=canvases(kind=Ancestral, record=True), num_particles=4),
+        lambda: ParticleSampler(block_diffusion=canvases(kind=Ancestral, align=0, canvas_length=20), num_particles=4),
         lambda: begun(population(4), 6),
     ],
 )

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.canvas import denoised, recorded
+from support.canvas import step as step_by_hand
 from support.oracle import LENGTH, MASK, NEVER, VOCAB, blank, conditionals, p_value, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Remasking, Rescale
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.schedules import Cosine, Linear
@@ -25,7 +26,9 @@ MIXED = [Cap(eta=0.1), Loop(eta=0.5), ConfidenceBased()]
 
 
 def remasking(remask, passes, *, schedule=Linear(), eos=NEVER, **rest):  # noqa: B008  (frozen)
-    return Remasking(process=Absorbing(schedule=schedule, mask=MASK), passes=passes, eos=eos, remask=remask, **rest)
+    return Remasking(
+        process=Absorbing(schedule=schedule, mask=MASK), denoising_steps=passes, eos=eos, remask=remask, **rest
+    )
 
 
 def pass_by_pass(sampler) -> np.ndarray:
@@ -35,14 +38,14 @@ def pass_by_pass(sampler) -> np.ndarray:
 
     @jax.jit
     def matrix(k):
-        t = jnp.full(len(CANVASES), 1 - k / sampler.passes)
-        at, to = sampler.remask.times(t, t - 1 / sampler.passes)
-        to = jnp.where(k + 1 >= sampler.passes, 0.0, to)
+        t = jnp.full(len(CANVASES), 1 - k / sampler.denoising_steps)
+        at, to = sampler.remask.times(t, t - 1 / sampler.denoising_steps)
+        to = jnp.where(k + 1 >= sampler.denoising_steps, 0.0, to)
         law = sampler.probabilities(logits, CANVASES, at, to, sampler.sigma(state, t, at, to))
         return functools.reduce(lambda a, b: (a[:, :, None] * b[:, None]).reshape(len(a), -1), jnp.moveaxis(law, 1, 0))
 
     law, laws = np.eye(len(CANVASES))[-1], []
-    for k in range(sampler.passes):
+    for k in range(sampler.denoising_steps):
         law = law @ np.asarray(matrix(k), np.float64)
         laws.append(law)
     return np.array(laws)
@@ -101,12 +104,12 @@ def test_nothing_taken_back_is_ancestral_sampling():
     )
     np.testing.assert_allclose(none, same, atol=1e-6)
     assert np.abs(none - all_of_it).sum() / 2 > 0.05
-    assert p_value(cleared(Ancestral(process=Absorbing(mask=MASK), passes=5, eos=NEVER)), none) > 1e-3
+    assert p_value(cleared(Ancestral(process=Absorbing(mask=MASK), denoising_steps=5, eos=NEVER)), none) > 1e-3
 
 
 def cleared(sampler, rows=4_096):
     denoise = lambda tokens, t: conditionals(tokens)  # noqa: E731
-    return jax.jit(lambda canvas: decode_loop(sampler, denoise, canvas, sampler.passes)[0])(blank(rows)).tokens
+    return jax.jit(lambda canvas: denoised(sampler, denoise, canvas))(blank(rows)).tokens
 
 
 @pytest.mark.parametrize("remask", [Rescale(eta=1.0), Loop(eta=0.02)], ids=str)
@@ -134,14 +137,16 @@ def said(tokens, t):
 
 def sampler_of(remask, passes, eos=END):
     process = Absorbing(mask=PIECES)
-    return Remasking(process=process, passes=passes, eos=eos, remask=remask, draw=SamplingParams(suppressed=(0,)))
+    return Remasking(
+        process=process, denoising_steps=passes, eos=eos, remask=remask, sampling=SamplingParams(suppressed=(0,))
+    )
 
 
 @functools.cache
-def recorded(remask, passes):
+def driver(remask, passes):
     sampler = sampler_of(remask, passes)
     record = lambda s: (s.tokens, s.confidence, s.undecided)  # noqa: E731
-    return jax.jit(lambda canvas: decode_loop(sampler, said, canvas, passes, record=record))
+    return jax.jit(lambda canvas: recorded(sampler, said, canvas, record))
 
 
 @pytest.mark.usefixtures("quick_compile")
@@ -151,8 +156,8 @@ def test_no_mask_is_left_and_what_was_given_stays(remask, size, seed):
     (width, passes), rng = size, np.random.default_rng(seed)
     fixed = rng.random((2, width)) < rng.random()
     prompt = np.where(fixed, rng.integers(PIECES, size=fixed.shape), PIECES).astype(np.int32)
-    state, history = recorded(remask, passes)(blank(2, width, PIECES, fixed=fixed, prompt=prompt))
-    made, final = int(state.passes), np.asarray(state.tokens)
+    state, history = driver(remask, passes)(blank(2, width, PIECES, fixed=fixed, prompt=prompt))
+    made, final = int(state.step), np.asarray(state.tokens)
     assert made == (passes if (~fixed).any() else 0)  # nothing is closed before the last pass
     assert (final < PIECES).all() and not ((final == 0) & ~fixed).any() and not np.asarray(state.undecided).any()
     for tokens, confidence, opened in zip(*(np.asarray(part)[:made] for part in history), strict=True):
@@ -168,9 +173,9 @@ def test_no_mask_is_left_and_what_was_given_stays(remask, size, seed):
 @pytest.mark.parametrize("remask", MIXED[1:], ids=str)
 def test_the_compiled_loop_is_a_plain_loop_and_a_row_alone_is_the_row_in_a_batch(remask):
     sampler, canvas = sampler_of(remask, 12), blank(3, WIDE, PIECES)
-    go = jax.jit(lambda c: decode_loop(sampler, said, c, 12, record=lambda s: s.tokens))
+    go = jax.jit(lambda c: recorded(sampler, said, c, lambda s: s.tokens))
     compiled, record = go(canvas)
-    step, state, taken_back = jax.jit(functools.partial(sampler.step, said)), canvas, 0
+    step, state, taken_back = jax.jit(functools.partial(step_by_hand, sampler, said)), canvas, 0
     for made in range(12):
         assert not sampler.done(state).any()
         was, state = state, step(state)
@@ -186,8 +191,8 @@ def test_the_compiled_loop_is_a_plain_loop_and_a_row_alone_is_the_row_in_a_batch
 
 def test_an_end_that_is_taken_back_opens_its_own_position():
     """A text that ends at once: the end goes, what repeats it is the text's end from now on."""
-    canvas = blank(1, 4, PIECES).replace(tokens=jnp.full((1, 4), END), passes=jnp.array(1))
-    state = sampler_of(Unlimited(eta=1.0), 3).step(said, canvas)
+    canvas = blank(1, 4, PIECES).replace(tokens=jnp.full((1, 4), END), step=jnp.array(1))
+    state = step_by_hand(sampler_of(Unlimited(eta=1.0), 3), said, canvas)
     assert state.tokens[0].tolist() == [PIECES, END, END, END] and state.undecided.all()
     t = jnp.full(1, 0.5)
     for remask in (Cap(), ConfidenceBased()):
@@ -197,7 +202,7 @@ def test_an_end_that_is_taken_back_opens_its_own_position():
 def test_a_finished_row_is_left_alone():
     canvas = blank(2, 6, PIECES)
     closed = canvas.replace(undecided=canvas.undecided.at[0].set(False), tokens=canvas.tokens.at[0].set(2))
-    state = recorded(KINDS[0], 9)(closed)[0]
+    state = driver(KINDS[0], 9)(closed)[0]
     assert (state.tokens[0] == 2).all() and (state.tokens[1] < PIECES).all()
 
 
@@ -209,10 +214,10 @@ def test_a_finished_row_is_left_alone():
         lambda: Loop(t_on=0.1, t_off=0.2),
         lambda: Loop(alpha_on=1.0),
         lambda: sampler_of(Cap(), 0),
-        lambda: Remasking(process=Uniform(mask=MASK), passes=3, eos=-1, remask=Cap()),
+        lambda: Remasking(process=Uniform(mask=MASK), denoising_steps=3, eos=-1, remask=Cap()),
     ],
 )
 def test_what_can_not_be_is_refused_in_a_line(bad):
-    with pytest.raises(ValueError, match=r"share|loop|passes|ancestral") as caught:
+    with pytest.raises(ValueError, match=r"share|loop|denoising_steps|ancestral") as caught:
         bad()
     assert "\n" not in str(caught.value)

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.canvas import recorded
 from support.oracle import blank
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.uniform import Uniform
-from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import EntropyBound
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def sampler(**options):
-    return Renoising(**{"process": Uniform(mask=VOCAB), "passes": 8, "eos": NEVER} | options)
+    return Renoising(**{"process": Uniform(mask=VOCAB), "denoising_steps": 8, "eos": NEVER} | options)
 
 
 def cleared(one, denoise, canvas, record=None):
-    return jax.jit(lambda c: decode_loop(one, denoise, one.begin(c), one.passes, record=record))(canvas)
+    return jax.jit(lambda c: recorded(one, denoise, c, record))(canvas)
 
 
 def said(peaks, sharpness):
@@ -36,15 +36,13 @@ def test_a_sure_network_needs_two_passes_and_its_likeliest_canvas_is_written():
     """One to see the canvas, one to see that it stands still."""
     peaks = [3, 1, 4, 1, 5, 2]
     state, _ = cleared(sampler(), said(peaks, 50.0), blank(4, WIDTH))
-    assert state.passes == 2 and (state.tokens == jnp.array(peaks)[None]).all() and not state.undecided.any()
+    assert state.step == 2 and (state.tokens == jnp.array(peaks)[None]).all() and not state.undecided.any()
     assert (state.confidence > 0.999).all()
 
 
 def test_an_unsure_network_takes_all_passes_and_ends():
     state, _ = cleared(sampler(), said([3, 1, 4, 1, 5, 2], 1.0), blank(4, WIDTH))
-    assert (
-        state.passes == 8 and not state.undecided.any() and (state.tokens == jnp.array([3, 1, 4, 1, 5, 2])[None]).all()
-    )
+    assert state.step == 8 and not state.undecided.any() and (state.tokens == jnp.array([3, 1, 4, 1, 5, 2])[None]).all()
 
 
 def test_a_canvas_that_never_stands_still_ends_too():
@@ -66,7 +64,7 @@ def test_what_is_given_stays_and_noise_is_text():
 def test_what_may_be_drawn_together_is_kept_and_the_rest_is_noise():
     """Positions 0 and 1 are sure, the others know nothing: these are drawn evenly, those stand in every pass."""
     logits = jnp.zeros((WIDTH, VOCAB)).at[0, 3].set(60.0).at[1, 4].set(60.0)
-    one = sampler(pace=EntropyBound(bound=0.1), passes=30)
+    one = sampler(schedule=EntropyBound(bound=0.1), denoising_steps=30)
     denoise = lambda tokens, t: jnp.broadcast_to(logits[None], (*tokens.shape, VOCAB))  # noqa: E731
     _, (seen, confidence) = cleared(one, denoise, blank(200, WIDTH), record=lambda s: (s.tokens, s.confidence))
     middle, certain = np.asarray(seen[5:25]), np.asarray(confidence[5:25])
@@ -81,7 +79,7 @@ def test_what_may_be_drawn_together_is_kept_and_the_rest_is_noise():
 def test_the_temperature_falls_from_warm_to_cool():
     """At the first pass the draw is as warm as 0.8, at the last but one nearly as cool as 0.4."""
     logits = jnp.log(jnp.array([0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9, 1e-9]))
-    one = sampler(pace=EntropyBound(bound=1e9), passes=50)
+    one = sampler(schedule=EntropyBound(bound=1e9), denoising_steps=50)
     denoise = lambda tokens, t: jnp.broadcast_to(logits, (*tokens.shape, VOCAB))  # noqa: E731
     _, seen = cleared(one, denoise, blank(2_000, WIDTH), record=lambda s: s.tokens)
     for n, temperature in ((0, 0.8), (48, 0.4 + 0.4 * 2 / 50)):
@@ -97,12 +95,12 @@ def test_behind_an_end_of_text_the_end_is_repeated():
 @pytest.mark.parametrize(
     "bad",
     [
-        lambda: sampler(passes=0),
+        lambda: sampler(denoising_steps=0),
         lambda: sampler(process=Absorbing(mask=VOCAB)),
         lambda: sampler(max_temperature=0.3),
         lambda: sampler(min_temperature=0.0),
         lambda: sampler(entropy_threshold=-1.0),
-        lambda: sampler(draw=SamplingParams(top_k=3)),
+        lambda: sampler(sampling=SamplingParams(top_k=3)),
     ],
 )
 def test_what_can_not_be_is_refused_in_a_line(bad):

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import oracle
+from support.canvas import denoised, recorded, step
 from support.oracle import MASK, NEVER, conditionals, truth
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.revision import Revision
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -35,9 +35,9 @@ def said(tokens, t):
 def inner(passes=3, *, kind="even", temperature=1.0, eos=END):
     draw = SamplingParams(temperature=temperature, suppressed=(0,))
     if kind == "ancestral":
-        return Ancestral(process=Absorbing(mask=BLANK), passes=passes, eos=eos, draw=draw)
-    pace = {"pace": Threshold(least=0.4)} if kind == "threshold" else {}
-    return Confidence(passes=passes, eos=eos, draw=draw, **pace)
+        return Ancestral(process=Absorbing(mask=BLANK), denoising_steps=passes, eos=eos, sampling=draw)
+    schedule = {"schedule": Threshold(threshold=0.4)} if kind == "threshold" else {}
+    return Confidence(denoising_steps=passes, eos=eos, sampling=draw, **schedule)
 
 
 def revision(sampler, rounds=3, span=2):
@@ -47,26 +47,26 @@ def revision(sampler, rounds=3, span=2):
 @functools.cache
 def driver(sampler):
     record = lambda s: (s.tokens, s.confidence)  # noqa: E731
-    return jax.jit(lambda canvas: decode_loop(sampler, said, sampler.begin(canvas), sampler.passes, record=record))
+    return jax.jit(lambda canvas: recorded(sampler, said, canvas, record))
 
 
 def test_the_least_sure_span_is_masked():
     """Of neighbouring free positions: a given one between them doesn't count, nor what repeats an end."""
-    state = revision(inner(), span=2).begin(blank(1, 8))
+    state = revision(inner(), span=2).init(blank(1, 8))
     state = state.replace(
         tokens=jnp.array([[1, 2, 3, 1, 2, END, END, END]]),
         undecided=jnp.zeros((1, 8), bool),
         fixed=jnp.array([[0, 0, 1, 0, 0, 0, 0, 0]], bool),
         confidence=jnp.array([[0.9, 0.3, 1.0, 0.4, 0.5, 0.3, 0.0, 0.0]]),
     )
-    begun = revision(inner(), span=2)._begun(state)
+    begun = revision(inner(), span=2).masked(state)
     assert begun.span[0].tolist() == [False, True, False, True, False, False, False, False]
     assert begun.tokens[0].tolist() == [1, BLANK, 3, BLANK, 2, END, END, END]
     assert (begun.undecided == begun.span).all() and (begun.old == state.tokens).all()
     assert (jax.random.key_data(begun.keys) != jax.random.key_data(state.keys)).any()  # each round draws anew
-    again = revision(inner(), span=2)._begun(begun.replace(tokens=state.tokens, confidence=state.confidence))
+    again = revision(inner(), span=2).masked(begun.replace(tokens=state.tokens, confidence=state.confidence))
     assert np.flatnonzero(again.span[0]).tolist() == [4, 5]  # the next, since that one was tried
-    whole = revision(inner(), span=9)._begun(state)
+    whole = revision(inner(), span=9).masked(state)
     assert np.flatnonzero(whole.span[0]).tolist() == [0, 1, 3, 4, 5]
 
 
@@ -81,33 +81,33 @@ def planted(tokens, t):
 def test_a_mistake_of_the_first_pass_is_mended():
     sampler = inner(1, temperature=0.0, eos=NEVER)
     first, mended = (
-        jax.jit(lambda canvas, s=s: decode_loop(s, planted, s.begin(canvas), s.passes)[0])(blank(1, 8))
+        jax.jit(lambda canvas, s=s: denoised(s, planted, canvas))(blank(1, 8))
         for s in (revision(sampler, 0), revision(sampler, 1))
     )
     assert first.tokens[0].tolist() == [2, 2, 2, 1, 1, 2, 2, 2]
     assert mended.tokens[0].tolist() == [2] * 8
-    assert mended.confidence[0, 3] > 0.9 and mended.passes == 1 + 1 + 1
+    assert mended.confidence[0, 3] > 0.9 and mended.step == 1 + 1 + 1
 
 
 def test_no_rounds_is_the_inner_sampler_alone():
     sampler = inner(3)
-    plain = jax.jit(lambda canvas: decode_loop(sampler, said, canvas, 3)[0])(blank(3, 6))
+    plain = jax.jit(lambda canvas: denoised(sampler, said, canvas))(blank(3, 6))
     revised = driver(revision(sampler, rounds=0))(blank(3, 6))[0]
-    assert (plain.tokens == revised.tokens).all() and revised.passes == plain.passes
+    assert (plain.tokens == revised.tokens).all() and revised.step == plain.step
 
 
 def test_a_round_costs_its_span_and_a_reading():
     for span, passes, cost in ((2, 3, 3), (4, 3, 4)):
         sampler = revision(inner(passes, eos=NEVER), rounds=2, span=span)
-        assert sampler.passes == passes + 2 * cost
-        assert driver(sampler)(blank(3, 6))[0].passes == sampler.passes
+        assert sampler.denoising_steps == passes + 2 * cost
+        assert driver(sampler)(blank(3, 6))[0].step == sampler.denoising_steps
 
 
 def test_with_all_spans_tried_it_stops():
     """At temperature 0 nothing new comes: each span is tried once on the same text."""
     sampler = revision(inner(6, temperature=0.0, eos=NEVER), rounds=500, span=2)
     state = driver(sampler)(blank(2, 6))[0]
-    assert sampler.done(state).all() and state.passes < sampler.passes / 4
+    assert sampler.done(state).all() and state.step < sampler.denoising_steps / 4
 
 
 def test_a_round_keeps_the_text_that_reads_better():
@@ -115,10 +115,10 @@ def test_a_round_keeps_the_text_that_reads_better():
     sampler = revision(inner(3, temperature=1.5, eos=NEVER), rounds=8, span=2)
     canvas = blank(3, 6)
     compiled, (tokens, _) = driver(sampler)(canvas)
-    state, step = sampler.begin(canvas), jax.jit(functools.partial(sampler.step, said))
+    state, one_step = sampler.init(canvas), jax.jit(functools.partial(step, sampler, said))
     kept = {True: 0, False: 0}
-    for made in range(sampler.passes):
-        was, state = state, step(state)
+    for made in range(sampler.denoising_steps):
+        was, state = state, one_step(state)
         assert (tokens[made] == state.tokens).all()
         if was.undecided.any() or int(was.round) == 0:
             continue
@@ -160,8 +160,8 @@ def test_texts_get_likelier():
     denoise = lambda tokens, t: conditionals(tokens)  # noqa: E731
     means = []
     for rounds in (0, 6):
-        sampler = Revision(sampler=Confidence(passes=1, eos=NEVER), rounds=rounds, span=2, mask=MASK)
-        go = jax.jit(lambda c, s=sampler: decode_loop(s, denoise, s.begin(c), s.passes)[0])
+        sampler = Revision(sampler=Confidence(denoising_steps=1, eos=NEVER), rounds=rounds, span=2, mask=MASK)
+        go = jax.jit(lambda c, s=sampler: denoised(s, denoise, c))
         code = np.asarray(go(blank(2_048, 4, mask=MASK)).tokens) @ np.array([27, 9, 3, 1])
         means.append(np.log(truth())[code].mean())
     assert means[0] + 0.25 < means[1]

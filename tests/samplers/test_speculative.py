@@ -14,19 +14,19 @@ from support.tiny import EOS, MASK, VOCAB, model
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.base import Prompt
-from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft
-from diffusion_lm.samplers.guidance import ClassifierFreeGuidance
-from diffusion_lm.samplers.logits_processors import NoRepeatNGram, ProcessedDenoiser
+from diffusion_lm.samplers.drafters import Drafter, MaskedDraft, PromptLookup, TiDARDraft
+from diffusion_lm.samplers.logits_processors import NoRepeatNGram
+from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.speculative import Speculative
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 DRAFTERS = [
-    PromptLookup(width=1),
-    PromptLookup(width=4, longest=2),
-    MaskedDraft(mask=MASK, width=2),
-    TiDARDraft(width=2),
+    PromptLookup(num_tokens=1),
+    PromptLookup(num_tokens=4, max_ngram=2),
+    MaskedDraft(mask=MASK, num_tokens=2),
+    TiDARDraft(num_tokens=2),
 ]
 
 
@@ -37,7 +37,7 @@ def written(writer, prompt, keys, length):
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _written(writer, prompt, keys, length, bound):
     cache = bound.empty_cache(len(keys), writer.slots(prompt.tokens.shape[1], length))
-    return writer.generate(bound, cache, prompt, keys, length=length)
+    return writer.generate(bound, cache, prompt, keys, max_new_tokens=length)
 
 
 def prompts(rows, width=6, seed=0):
@@ -48,7 +48,7 @@ def prompts(rows, width=6, seed=0):
 
 
 def pair(drafter, temperature, eos=EOS, break_even=0.0):
-    both = {"mask": MASK, "eos": eos, "draw": SamplingParams(temperature=temperature)}
+    both = {"mask": MASK, "eos": eos, "sampling": SamplingParams(temperature=temperature)}
     return AutoregressiveSampler(**both), Speculative(drafter=drafter, break_even=break_even, **both)
 
 
@@ -64,17 +64,16 @@ def test_the_text_is_the_autoregressive_one(drafter, temperature, break_even):
 
 
 @dataclasses.dataclass(frozen=True)
-class Prophet:
+class Prophet(Drafter):
     """Guesses right, from a text known beforehand; `wrong` guesses a token that never stands."""
 
     text: tuple[int, ...]
-    width: int
+    num_tokens: int
     wrong: bool = False
-    passes = masks = 0
 
     def __call__(self, model, cache, text, filled):
-        known = jnp.pad(jnp.asarray(self.text, jnp.int32), (0, self.width))
-        guess = known[filled[:, None] + jnp.arange(self.width, dtype=jnp.int32)[None]]
+        known = jnp.pad(jnp.asarray(self.text, jnp.int32), (0, self.num_tokens))
+        guess = known[filled[:, None] + jnp.arange(self.num_tokens, dtype=jnp.int32)[None]]
         return jnp.full_like(guess, MASK) if self.wrong else guess
 
 
@@ -95,7 +94,7 @@ def test_a_pass_that_checks_makes_the_next_guess(break_even):
     """So many passes as the guesses of a canvas behind each token, read apart from writing, must bring; with plain
     steps to begin with, a few more."""
     length, width, saved = 48, 2, 0
-    plain, speculative = pair(TiDARDraft(width=width), 0.3, NEVER, break_even)
+    plain, speculative = pair(TiDARDraft(num_tokens=width), 0.3, NEVER, break_even)
     prompt = Prompt(tokens=jnp.array([[1, 5, 3]], jnp.int32), length=jnp.array([3]))
     for seed in range(8):
         key = jax.random.split(jax.random.key(seed), 1)
@@ -119,9 +118,9 @@ def _least(row, at, width):
 
 
 WRAPPED = {
-    "a rule": lambda: ProcessedDenoiser(model(), NoRepeatNGram(size=2), MASK),
-    "guidance": lambda: ClassifierFreeGuidance(
-        model=model(), scale=jnp.asarray(1.5), prompt=jnp.array([4, 2]), mask=MASK
+    "a rule": lambda: ProcessedDenoiser(network=model(), mask=MASK, processor=NoRepeatNGram(size=2)),
+    "guidance": lambda: ProcessedDenoiser(
+        network=model(), mask=MASK, cfg_scale=jnp.asarray(1.5), prompt_length=jnp.array([4, 2])
     ),
 }
 
@@ -162,21 +161,20 @@ def _guessed(bound, row, width):
 def test_a_short_answer_is_written_plainly(length):
     """Where the cache ends before a check does, drafts are left off."""
     prompt, keys = prompts(2, width=2), jax.random.split(jax.random.key(4), 2)
-    plain, speculative = pair(PromptLookup(width=4), 1.0, NEVER)
+    plain, speculative = pair(PromptLookup(num_tokens=4), 1.0, NEVER)
     assert (written(speculative, prompt, keys, length).tokens == written(plain, prompt, keys, length).tokens).all()
 
 
 @dataclasses.dataclass(frozen=True)
-class Flatterer:
+class Flatterer(Drafter):
     """Guesses right what is already written, and wrong what isn't; notes how often it was asked that."""
 
-    width: int
-    passes: int
+    num_tokens: int
+    num_passes: int
     asked: list = dataclasses.field(default_factory=list, hash=False, compare=False)
-    masks = 0
 
     def __call__(self, model, cache, text, filled):
-        guess = jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (self.width,)))(text, filled)
+        guess = jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (self.num_tokens,)))(text, filled)
         jax.debug.callback(self.asked.append, guess[0, 0] == MASK)
         return guess
 
@@ -217,7 +215,7 @@ def test_what_could_never_pay_is_never_tried():
 def test_lookup_finds_what_followed_last_time():
     def guess(text, width=3, longest=4):
         row = jnp.asarray([text + [MASK] * 5], jnp.int32)
-        return PromptLookup(width=width, longest=longest)(None, None, row, jnp.array([len(text)]))[0].tolist()
+        return PromptLookup(num_tokens=width, max_ngram=longest)(None, None, row, jnp.array([len(text)]))[0].tolist()
 
     assert guess([1, 2, 3, 4, 9, 1, 2, 3]) == [4, 9, 1]  # the longest match
     assert guess([1, 2, 8, 8, 1, 2, 7, 7, 1, 2]) == [7, 7, 1]  # of equals the latest
@@ -226,7 +224,7 @@ def test_lookup_finds_what_followed_last_time():
     assert guess([4]) == [4, 4, 4]  # anything goes, but it stays inside
 
 
-@pytest.mark.parametrize("drafter", [MaskedDraft(mask=WORLD_MASK, width=2), TiDARDraft(width=1)], ids=str)
+@pytest.mark.parametrize("drafter", [MaskedDraft(mask=WORLD_MASK, num_tokens=2), TiDARDraft(num_tokens=1)], ids=str)
 def test_the_world_is_written_with_its_distribution(drafter):
     """At temperature 1, against the exact table; accepting every guess fails the same test."""
     rows = 4_096
@@ -234,7 +232,9 @@ def test_the_world_is_written_with_its_distribution(drafter):
     def texts(writer):
         oracle = OracleModel(writer.slots(1, LENGTH))
         prompt = Prompt(tokens=jnp.zeros((rows, 1), jnp.int32), length=jnp.ones(rows, jnp.int32))
-        generate = jax.jit(lambda keys: writer.generate(oracle, oracle.empty(rows), prompt, keys, length=LENGTH))
+        generate = jax.jit(
+            lambda keys: writer.generate(oracle, oracle.empty(rows), prompt, keys, max_new_tokens=LENGTH)
+        )
         return generate(jax.random.split(jax.random.key(1), rows)).tokens
 
     assert p_value(texts(Speculative(drafter=drafter, mask=WORLD_MASK, eos=NEVER))) > 1e-3
@@ -244,18 +244,18 @@ def test_the_world_is_written_with_its_distribution(drafter):
 class Gullible(Speculative):
     """A broken rule: whatever was guessed stands."""
 
-    def _keep(self, state, draft, logits, length):
+    def accept(self, state, draft, logits, max_new_tokens):
         sure = jax.nn.one_hot(draft, logits.shape[-1]) * 1e6
-        return super()._keep(state, draft, logits + jnp.pad(sure, ((0, 0), (0, 1), (0, 0))), length)
+        return super().accept(state, draft, logits + jnp.pad(sure, ((0, 0), (0, 1), (0, 0))), max_new_tokens)
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        lambda: PromptLookup(width=0),
-        lambda: MaskedDraft(mask=3, width=0),
-        lambda: TiDARDraft(width=0),
-        lambda: PromptLookup(longest=0),
+        lambda: PromptLookup(num_tokens=0),
+        lambda: MaskedDraft(mask=3, num_tokens=0),
+        lambda: TiDARDraft(num_tokens=0),
+        lambda: PromptLookup(max_ngram=0),
     ],
 )
 def test_a_draft_of_nothing_is_refused(bad):

@@ -18,18 +18,17 @@ from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import init_params
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.base import Prompt, denoise
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.samplers.guidance import ClassifierFreeGuidance
-from diffusion_lm.samplers.logits_processors import ProcessedDenoiser, SuppressTokens
+from diffusion_lm.samplers.logits_processors import SuppressTokens
+from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
 from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.revision import Revision
-from diffusion_lm.samplers.self_conditioning import SelfConditionedSampler
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 WIDTH, NEVER = 16, 99
-ONE = {"passes": 4, "eos": NEVER}
+ONE = {"denoising_steps": 4, "eos": NEVER}
 SAMPLERS = {
     "confidence": lambda: Confidence(**ONE),
     "ancestral": lambda: Ancestral(process=Uniform(mask=MASK), **ONE),
@@ -54,31 +53,34 @@ class Told:
     def __init__(self):
         self.told, self.said = [], []
 
-    def __call__(self, tokens, t, *, self_cond):
+    def __call__(self, query, cache):
+        logits = jax.random.normal(jax.random.fold_in(jax.random.key(0), cache), (*query.tokens.shape, VOCAB))
+        jax.debug.callback(self._note, query.self_cond, logits, ordered=True)
+        return logits, cache + 1
+
+    def _note(self, self_cond, logits):
         self.told.append(self_cond)
-        shape = (*tokens.shape, VOCAB)
-        self.said.append(jax.random.normal(jax.random.key(len(self.told)), shape))
-        return self.said[-1]
+        self.said.append(logits)
 
     def expected_embedding(self, logits):
-        return 2 * jax.nn.softmax(logits)[..., :WIDTH]
+        return 2 * jax.nn.softmax(logits)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_pass_is_told_what_the_last_one_said(name):
-    sampler = SelfConditionedSampler(sampler=SAMPLERS[name](), width=VOCAB)
-    model, state = Told(), sampler.begin(blank(2, 5, MASK))
-    for _ in range(3):
-        state = sampler.step(model, state)
-    assert (model.told[0] == 0).all() and len(model.told) == 3
+    sampler, model = SAMPLERS[name](), Told()
+    canvas, count = blank(2, 5, MASK), jnp.zeros((), jnp.int32)
+    out = denoise(sampler, model, canvas, cache=count, embed=model.expected_embedding, self_cond_dim=VOCAB)
+    jax.effects_barrier()
+    assert (model.told[0] == 0).all() and len(model.told) == out.cache >= 3
     for told, said in zip(model.told[1:], model.said[:-1], strict=True):
-        np.testing.assert_array_equal(told, model.expected_embedding(said))
-    assert state.passes == 3 and state.tokens.shape == (2, 5) and sampler.passes == SAMPLERS[name]().passes
+        np.testing.assert_allclose(told, model.expected_embedding(said), rtol=1e-6)
+    assert out.state.step == out.cache and out.state.tokens.shape == (2, 5)
 
 
 def writer(name, canvas=4, **rest):
-    sampler = SelfConditionedSampler(sampler=SAMPLERS[name](), width=WIDTH)
-    return BlockDiffusion(sampler=sampler, canvas=canvas, mask=MASK, eos=NEVER, **rest)
+    rest = {"self_cond_dim": WIDTH} | rest
+    return BlockDiffusion(sampler=SAMPLERS[name](), canvas_length=canvas, mask=MASK, eos=NEVER, **rest)
 
 
 def test_a_row_alone_is_the_row_in_a_batch():
@@ -89,23 +91,25 @@ def test_a_row_alone_is_the_row_in_a_batch():
     alone = Prompt(tokens=prompt.tokens[2:, :3], length=prompt.length[2:])
     keys = jax.random.split(jax.random.key(0), 3)[2:]
     cache = network().empty_cache(1, one.slots(3, 8))
-    row = jax.jit(lambda keys: one.generate(network(), cache, alone, keys, length=8))(keys)
+    row = jax.jit(lambda keys: one.generate(network(), cache, alone, keys, max_new_tokens=8))(keys)
     assert (row.tokens[0] == batch.tokens[2]).all()
 
 
 def test_rules_and_guidance_pass_on_what_moves_the_text():
     prompt, told = prompts([6, 1, 3]), writer("confidence")
     as_it_is = written(network(), told, prompt, length=8).tokens
-    guided = ClassifierFreeGuidance(model=network(), scale=jnp.zeros(()), prompt=prompt.length, mask=MASK)
-    ruled = ProcessedDenoiser(guided, SuppressTokens(tokens=()), MASK)
+    ruled = ProcessedDenoiser(
+        network=network(), mask=MASK, processor=SuppressTokens(tokens=()), cfg_scale=jnp.zeros(()),
+        prompt_length=prompt.length,
+    )  # fmt: skip
     assert (written(ruled, told, prompt, length=8).tokens == as_it_is).all()
-    untold = BlockDiffusion(sampler=told.sampler.sampler, canvas=4, mask=MASK, eos=NEVER)
+    untold = writer("confidence", self_cond_dim=0)
     assert (written(network(), untold, prompt, length=8).tokens != as_it_is).any()
 
 
 def test_guidance_by_a_masked_prompt_is_refused():
     prompt = prompts([6, 1, 3])
-    guided = ClassifierFreeGuidance(model=network(), scale=jnp.ones(()), prompt=prompt.length, mask=MASK)
+    guided = ProcessedDenoiser(network=network(), mask=MASK, cfg_scale=jnp.ones(()), prompt_length=prompt.length)
     with pytest.raises(ValueError, match="needs its prompt in a cache"):
         written(guided, writer("confidence", canvas=16, align=0), prompt)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.canvas import denoised, recorded, step
 from support.oracle import blank
 
-from diffusion_lm.samplers.base import decode_loop
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import EntropyBound, Factor, FixedCount, Threshold
@@ -17,20 +17,20 @@ from diffusion_lm.samplers.unmasking import EntropyBound, Factor, FixedCount, Th
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 VOCAB = MASK = 5
-PACES = [FixedCount(), FixedCount(measure="margin"), FixedCount(measure="entropy"), Threshold(), Threshold(least=0.3), Factor(),
-         EntropyBound(), EntropyBound(bound=2.0)]  # fmt: skip
+SCHEDULES = [FixedCount(), FixedCount(score="margin"), FixedCount(score="entropy"), Threshold(),
+             Threshold(threshold=0.3), Factor(), EntropyBound(), EntropyBound(bound=2.0)]  # fmt: skip
 rows = st.lists(st.floats(0.01, 0.999), min_size=1, max_size=7)
 
 
-def counted(pace, values):
+def counted(schedule, values):
     sure = jnp.asarray([sorted(values, reverse=True)], jnp.float32)
-    return int(pace.count(sure, jnp.full(1, len(values), jnp.int32), 1)[0])
+    return int(schedule.count(sure, jnp.full(1, len(values), jnp.int32), 1)[0])
 
 
 @given(rows, st.floats(0.05, 0.95))
 @settings(deadline=None, max_examples=50)
 def test_threshold_takes_all_above_it(values, least):
-    assert counted(Threshold(least=least), values) == sum(np.float32(v) > np.float32(least) for v in values)
+    assert counted(Threshold(threshold=least), values) == sum(np.float32(v) > np.float32(least) for v in values)
 
 
 @given(rows, st.floats(0.1, 3.0))
@@ -65,19 +65,19 @@ def ragged():
     return blank(3, 6, MASK, fixed=jnp.zeros((3, 6), bool).at[1, :2].set(True), prompt=1)
 
 
-@pytest.mark.parametrize("pace", PACES, ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("passes", [1, 2, 4, 50])
-def test_all_is_written_in_time_and_at_least_one_a_pass(pace, passes):
-    sampler = Confidence(passes=passes, eos=-1, pace=pace, draw=SamplingParams())
-    state, opened = decode_loop(sampler, said, ragged(), passes, record=lambda s: jnp.sum(s.undecided, axis=1))
+def test_all_is_written_in_time_and_at_least_one_a_pass(schedule, passes):
+    sampler = Confidence(denoising_steps=passes, eos=-1, schedule=schedule, sampling=SamplingParams())
+    state, opened = recorded(sampler, said, ragged(), lambda s: jnp.sum(s.undecided, axis=1))
     assert not state.undecided.any() and (state.tokens < VOCAB).all() and (state.tokens[1, :2] == 1).all()
-    assert state.passes <= min(passes, 6)
-    left = np.concatenate([[[6, 4, 6]], np.asarray(opened)[: int(state.passes)]])
+    assert state.step <= min(passes, 6)
+    left = np.concatenate([[[6, 4, 6]], np.asarray(opened)[: int(state.step)]])
     assert ((np.diff(left, axis=0) < 0) | (left[1:] == 0)).all()
 
 
 DIALS = [
-    (Threshold(least=0.1), Threshold(least=0.99)),
+    (Threshold(threshold=0.1), Threshold(threshold=0.99)),
     (Factor(factor=5.0), Factor(factor=0.01)),
     (EntropyBound(bound=50.0), EntropyBound(bound=0.0)),
 ]
@@ -85,24 +85,26 @@ DIALS = [
 
 @pytest.mark.parametrize(("loose", "strict"), DIALS, ids=str)
 def test_the_dial_turns(loose, strict):
-    samplers = [Confidence(passes=6, eos=-1, pace=pace) for pace in (loose, strict)]
-    passes = [int(decode_loop(sampler, said, ragged(), 6)[0].passes) for sampler in samplers]
+    samplers = [Confidence(denoising_steps=6, eos=-1, schedule=schedule) for schedule in (loose, strict)]
+    passes = [int(denoised(sampler, said, ragged()).step) for sampler in samplers]
     assert passes[0] < passes[1] and passes[0] <= 2
 
 
-@pytest.mark.parametrize("measure", ["probability", "margin", "entropy"])
-def test_the_surest_by_each_measure_goes_first(measure):
-    """Three positions, each the surest by one measure only."""
+@pytest.mark.parametrize("score", ["probability", "margin", "entropy"])
+def test_the_surest_by_each_score_goes_first(score):
+    """Three positions, each the surest by one score only."""
     p = np.array([[0.6, 0.399, 0.001, 0, 0], [0.5, 0.1, 0.1, 0.15, 0.15], [0.55, 0.15, 0.15, 0.15, 0]])
-    first = {"probability": 0, "margin": 2, "entropy": 0}[measure]
-    sampler = Confidence(passes=3, eos=-1, pace=FixedCount(measure=measure), draw=SamplingParams(temperature=0.0))
+    first = {"probability": 0, "margin": 2, "entropy": 0}[score]
+    sampler = Confidence(
+        denoising_steps=3, eos=-1, schedule=FixedCount(score=score), sampling=SamplingParams(temperature=0.0)
+    )
     logits = jnp.log(jnp.asarray(p, jnp.float32))[None]
-    state = sampler.step(lambda tokens, t: logits, blank(1, 3, MASK))
+    state = step(sampler, lambda tokens, t: logits, blank(1, 3, MASK))
     assert np.flatnonzero(~np.asarray(state.undecided)[0]).tolist() == [first]
 
 
 @pytest.mark.parametrize(
-    "bad", [lambda: Threshold(least=1.5), lambda: Factor(factor=0.0), lambda: EntropyBound(bound=-1.0)]
+    "bad", [lambda: Threshold(threshold=1.5), lambda: Factor(factor=0.0), lambda: EntropyBound(bound=-1.0)]
 )
 def test_what_can_not_be_is_refused(bad):
     with pytest.raises(ValueError, match=r"must|probability"):

@@ -1,12 +1,12 @@
 """One canvas of a tiny network over approximate caches, and over none."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_lm.samplers.approximate_cache import ApproximateCache
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache, PrefixCache
@@ -18,24 +18,27 @@ NO_TEXT, NEVER, CANVAS, LENGTH = (0, 1), 99, 16, 10
 POLICIES = {"prefix": PrefixCache(block_size=4), "dual": DualCache(block_size=4), "delayed": DelayedCache()}
 
 
-def confidence(passes=8, eos=EOS, temperature=1.0, **rest):
-    return Confidence(passes=passes, eos=eos, draw=SamplingParams(temperature=temperature, suppressed=NO_TEXT), **rest)
-
-
-def approximate(policy, *, eos=EOS, record=False, **rest):
-    return ApproximateCache(
-        sampler=confidence(eos=eos, **rest), policy=policy, canvas=CANVAS, mask=MASK, eos=eos, record=record
+def confidence(denoising_steps=8, eos=EOS, temperature=1.0, **rest):
+    return Confidence(
+        denoising_steps=denoising_steps,
+        eos=eos,
+        sampling=SamplingParams(temperature=temperature, suppressed=NO_TEXT),
+        **rest,
     )
 
 
+def approximate(policy, *, eos=EOS, record=False, **rest):
+    return dataclasses.replace(exact(eos=eos, **rest), approximate_cache=policy, record=record)
+
+
 def exact(*, eos=EOS, **rest):
-    return BlockDiffusion(sampler=confidence(eos=eos, **rest), canvas=CANVAS, mask=MASK, eos=eos, align=0)
+    return BlockDiffusion(sampler=confidence(eos=eos, **rest), canvas_length=CANVAS, mask=MASK, eos=eos, align=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _generate(writer, bound, prompt, keys):
     cache = bound.empty_cache(prompt.length.shape[0], writer.slots(prompt.tokens.shape[1], LENGTH))
-    return writer.generate(bound, cache, prompt, keys, length=LENGTH)
+    return writer.generate(bound, cache, prompt, keys, max_new_tokens=LENGTH)
 
 
 def generate(writer, prompt, seed=0, rows=slice(None), layers=1):
@@ -43,8 +46,8 @@ def generate(writer, prompt, seed=0, rows=slice(None), layers=1):
     return _generate(writer, model(layers), prompt, jax.random.split(jax.random.key(seed), 3)[rows])
 
 
-def prompts(lengths=(6, 1, 3), behind=None):
+def prompts(lengths=(6, 1, 3), suffix=None):
     tokens = np.random.default_rng(3).integers(3, VOCAB - 1, size=(len(lengths), 6))
     tokens = np.where(np.arange(6) < np.array(lengths)[:, None], tokens, 0)
-    behind = None if behind is None else jnp.asarray([behind] * len(lengths), jnp.int32)
-    return Prompt(tokens=jnp.asarray(tokens, jnp.int32), length=jnp.asarray(lengths, jnp.int32), behind=behind)
+    suffix = None if suffix is None else jnp.asarray([suffix] * len(lengths), jnp.int32)
+    return Prompt(tokens=jnp.asarray(tokens, jnp.int32), length=jnp.asarray(lengths, jnp.int32), suffix=suffix)

@@ -101,7 +101,7 @@ def written(params, model: DenoiserSpec, shape: MeshShape, mesh):
     config = config_of(model, shape)
     module, process = build_model(config, TOKENIZER)
     asked = LoadedModel(config, TOKENIZER, process, network=None, step=0, meta=None, ready={})
-    writer = presets.confidence(asked, draw=SamplingParams(), canvas=0, passes=3)
+    writer = presets.confidence(asked, sampling=SamplingParams(), canvas_length=0, denoising_steps=3)
     bound = BoundModel(module=module, params=params).for_sampling()
     boxed = jax.eval_shape(functools.partial(init_params, bound.module), jax.random.key(0))
     rows = sharding.batch_sharding(mesh)
@@ -113,7 +113,7 @@ def written(params, model: DenoiserSpec, shape: MeshShape, mesh):
         jax.device_put(prompt, rows),
         jax.device_put(jax.random.split(jax.random.key(3), 8), rows),
     )
-    write = sharding.on(mesh, functools.partial(writer.generate, length=16))
+    write = sharding.on(mesh, functools.partial(writer.generate, max_new_tokens=16))
     return jax.device_get(jax.jit(write)(*arguments).tokens)
 
 

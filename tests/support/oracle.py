@@ -132,7 +132,7 @@ def blank(rows: int, width: int = LENGTH, mask: int = MASK, *, fixed=False, prom
         fixed=fixed,
         confidence=fixed.astype(jnp.float32),
         keys=jax.random.split(jax.random.key(seed), rows),
-        passes=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
     )
 
 
@@ -146,7 +146,7 @@ class Read:
 
 @dataclasses.dataclass(frozen=True)
 class OracleModel:
-    """`samplers.base.Model` over the world: a text is one begin token and then the world's positions."""
+    """`CachedDenoiser` over the world: a text is one begin token and then the world's positions."""
 
     slots: int
 

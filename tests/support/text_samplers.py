@@ -23,24 +23,28 @@ NO_TEXT = (0, 1)
 NEVER = 99
 
 
-def canvases(*, passes=3, canvas=4, eos=EOS, temperature=1.0, kind=Confidence, **rest):
-    draw = SamplingParams(temperature=temperature, suppressed=NO_TEXT)
+def canvases(*, denoising_steps=3, canvas_length=4, eos=EOS, temperature=1.0, kind=Confidence, **rest):
+    sampling = SamplingParams(temperature=temperature, suppressed=NO_TEXT)
     if kind is Confidence:
-        sampler = Confidence(passes=passes, eos=eos, draw=draw)
+        sampler = Confidence(denoising_steps=denoising_steps, eos=eos, sampling=sampling)
     else:
-        sampler = Ancestral(process=Absorbing(mask=MASK), passes=passes, eos=eos, draw=draw)
-    return BlockDiffusion(sampler=sampler, canvas=canvas, mask=MASK, eos=eos, **rest)
+        sampler = Ancestral(process=Absorbing(mask=MASK), denoising_steps=denoising_steps, eos=eos, sampling=sampling)
+    return BlockDiffusion(sampler=sampler, canvas_length=canvas_length, mask=MASK, eos=eos, **rest)
 
 
 def autoregressive(eos=EOS, temperature=1.0):
-    return AutoregressiveSampler(mask=MASK, eos=eos, draw=SamplingParams(temperature=temperature, suppressed=NO_TEXT))
+    return AutoregressiveSampler(
+        mask=MASK, eos=eos, sampling=SamplingParams(temperature=temperature, suppressed=NO_TEXT)
+    )
 
 
 def auto(eos=EOS, temperature=1.0, step_s=1.0):
     """At these costs: canvases of 4 in 2 passes, and of 1 or 2 tokens that are left, token by token."""
-    tail = Speculative(drafter=PromptLookup(width=2), mask=MASK, eos=eos, draw=autoregressive(eos, temperature).draw)
-    whole = canvases(passes=2, eos=eos, temperature=temperature)
-    return Auto(canvases=whole, tail=tail, costs=PassCosts(step_s=step_s, narrow_s=0.8, canvas_s=0.95))
+    tail = Speculative(
+        drafter=PromptLookup(num_tokens=2), mask=MASK, eos=eos, sampling=autoregressive(eos, temperature).sampling
+    )
+    whole = canvases(denoising_steps=2, eos=eos, temperature=temperature)
+    return Auto(block_diffusion=whole, speculative=tail, costs=PassCosts(step_s=step_s, narrow_s=0.8, canvas_s=0.95))
 
 
 WRITERS = {
@@ -49,7 +53,7 @@ WRITERS = {
     "ancestral": functools.partial(canvases, kind=Ancestral),
     "blocks": functools.partial(canvases, clean=BlockCausal(4), align=4),
     "auto": auto,
-    "both ways": functools.partial(canvases, align=0, canvas=20),
+    "both ways": functools.partial(canvases, align=0, canvas_length=20),
 }
 
 
@@ -57,7 +61,7 @@ WRITERS = {
 def _generate(writer, bound, prompt, keys, length):
     rows, width = prompt.tokens.shape
     cache = bound.empty_cache(rows, max(writer.slots(width, length), 1))
-    return writer.generate(bound, cache, prompt, keys, length=length)
+    return writer.generate(bound, cache, prompt, keys, max_new_tokens=length)
 
 
 def prompts(lengths, width=6):

@@ -32,6 +32,6 @@ def written(network, writer, prompt, length=10, seed=0):
     @jax.jit
     def generate(network, keys):
         cache = network.empty_cache(len(prompt.length), writer.slots(prompt.tokens.shape[1], length))
-        return writer.generate(network, cache, prompt, keys, length=length)
+        return writer.generate(network, cache, prompt, keys, max_new_tokens=length)
 
     return generate(network, keys)

@@ -119,7 +119,7 @@ def test_a_train_step_updates_again_and_again(objective, process, quick_compile)
     [
         (AutoregressiveSampler(**SPECIAL), 6),
         (
-            BlockDiffusion(sampler=Confidence(passes=2, eos=SPECIAL["eos"]), canvas=4, **SPECIAL),
+            BlockDiffusion(sampler=Confidence(denoising_steps=2, eos=SPECIAL["eos"]), canvas_length=4, **SPECIAL),
             1 + 2 + 1 + 2,
         ),  # prompt, canvas, commit
     ],
