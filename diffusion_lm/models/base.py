@@ -54,6 +54,7 @@ class ModelSpec(Protocol):
     final_norm: NormSpec
     embedding_norm: NormSpec | None
     embedding_scale: float
+    learned_positions: int
     tie_embeddings: bool
     logit_softcap: float
     logit_shift: bool
@@ -73,6 +74,7 @@ class TransformerSpec:
         final_norm: norm of the last hidden states.
         embedding_norm: norm of the embedded tokens; None for none.
         embedding_scale: embedded tokens are multiplied by this.
+        learned_positions: rows of a table of positions that is added to embedded tokens (GPT-2); 0 for none.
         tie_embeddings: whether the head's matrix is the embedding table.
         logit_softcap: logits are c tanh(logits / c); 0 for none.
         logit_shift: the network was trained to predict the next token at every position, under full attention too
@@ -89,6 +91,7 @@ class TransformerSpec:
     final_norm: NormSpec = NormSpec()  # noqa: RUF009  (frozen)
     embedding_norm: NormSpec | None = None
     embedding_scale: float = 1.0
+    learned_positions: int = 0
     tie_embeddings: bool = False
     logit_softcap: float = 0.0
     logit_shift: bool = False
@@ -134,7 +137,7 @@ class DenoiserSpec:
 
     # Not annotated, so no fields: what all of our networks have in common.
     final_norm = embedding_norm = NormSpec()
-    embedding_scale, logit_softcap, logit_shift, vocabulary = 1.0, 0.0, False, None
+    embedding_scale, learned_positions, logit_softcap, logit_shift, vocabulary = 1.0, 0, 0.0, False, None
 
     def __post_init__(self):
         for name in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_dim"):

@@ -42,6 +42,7 @@ class Family(Protocol):
     """A module of this package, one a public family.
 
     MODEL_TYPES: the `model_type` of a config.json that it reads.
+    own_name: optional; see `family_index.named`.
     """
 
     MODEL_TYPES: tuple[str, ...]

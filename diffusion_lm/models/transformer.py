@@ -68,6 +68,9 @@ class Transformer(nn.Module):
         # The rows start small, so that a tied head predicts nothing; the norm brings them to the size of hidden states.
         inputs = self._inputs(jnp.take(table, tokens, axis=0).astype(jnp.float32), embeddings)
         x = inputs if s.embedding_scale == 1.0 else inputs * s.embedding_scale
+        if s.learned_positions:
+            rows = matrix(self, "position_embedding", (s.learned_positions, s.width), (None, "embed"), _SMALL)
+            x = x + jnp.take(rows, attention.repeat(positions), axis=0, mode="clip").astype(jnp.float32)
         x = x if s.embedding_norm is None else Norm(s.embedding_norm, name="embedding_norm")(x)
         x = cut(x, "batch", "length", "embed")
         if s.self_conditioning:

@@ -24,6 +24,7 @@ class Part:
     shape         of the place that it fills: the axes of a product's inputs first, then those of its outputs
     inputs        how many axes of `shape` are inputs. The tensor then lies as [outputs, inputs], as PyTorch's Linear
                   has it, and is turned over; 0: it lies as the place does
+    inputs_first  it lies as [inputs, outputs] instead, as GPT-2 and Flax have it, and isn't turned
     flat          it has one axis in the tensor, however many the place has: a bias of heads
     place         index of the place in the parameter; (): all of it
     select        index of the part in the tensor; (): all of it
@@ -33,6 +34,7 @@ class Part:
     tensor: str
     shape: tuple[int, ...]
     inputs: int = 0
+    inputs_first: bool = False
     flat: bool = False
     place: tuple[int | slice, ...] = ()
     select: tuple[int | slice, ...] = ()
@@ -43,7 +45,8 @@ class Part:
         """The part's shape in the tensor."""
         if not self.inputs:
             return (_size(self.shape),) if self.flat else self.shape
-        return _size(self.shape[self.inputs :]), _size(self.shape[: self.inputs])
+        inputs, outputs = _size(self.shape[: self.inputs]), _size(self.shape[self.inputs :])
+        return (inputs, outputs) if self.inputs_first else (outputs, inputs)
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
@@ -52,11 +55,11 @@ class Part:
 
     def to_parameter(self, stored: np.ndarray) -> np.ndarray:
         """The part as the tensor has it -> as the parameter has it."""
-        return (_turned(stored) if self.inputs else stored).reshape(self.shape)
+        return (_turned(stored) if self.inputs and not self.inputs_first else stored).reshape(self.shape)
 
     def to_tensor(self, value: np.ndarray) -> np.ndarray:
         """The inverse of `to_parameter`."""
-        if not self.inputs:
+        if not self.inputs or self.inputs_first:
             return value.reshape(self.stored_shape)
         return _turned(value.reshape(self.stored_shape[::-1]))
 

@@ -10,18 +10,19 @@ import pytest
 
 from diffusion_lm.attention_patterns import BlockCausal, Causal, Full
 from diffusion_lm.convert.huggingface import open_folder
-from diffusion_lm.models import a2d_qwen3, dream, fastdllm_v2, llada, llama, qwen2, qwen3, sdar
+from diffusion_lm.models import a2d_qwen3, dream, fastdllm_v2, gpt2, llada, llama, qwen2, qwen3, sdar
 from diffusion_lm.models.base import Execution
 from diffusion_lm.models.bound_model import BoundModel, unstacked
 from diffusion_lm.models.family import ConfigReader, stacked
+from diffusion_lm.models.family_index import family_of, named
 from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.models.weights import check_names, load_parameters, write_tensors
 
 FAMILIES = {
     "llama": llama, "qwen2": qwen2, "qwen3": qwen3, "sdar": sdar, "dream": dream, "fastdllm_v2": fastdllm_v2,
-    "llada": llada, "a2d_qwen3": a2d_qwen3,
+    "llada": llada, "a2d_qwen3": a2d_qwen3, "gpt2": gpt2,
 }  # fmt: skip
-CAUSAL = ("llama", "qwen2", "qwen3")
+CAUSAL = ("llama", "qwen2", "qwen3", "gpt2")
 TOLERANCE = 3e-4
 
 
@@ -30,16 +31,17 @@ class Loaded:
 
     def __init__(self, family, folder, changes=None, scan=False):
         self.source = open_folder(folder)
+        self.tensors = named(family, self.source.tensors)
         reader = ConfigReader(self.source.config | (changes or {}), f"{folder}/config.json")
         self.spec = family.describe(reader).spec
         reader.finish()
         self.leaves = family.leaves(self.spec)
-        check_names(str(folder), self.source.tensors, self.leaves, family.is_buffer)
+        check_names(str(folder), self.tensors, self.leaves, family.is_buffer)
         execution = Execution(compute_dtype="float32")
         module = Transformer(spec=self.spec, exec=execution, vocabulary=self.spec.vocabulary, scan=scan)
         abstract = nn.meta.unbox(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
         leaves = stacked(self.leaves, self.spec) if scan else self.leaves
-        self.model = BoundModel(module=module, params=load_parameters(leaves, self.source.tensors, abstract))
+        self.model = BoundModel(module=module, params=load_parameters(leaves, self.tensors, abstract))
 
     def logits(self, ids, attention, positions=None, segment_ids=None):
         """float32 [B, L, V]: of each position as the network computes them."""
@@ -154,8 +156,27 @@ def test_tensors_come_back_bit_for_bit(case):
     found = dict(write_tensors(loaded.leaves, loaded.model.params, np.float32))
     assert found.keys() == {name for leaf in loaded.leaves for name in [part.tensor for part in leaf.parts]}
     for name, array in found.items():
-        stored = loaded.source.tensors[name].read().astype(np.float32)
+        stored = loaded.tensors[name].read().astype(np.float32)
         assert array.shape == stored.shape and array.tobytes() == stored.tobytes()
+
+
+def test_files_of_the_hub_name_gpt2s_tensors_without_a_prefix(shared, tmp_path):
+    folder, _ = folder_of(shared, "gpt2")
+    for name, other in (("config.json", "config.json"), ("model_hub_names.safetensors", "model.safetensors")):
+        (tmp_path / other).symlink_to((folder / name).resolve())
+    hub, ours = Loaded(gpt2, tmp_path), Loaded(gpt2, folder)
+    assert "h.0.attn.bias" in hub.source.tensors
+    jax.tree.map(np.testing.assert_array_equal, hub.model.params, ours.model.params)
+
+
+def test_the_family_of_a_config_is_found_or_refused_by_name(shared):
+    for name, family in FAMILIES.items():
+        folder, _ = folder_of(shared, name)
+        assert family_of(open_folder(folder).config) is family
+    with pytest.raises(ValueError, match=r"model_type='bert', which isn't implemented: known are .*, llama, "):
+        family_of({"model_type": "bert"})
+    with pytest.raises(ValueError, match="names no model_type"):
+        family_of({})
 
 
 def test_stacked_layers_are_layers_apart(shared):
