@@ -26,7 +26,7 @@ from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import AdamW, Optimizer
 
-__all__ = ["Config", "Data", "allowed_by", "decode", "encode", "from_json", "load", "override", "to_json"]
+__all__ = ["Config", "Data", "allowed_by", "decode", "encode", "find_class", "from_json", "load", "override", "to_json"]
 FORMAT = 2  # of configs as JSON, which checkpoints hold
 PACKAGE = __name__.split(".")[0]
 CLASS = "class"  # the key under which JSON names a dataclass, as module:Name
@@ -272,7 +272,7 @@ def decode(value: Any, allow_import: Sequence[str] = (), key: str = "value") -> 
         return value
     if value.keys() == {BYTES}:
         return base64.b64decode(value[BYTES])
-    cls = _class(value.get(CLASS), allow_import, key)
+    cls = find_class(value.get(CLASS), allow_import, key)
     fields = {name: decode(part, allow_import, f"{key}.{name}") for name, part in value.items() if name != CLASS}
     if unknown := sorted(set(fields) - {f.name for f in dataclasses.fields(cls)}):
         raise ValueError(f"{key} of class {cls.__name__} has no field {', '.join(unknown)}")
@@ -291,8 +291,11 @@ def _module_name(cls: type) -> str:
     return main.__spec__.name if main.__spec__ else Path(main.__file__).stem
 
 
-def _class(name: Any, allow_import: Sequence[str], key: str) -> type:
-    """The dataclass module:Name. Imports nothing unless the module is this package's, or allowed."""
+def find_class(name: Any, allow_import: Sequence[str] = (), key: str = "value") -> type:
+    """The dataclass module:Name. Imports nothing unless the module is this package's, or allowed.
+
+    Raises ValueError with one line that begins with `key`.
+    """
     module, _, cls = name.partition(":") if isinstance(name, str) else ("", "", "")
     wrong = f"{key}: {name!r} is not a dataclass of {PACKAGE}"
     if not any(module == prefix or module.startswith(f"{prefix}.") for prefix in (PACKAGE, *allow_import)):

@@ -1,0 +1,347 @@
+"""The front door: load, generate, infill, log_likelihood, train and evaluate, which `import diffusion_lm` exports."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_lm.build import LoadedModel, build, build_loss, load_for_inference, read_text
+from diffusion_lm.config import Config
+from diffusion_lm.data import loader
+from diffusion_lm.data.corpora import Corpus, Texts
+from diffusion_lm.data.tokenizer import encode_prompt
+from diffusion_lm.evaluation.likelihood import Estimate, held_out
+from diffusion_lm.inference import pipeline, presets
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.samplers.base import TextSampler
+from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Rescale
+from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.samplers.unmasking import EntropyBound, Factor, FixedCount, Threshold
+from diffusion_lm.training import loop
+
+DEFAULT_STEPS = 12  # denoising steps a canvas
+# name -> the preset, its options, and whether it takes as many steps as it needs
+SAMPLERS = {
+    "confidence": (presets.confidence, {"schedule": FixedCount()}, False),
+    "threshold": (presets.confidence, {"schedule": Threshold()}, True),
+    "factor": (presets.confidence, {"schedule": Factor()}, True),
+    "entropy_bound": (presets.confidence, {"schedule": EntropyBound()}, True),
+    "ancestral": (presets.ancestral, {}, False),
+    "reverse_process": (presets.reverse_process, {}, False),
+    "remask_cap": (presets.remasking, {"remask": Cap()}, False),
+    "remask_rescale": (presets.remasking, {"remask": Rescale()}, False),
+    "remask_confidence": (presets.remasking, {"remask": ConfidenceBased()}, False),
+    "remask_loop": (presets.remasking, {"remask": Loop()}, False),
+    "renoise": (presets.renoising, {}, False),
+    "embedding_flow": (presets.embedding_flow, {}, False),
+    "autoregressive": (presets.autoregressive, {}, None),
+    "speculative": (presets.speculative, {}, None),
+    "auto": (presets.auto, {}, False),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generated:
+    """Generated texts. str() and print() give them, one a line; `text` is the only one.
+
+    texts       one a prompt: what follows it (of `infill`, the whole text)
+    num_tokens  tokens of each
+    nfe         forward passes of the network
+    output      the ids, the cache and the history (see `pipeline.GenerationOutput`)
+    """
+
+    texts: tuple[str, ...]
+    num_tokens: tuple[int, ...]
+    nfe: int
+    output: pipeline.GenerationOutput = dataclasses.field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """The only text. Raises ValueError if there are several."""
+        if len(self.texts) != 1:
+            raise ValueError(f"there are {len(self.texts)} texts: use .texts")
+        return self.texts[0]
+
+    def __str__(self) -> str:
+        return "\n".join(self.texts)
+
+
+def load(workdir: Path | str, checkpoint_step: int | None = None, allow_import: Sequence[str] = ()) -> LoadedModel:
+    """Loads the trained network of a workdir, onto this process's first device.
+
+    Args:
+      workdir: the folder of a run.
+      checkpoint_step: the checkpoint's step; None: the newest.
+      allow_import: modules and packages of your own whose classes the checkpoint may name. No others are imported.
+
+    Raises FileNotFoundError, CheckpointError or ValueError with one line.
+    """
+    return load_for_inference(workdir, step=checkpoint_step, allow_import=allow_import)
+
+
+def generate(
+    model: LoadedModel,
+    prompts: str | Sequence[str] = "",
+    *,
+    max_new_tokens: int = 256,
+    sampler: Any = None,
+    denoising_steps: int | None = None,
+    canvas_length: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    cfg_scale: float = 0.0,
+    seed: int = 0,
+    rolling_context: bool = False,
+    **options,
+) -> Generated:
+    """Generates text after each prompt. The same seed and prompt give the same text, in any batch.
+
+    Args:
+      model: what `load` returns.
+      prompts: one text or several; "" begins a new document.
+      max_new_tokens: tokens after each prompt, at most.
+      sampler: see `make_sampler`; None: the one that fits the network.
+      denoising_steps: forward passes a canvas, at most; None: 12, or as many as the sampler needs.
+      canvas_length: tokens that are denoised together; 0: as in training.
+      temperature, top_k, top_p, min_p: see `SamplingParams`.
+      cfg_scale: classifier-free guidance scale s, (1 + s) conditional - s unconditional logits; 0: off.
+      seed: of all draws.
+      rolling_context: forget the oldest tokens once the context is full.
+      options: fields of the sampler, such as schedule=Threshold(...).
+
+    Raises ValueError for a sampler or options that don't fit the network, and for what its context can't hold.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    sampling = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, suppressed=model.tokenizer.suppressed
+    )
+    shape = {"denoising_steps": denoising_steps, "canvas_length": canvas_length}
+    made = make_sampler(model, sampler, sampling=sampling, **shape, **options)
+    output = pipeline.generate(
+        model, made, prompts, max_new_tokens=max_new_tokens, seed=seed, cfg_scale=cfg_scale,
+        rolling_context=rolling_context,
+    )  # fmt: skip
+    return _generated(output, output.texts)
+
+
+def infill(
+    model: LoadedModel,
+    texts: Sequence,
+    *,
+    sampler: Any = None,
+    denoising_steps: int | None = None,
+    canvas_length: int = 0,
+    temperature: float = 1.0,
+    seed: int = 0,
+    **options,
+) -> Generated:
+    """Fills holes: `texts` is a list of strings and of numbers of missing tokens, ["Return the ", 3, " list."]; or
+    several such lists. The other arguments are those of `generate`. The result's texts are whole.
+
+    Raises ValueError for a text without a hole, or one that the context or canvas can't hold.
+    """
+    texts = [texts] if texts and isinstance(texts[0], str | int) else list(texts)
+    sampling = SamplingParams(temperature=temperature, suppressed=model.tokenizer.suppressed)
+    shape = {"denoising_steps": denoising_steps, "canvas_length": canvas_length}
+    output = pipeline.infill(
+        model, make_sampler(model, sampler, sampling=sampling, **shape, **options), texts, seed=seed
+    )
+    first = [text[0] if isinstance(text[0], str) else "" for text in texts]
+    return _generated(output, [start + rest for start, rest in zip(first, output.texts, strict=True)])
+
+
+def _generated(output: pipeline.GenerationOutput, texts: Sequence[str]) -> Generated:
+    counts = tuple(int(n) for n in output.generation.length)
+    return Generated(tuple(texts), counts, int(output.generation.nfe), output)
+
+
+def make_sampler(
+    model: LoadedModel,
+    sampler: Any = None,
+    *,
+    sampling: SamplingParams | None = None,
+    denoising_steps: int | None = None,
+    canvas_length: int = 0,
+    **options,
+) -> TextSampler:
+    """The text sampler for a network.
+
+    Args:
+      model: a trained network.
+      sampler: a name in SAMPLERS; a canvas or text sampler's class, or an instance of one. A class gets those of the
+        fields process, denoising_steps, eos, mask and sampling that it has, and `options`. None: "autoregressive" for
+        networks without canvases, "confidence" for masks, else "reverse_process".
+      sampling: how tokens are sampled; None: at temperature 1.
+      denoising_steps, canvas_length, options: as in `generate`.
+
+    Raises ValueError if sampler, options and network don't go together.
+    """
+    tokenizer, layout = model.tokenizer, model.config.objective.layout
+    sampling = sampling or SamplingParams(suppressed=tokenizer.suppressed)
+    if sampler is None:
+        masks = "confidence" if isinstance(model.process, Absorbing) else "reverse_process"
+        sampler = masks if layout.denoises else "autoregressive"
+    if isinstance(sampler, str):
+        return _named(model, sampler, options, sampling, denoising_steps, canvas_length)
+    if isinstance(sampler, type):
+        known = {
+            "process": model.process,
+            "denoising_steps": denoising_steps or DEFAULT_STEPS,
+            "eos": tokenizer.eos if layout.closed_by_eos or hasattr(sampler, "stages") else -1,
+            "mask": tokenizer.mask,
+            "sampling": sampling,
+        }
+        has = {field.name for field in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else set()
+        sampler = _call(sampler, {name: value for name, value in known.items() if name in has} | options)
+    elif options or denoising_steps is not None:
+        names = ", ".join([*options, *(["denoising_steps"] if denoising_steps is not None else [])])
+        raise ValueError(f"{names}: set them in the sampler that you pass")
+    if hasattr(sampler, "stages"):
+        return sampler
+    if not hasattr(sampler, "query"):
+        raise ValueError(f"{type(sampler).__name__} is no sampler: it has neither query and update, nor stages")
+    return presets.block_diffusion(model, sampler, canvas_length=canvas_length)
+
+
+def _named(model, name: str, options: dict, sampling, denoising_steps: int | None, canvas_length: int) -> TextSampler:
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler {name!r} is none of {', '.join(SAMPLERS)}")
+    preset, fixed, free = SAMPLERS[name]
+    shape = {}
+    if free is not None:
+        steps = denoising_steps if denoising_steps is not None or free else DEFAULT_STEPS
+        shape = {"denoising_steps": steps, "canvas_length": canvas_length}
+    elif denoising_steps is not None or canvas_length:
+        raise ValueError(f"sampler {name!r} has no canvas: leave denoising_steps and canvas_length out")
+    return _call(preset, fixed | shape | options | {"sampling": sampling}, model)
+
+
+def _call(make: Any, options: dict, *arguments: Any) -> Any:
+    try:
+        return make(*arguments, **options)
+    except TypeError as error:
+        raise ValueError(f"{make.__name__}: {error}") from None
+
+
+class LogLikelihood(NamedTuple):
+    """Log probabilities of texts, end of text included, in nats.
+
+    values           float64 [n]  log p, or a lower bound of it
+    standard_errors  float64 [n]  Monte Carlo error of each bound; 0 if exact
+    num_tokens       int [n]      tokens of each text, end of text included
+    exact            whether `values` are exact
+    """
+
+    values: np.ndarray
+    standard_errors: np.ndarray
+    num_tokens: np.ndarray
+    exact: bool
+
+
+def log_likelihood(
+    model: LoadedModel, texts: str | Sequence[str], *, draws: int = 8, seed: int = 0, batch_size: int = 16
+) -> LogLikelihood:
+    """The log probability of each text: exact if the network was trained autoregressively, else the ELBO.
+
+    A text that is longer than the context is cut into rows; a row after the first is conditioned on one token. A
+    text's value doesn't depend on the other texts.
+
+    Args:
+      model: what `load` returns.
+      texts: one or several, without an end of text. They must have a token.
+      draws: of noise, at least 2; a bound is their mean.
+      seed: of the noise.
+      batch_size: rows a forward pass.
+
+    Raises ValueError for text without a token.
+    """
+    if draws < 2 or batch_size < 1:
+        raise ValueError(f"draws must be at least 2 and batch_size at least 1; got {draws} and {batch_size}")
+    texts, objective = [texts] if isinstance(texts, str) else list(texts), model.config.objective
+    for text in texts:
+        encode_prompt(model.tokenizer, text)
+    rows, owner, number, counts = [], [], [], []
+    for i, text in enumerate(texts):
+        tokens = loader.tokenize(Texts(texts=(text,)), model.tokenizer, pad=objective.layout.pad, name="a text")
+        own = list(loader.eval_batches(tokens, length=model.config.data.seq_len, batch=1))
+        rows, owner, number = rows + own, owner + [i] * len(own), [*number, *range(len(own))]
+        counts.append(tokens.targets)
+    part, draws = ("causal", 1) if objective.trains_ar else ("canvas", draws)
+    loss = build_loss(model.config, model.bound.module, model.process, bound=True)
+
+    @jax.jit
+    def nats(params, keys, batch):
+        def of_row(key, row):
+            return loss(params, key, jax.tree.map(lambda a: a[None], row))[part].sum
+
+        return jax.vmap(of_row)(keys, batch)
+
+    sums, fold = np.zeros((len(texts), draws)), jax.vmap(jax.random.fold_in, (None, 0))
+    for first in range(0, len(rows), batch_size):
+        some = rows[first : first + batch_size]
+        some += [jax.tree.map(np.zeros_like, rows[0])] * (batch_size - len(some))
+        batch = jax.tree.map(lambda *parts: np.concatenate(parts), *some)
+        here = np.pad(number[first : first + batch_size], (0, batch_size - len(number[first : first + batch_size])))
+        for draw in range(draws):
+            found = nats(model.bound.params, fold(jax.random.fold_in(jax.random.key(seed), draw), here), batch)
+            mine = owner[first : first + batch_size]
+            np.add.at(sums[:, draw], mine, np.asarray(found, np.float64)[: len(mine)])
+    error = sums.std(axis=1, ddof=1) / np.sqrt(draws) if draws > 1 else np.zeros(len(texts))
+    return LogLikelihood(-sums.mean(axis=1), error, np.asarray(counts), objective.trains_ar)
+
+
+def train(config: Config, workdir: Path | str) -> loop.Result:
+    """Trains what a config describes, or resumes where the workdir left off; returns steps, metrics and checkpoint.
+
+    Raises ValueError, OSError or CheckpointError with one line before the first step, NonFiniteError after it.
+    """
+    run = build(config, workdir)
+    return loop.run(run.job, config.train, workdir, run.checkpoints)
+
+
+class Evaluation(NamedTuple):
+    """Estimates for every part of the objective ("causal", "canvas"), and the size of the text.
+
+    tokens  text tokens and ends of text
+    bytes   of the text in UTF-8
+    """
+
+    parts: dict[str, Estimate]
+    tokens: int
+    bytes: int
+
+
+def evaluate(
+    model: LoadedModel, data: str | Corpus | None = None, *, draws: int = 2, batch_size: int = 16, seed: int = 0
+) -> Evaluation:
+    """Evaluates a network's likelihood of text: nats per token, bits per byte, with the Monte Carlo standard error.
+
+    Args:
+      model: what `load` returns.
+      data: a path (see `Data.path`) or a corpus; None: the held-out part of what the network was trained on.
+      draws: of noise for each batch, at least 2.
+      batch_size: rows a batch.
+      seed: of the noise.
+
+    Raises ValueError or OSError if there is no such text.
+    """
+    config = model.config
+    if data is None:
+        tokens = read_text(config, model.meta).valid
+        if tokens is None:
+            raise ValueError("the run held nothing out (data.val_fraction=0): say which text to evaluate on")
+    else:
+        corpus = dataclasses.replace(config.data, path=data).corpus()
+        tokens = loader.tokenize(corpus, model.tokenizer, pad=config.objective.layout.pad)
+    loss = build_loss(config, model.bound.module, model.process, bound=True)
+    losses = jax.jit(lambda key, batch, params: loss(params, key, batch))
+    batches = loader.eval_batches(tokens, length=config.data.seq_len, batch=batch_size)
+    found = held_out(
+        lambda key, batch: losses(key, batch, model.bound.params), batches, tokens, jax.random.key(seed), draws=draws
+    )
+    return Evaluation(found, tokens.targets, tokens.bytes)
