@@ -7,13 +7,7 @@ The last line on standard output is a JSON object: for every part of the objecti
 character, and the Monte Carlo standard error. An autoregressive likelihood is exact, every other value an upper bound.
 """
 
-import dataclasses
-
-import jax
-
-from diffusion_lm.build import LoadedModel, build_loss, load_for_inference, read_text
-from diffusion_lm.data import loader
-from diffusion_lm.evaluation.likelihood import held_out
+from diffusion_lm.inference import api
 from launch import command
 from launch.flags import Flags
 
@@ -28,37 +22,17 @@ CHECKPOINT_STEP = FLAGS.integer("checkpoint_step", None, "Step of the checkpoint
 
 
 def main() -> dict:
-    model = load_for_inference(WORKDIR.value, step=CHECKPOINT_STEP.value, allow_import=command.ALLOW_IMPORT.value)
-    tokens = _tokens(model)
-    loss = build_loss(model.config, model.network.module, model.process, bound=True)
-    losses = jax.jit(lambda key, batch, params: loss(params, key, batch))
-    estimates = held_out(
-        lambda key, batch: losses(key, batch, model.network.params),
-        loader.eval_batches(tokens, length=model.config.data.seq_len, batch=BATCH_SIZE.value),
-        tokens,
-        jax.random.key(0),
-        draws=NOISE_DRAWS.value,
-    )
+    model = api.load(WORKDIR.value, CHECKPOINT_STEP.value, command.ALLOW_IMPORT.value)
+    found = api.evaluate(model, DATA.value, draws=NOISE_DRAWS.value, batch_size=BATCH_SIZE.value)
     return {
         "objective": type(model.config.objective).__name__,
         "data": DATA.value or f"{model.config.data.path} (held out)",
-        "tokens": tokens.targets,
-        "bytes": tokens.bytes,
+        "tokens": found.tokens,
+        "bytes": found.bytes,
         "noise_draws": NOISE_DRAWS.value,
         "checkpoint_step": model.step,
-        **{part: estimate._asdict() for part, estimate in estimates.items()},
+        **{part: estimate._asdict() for part, estimate in found.parts.items()},
     }
-
-
-def _tokens(model: LoadedModel) -> loader.TokenArray:
-    config = model.config
-    if DATA.value is None:
-        held = read_text(config, model.meta).valid
-        if held is None:
-            raise ValueError("the run held no text out (data.val_fraction=0): name a text with --data")
-        return held
-    corpus = dataclasses.replace(config.data, path=DATA.value).corpus()
-    return loader.tokenize(corpus, model.tokenizer, pad=config.objective.layout.pad)
 
 
 if __name__ == "__main__":

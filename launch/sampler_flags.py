@@ -8,7 +8,8 @@ import difflib
 from collections.abc import Callable
 
 from diffusion_lm.build import LoadedModel
-from diffusion_lm.inference import presets
+from diffusion_lm.config import find_class
+from diffusion_lm.inference import api, presets
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache, PrefixCache
 from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft
@@ -22,6 +23,7 @@ from diffusion_lm.samplers.logits_processors import (
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Rescale
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import EntropyBound, Factor, FixedCount, Threshold
+from launch import command
 from launch.flags import Flags
 
 STEPS = 12  # denoising steps a canvas of the samplers whose cost is fixed
@@ -68,6 +70,15 @@ def _ancestral(model: LoadedModel, options: dict) -> TextSampler:
         options = {name: value for name, value in options.items() if name != "record"}
         return presets.particles(model, num_particles=NUM_PARTICLES.value, **options)
     return presets.ancestral(model, corrector_steps=CORRECTOR_STEPS.value, **options)
+
+
+def _of_class(model: LoadedModel, options: dict) -> TextSampler:
+    """The sampler of a class that --sampler names, which allows its import."""
+    allowed = (*command.ALLOW_IMPORT.value, SAMPLER.value.partition(":")[0])
+    return api.make_sampler(
+        model, find_class(SAMPLER.value, allowed, "--sampler"), sampling=options["sampling"],
+        denoising_steps=options["denoising_steps"], canvas_length=options["canvas_length"],
+    )  # fmt: skip
 
 
 def _given(flag, keyword: str) -> dict:
@@ -171,7 +182,8 @@ FLAGS = Flags()
 SAMPLER = FLAGS.string(
     "sampler",
     "confidence",
-    "How text is sampled. " + "; ".join(f"{name}: {its.help}" for name, its in SAMPLERS.items()),
+    "How text is sampled; or module:Class, a sampler of your own. "
+    + "; ".join(f"{name}: {its.help}" for name, its in SAMPLERS.items()),
 )
 DENOISING_STEPS = FLAGS.integer(
     "denoising_steps", None, "Most forward passes a canvas, at least 1. (LLaDA's `steps` are for all canvases of an "
@@ -239,7 +251,9 @@ IGNORE_EOS = FLAGS.bool("ignore_eos", False, "Never samples the end of text: eve
 
 
 def kind() -> Kind:
-    """The chosen sampler's line of the table. Raises ValueError for a name that isn't in it."""
+    """The chosen sampler's line of the table, or one for a class. Raises ValueError for any other name."""
+    if ":" in SAMPLER.value:
+        return Kind(help="a sampler class", make=_of_class, flags=_CANVAS)
     if SAMPLER.value not in SAMPLERS:
         near = difflib.get_close_matches(SAMPLER.value, SAMPLERS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from extension_example.data import Sums, Utf8
 from extension_example.noise import MaskGIT
+from extension_example.sampler import LeftToRight
 from support.commands import ROOT, environment, launch
 
+import diffusion_lm as dlm
 from diffusion_lm.build import load_for_inference
 from diffusion_lm.config import Config, encode, from_json, load, override, to_json
 
@@ -80,8 +82,28 @@ def test_it_is_evaluated(killed):
     assert found["objective"] == "MaskGIT" and 0 < found["canvas"]["nats_per_token"] < 20
 
 
+def test_it_is_sampled_from_by_a_sampler_of_its_own(killed):
+    own, prompt = "--sampler=extension_example.sampler:LeftToRight", "--prompt=3 + 4"
+    steps = "--denoising_steps=4", "--canvas_length=16", "--max_new_tokens=6"
+    found = results(launch("sample", f"--workdir={killed}", ALLOW, own, prompt, *steps, home=killed))
+    model = dlm.load(killed, allow_import=("extension_example",))
+    same = dlm.generate(model, "3 + 4", sampler=LeftToRight, denoising_steps=4, canvas_length=16, max_new_tokens=6)
+    assert [text["text"] for text in found["texts"]] == list(same.texts) and found["nfe"] == same.nfe
+
+
+def test_a_sampler_class_must_be_one(killed):
+    for name, message in (
+        ("extension_example.sampler:None", "--sampler: 'extension_example.sampler:None' is not a dataclass"),
+        ("extension_example.data:Utf8", "Utf8 is no sampler"),
+        ("nowhere:X", "No module named 'nowhere'"),
+    ):
+        done = launch("sample", f"--workdir={killed}", ALLOW, f"--sampler={name}", "--max_new_tokens=4", home=killed)
+        assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
+
+
 IMPORTS = """
 import sys
+import diffusion_lm as dlm
 from diffusion_lm.build import load_for_inference
 try:
     load_for_inference({folder!r})

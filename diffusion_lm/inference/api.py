@@ -334,7 +334,7 @@ def evaluate(
     if data is None:
         tokens = read_text(config, model.meta).valid
         if tokens is None:
-            raise ValueError("the run held nothing out (data.val_fraction=0): say which text to evaluate on")
+            raise ValueError("the run held no text out (data.val_fraction=0): name a text with --data (data=)")
     else:
         corpus = dataclasses.replace(config.data, path=data).corpus()
         tokens = loader.tokenize(corpus, model.tokenizer, pad=config.objective.layout.pad)

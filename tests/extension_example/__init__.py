@@ -1,4 +1,4 @@
-"""What a user would write: a process, an objective, a corpus, a tokenizer and an optimizer outside diffusion_lm.
+"""What a user would write outside diffusion_lm: process, objective, sampler, corpus, tokenizer, optimizer.
 
 python -m launch.train --config=tests/extension_example/config.py --workdir=runs/mine
 python -m launch.evaluate --workdir=runs/mine --allow_import=extension_example
