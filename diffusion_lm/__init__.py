@@ -17,7 +17,7 @@ _EXPORTS = {
     "data.tokenizer": "SentencePiece Tokenizer train_tokenizer",
     "inference.api": "evaluate generate infill load log_likelihood make_sampler train",
     "layouts": "Blocks NoCanvas WholeRow",
-    "models.transformer": "Architecture",
+    "models.base": "DenoiserSpec Execution ModelSpec TransformerSpec Vocabulary",
     "objectives.autoregressive": "AutoregressiveLoss",
     "objectives.base": "Objective",
     "objectives.block": "BlockELBO",

@@ -234,7 +234,10 @@ def from_json(value: dict, allow_import: Sequence[str] = ()) -> Config:
     """
     found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:
-        raise ValueError(f"it has format {found}, and this version needs {FORMAT}: train again, or use another version")
+        raise ValueError(
+            f"the config or checkpoint has format {found}, and this version reads {FORMAT}: train again, or use the "
+            "version that wrote it"
+        )
     rest = {key: part for key, part in value.items() if key != "format"}
     return _fit(decode(rest, allow_import, "config"), Config, "config")
 

@@ -18,7 +18,7 @@ TINY = {"width": 32, "layers": 1, "heads": 2, "mlp_dim": 32}
 def config_of(objective, process=None, **data):
     return dlm.Config(
         data=dlm.Data(path=dlm.Texts(texts=tuple(TEXT.split("\n\n")[:200])), seq_len=64, tokenizer_kind="char", **data),
-        model=dlm.Architecture(**TINY),
+        model=dlm.DenoiserSpec(**TINY),
         process=process or dlm.Absorbing(),
         objective=objective,
         train=dlm.Train(steps=8, batch_size=4, eval_every=0),

@@ -87,9 +87,9 @@ def test_a_tokenizer_with_bytes_survives_json():
 def test_another_format_is_refused_in_one_line(found):
     tree = to_json(CONFIG) | {"format": found}
     assert to_json(CONFIG)["format"] == 2
-    with pytest.raises(ValueError, match=f"it has format {found}, and this version needs 2"):
+    with pytest.raises(ValueError, match=f"has format {found}, and this version reads 2"):
         from_json(tree)
-    with pytest.raises(ValueError, match="it has format None"):
+    with pytest.raises(ValueError, match="has format None"):
         from_json({key: value for key, value in tree.items() if key != "format"})
 
 

@@ -272,7 +272,7 @@ def log_likelihood(
         rows, owner, number = rows + own, owner + [i] * len(own), [*number, *range(len(own))]
         counts.append(tokens.targets)
     part, draws = ("causal", 1) if objective.trains_ar else ("canvas", draws)
-    loss = build_loss(model.config, model.bound.module, model.process, bound=True)
+    loss = build_loss(model.config, model.network.module, model.process, bound=True)
 
     @jax.jit
     def nats(params, keys, batch):
@@ -288,7 +288,7 @@ def log_likelihood(
         batch = jax.tree.map(lambda *parts: np.concatenate(parts), *some)
         here = np.pad(number[first : first + batch_size], (0, batch_size - len(number[first : first + batch_size])))
         for draw in range(draws):
-            found = nats(model.bound.params, fold(jax.random.fold_in(jax.random.key(seed), draw), here), batch)
+            found = nats(model.network.params, fold(jax.random.fold_in(jax.random.key(seed), draw), here), batch)
             mine = owner[first : first + batch_size]
             np.add.at(sums[:, draw], mine, np.asarray(found, np.float64)[: len(mine)])
     error = sums.std(axis=1, ddof=1) / np.sqrt(draws) if draws > 1 else np.zeros(len(texts))
@@ -338,10 +338,10 @@ def evaluate(
     else:
         corpus = dataclasses.replace(config.data, path=data).corpus()
         tokens = loader.tokenize(corpus, model.tokenizer, pad=config.objective.layout.pad)
-    loss = build_loss(config, model.bound.module, model.process, bound=True)
+    loss = build_loss(config, model.network.module, model.process, bound=True)
     losses = jax.jit(lambda key, batch, params: loss(params, key, batch))
     batches = loader.eval_batches(tokens, length=config.data.seq_len, batch=batch_size)
     found = held_out(
-        lambda key, batch: losses(key, batch, model.bound.params), batches, tokens, jax.random.key(seed), draws=draws
+        lambda key, batch: losses(key, batch, model.network.params), batches, tokens, jax.random.key(seed), draws=draws
     )
     return Evaluation(found, tokens.targets, tokens.bytes)
