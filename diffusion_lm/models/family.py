@@ -1,6 +1,7 @@
 """What a public model family is to us: a config.json as a spec, and its tensors' names as our parameters, both ways."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from diffusion_lm.layouts import Blocks, NoCanvas, WholeRow
 from diffusion_lm.models.base import ModelSpec
 from diffusion_lm.models.weights import Leaf, Part
-from diffusion_lm.nn.specs import ExpertsSpec, LayerSpec, RopeScaling, RopeSpec
+from diffusion_lm.nn.specs import ExpertsSpec, LayerGroup, LayerSpec, RopeScaling, RopeSpec
 
 # What says nothing of the network's numbers.
 _IGNORED = frozenset(
@@ -136,7 +137,9 @@ def _scaling(config: ConfigReader, found: dict[str, Any], theta: float) -> RopeS
                 low=float(found.pop("beta_slow", None) or 1.0),
                 high=float(found.pop("beta_fast", None) or 32.0),
                 magnitude=_yarn_magnitude(found, factor),
+                query_growth=float(found.pop("llama_4_scaling_beta", None) or 0.0),
             )
+            found.pop("max_position_embeddings", None)  # the product of two others
         else:
             raise ValueError(f"{config.source} scales rope by {kind!r}; linear, llama3 and yarn are implemented")
     except KeyError as error:
@@ -221,6 +224,11 @@ def mlp_leaves(path: Sequence[str], dim: int, width: int, prefix: str, bias: boo
         parts = [Part(tensor=f"{prefix}{name}.bias", shape=(dim,), place=(i,)) for i, name in enumerate(pair)]
         found += [leaf((*at, "gate_up_bias"), *parts), vector((*at, "down_bias"), f"{prefix}down_proj.bias", width)]
     return found
+
+
+def grouped(layers: Iterable[LayerSpec]) -> tuple[LayerGroup, ...]:
+    """Layers in order, those alike that follow one another as one group."""
+    return tuple(LayerGroup(layer=layer, repeat=len(list(run))) for layer, run in itertools.groupby(layers))
 
 
 def layers_of(spec: ModelSpec) -> list[LayerSpec]:

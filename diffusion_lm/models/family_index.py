@@ -4,9 +4,21 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from diffusion_lm.models import a2d_qwen3, dream, fastdllm_v2, gpt2, llada, llama, qwen2, qwen3, sdar
+from diffusion_lm.models import (
+    a2d_qwen3,
+    dream,
+    fastdllm_v2,
+    gemma3,
+    gpt2,
+    llada,
+    llama,
+    ministral3,
+    qwen2,
+    qwen3,
+    sdar,
+)
 
-FAMILIES = (a2d_qwen3, dream, fastdllm_v2, gpt2, llada, llama, qwen2, qwen3, sdar)
+FAMILIES = (a2d_qwen3, dream, fastdllm_v2, gemma3, gpt2, llada, llama, ministral3, qwen2, qwen3, sdar)
 
 
 def family_of(config: Mapping[str, Any], source: str = "config.json") -> ModuleType:

@@ -2,9 +2,9 @@
 
 from diffusion_lm.layouts import NoCanvas
 from diffusion_lm.models.base import TransformerSpec, Vocabulary
-from diffusion_lm.models.family import ConfigReader, Described, decoder_leaves, rope
+from diffusion_lm.models.family import ConfigReader, Described, decoder_leaves, grouped, rope
 from diffusion_lm.models.weights import Leaf
-from diffusion_lm.nn.specs import AttentionSpec, LayerGroup, LayerSpec, MLPSpec, NormSpec
+from diffusion_lm.nn.specs import AttentionSpec, LayerSpec, MLPSpec, NormSpec
 
 MODEL_TYPES = ("llama",)
 
@@ -33,16 +33,24 @@ def attention_of(
 
 
 def described(
-    config: ConfigReader, attention: AttentionSpec, *, mlp_bias: bool = False, layout=None, mask=None
+    config: ConfigReader, attention: AttentionSpec, *, mlp_bias: bool = False, mlps=None, layout=None, mask=None
 ) -> Described:
-    """A network of layers alike in Llama's words. layout, mask: of a diffusion model; None: causal, its own mask."""
+    """A network in Llama's words.
+
+    Args:
+        config: the file.
+        attention: of all layers.
+        mlp_bias: whether feed-forward layers have biases.
+        mlps: the feed-forward of each layer, a `MLPSpec` or `ExpertsSpec`; None for intermediate_size in all of them.
+        layout, mask: of a diffusion model; None: causal, a mask of its own.
+    """
     config.expect("hidden_act", "silu")
     norm, ids = NormSpec(eps=float(config.take("rms_norm_eps", 1e-6))), config.size("vocab_size")
-    mlp = MLPSpec(dim=config.size("intermediate_size"), bias=mlp_bias)
-    layer = LayerSpec(attention=attention, mlp=mlp, norm=norm)
+    if mlps is None:
+        mlps = [MLPSpec(dim=config.size("intermediate_size"), bias=mlp_bias)] * config.size("num_hidden_layers")
     spec = TransformerSpec(
         width=config.size("hidden_size"),
-        groups=(LayerGroup(layer=layer, repeat=config.size("num_hidden_layers")),),
+        groups=grouped(LayerSpec(attention=attention, mlp=mlp, norm=norm) for mlp in mlps),
         final_norm=norm,
         tie_embeddings=bool(config.take("tie_word_embeddings", False)),
         vocabulary=vocabulary(config, ids, mask),

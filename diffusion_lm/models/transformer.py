@@ -12,7 +12,7 @@ from diffusion_lm.nn.cache import CachedLayer, KVCache, NewEntries, scatter_hidd
 from diffusion_lm.nn.dot import dot, matrix
 from diffusion_lm.nn.layers import Block, Norm, SelfConditioning
 from diffusion_lm.nn.lm_head import ChunkedLogits, LogitsSpec, unit
-from diffusion_lm.nn.rope import rope_angles
+from diffusion_lm.nn.rope import rotation_of
 from diffusion_lm.nn.specs import Execution, LayerGroup, MLPSpec
 from diffusion_lm.sharding import cut, platform, ways_in_force
 from diffusion_lm.types import NoisyEmbeddings
@@ -109,28 +109,28 @@ class Transformer(nn.Module):
         new, uneven, groups = [], [], self.spec.groups
         for i, group in enumerate(groups):
             layer, rope = group.layer, group.layer.attention.rope
-            angles = None if rope is None else rope_angles(rope, positions, layer.attention.head_dim)
+            rotation = None if rope is None else rotation_of(rope, positions, layer.attention.head_dim)
             block = Block
             if self.exec.remat != "none":
                 policy = jax.checkpoint_policies.dots_saveable if self.exec.remat == "dots" else None
                 block = nn.remat(Block, policy=policy, prevent_cse=not self.scan, static_argnums=(5,))
             if self.scan:
                 name = "layers" if len(groups) == 1 else f"layers_{i}"
-                x, aux = self._scanned(block, group, name, x, cache, time, angles, attention, ranges)
+                x, aux = self._scanned(block, group, name, x, cache, time, rotation, attention, ranges)
             else:
                 losses = []
                 for _ in range(group.repeat):
                     n = len(new)
                     past = None if cache is None else CachedLayer(cache.layers[n], cache.length, slots)
                     named = block(layer, self.exec, name=f"layer_{n}")
-                    x, (entries, loss) = named(x, past, time, angles, attention, ranges)
+                    x, (entries, loss) = named(x, past, time, rotation, attention, ranges)
                     new.append(entries)
                     losses.append(loss)
                 aux = None if losses[0] is None else jnp.stack(losses)
             uneven += [] if aux is None else [aux]
         return x, tuple(new), uneven
 
-    def _scanned(self, block, group: LayerGroup, name: str, x, cache, time, angles, attention, ranges):
+    def _scanned(self, block, group: LayerGroup, name: str, x, cache, time, rotation, attention, ranges):
         if cache is not None:
             raise ValueError("a cache has its layers apart: take the network from `BoundModel.for_sampling`")
         layers = nn.scan(
@@ -142,7 +142,7 @@ class Transformer(nn.Module):
             unroll=group.repeat if platform() == "cpu" else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, (_, aux) = layers(group.layer, self.exec, name=name)(x, None, time, angles, attention, ranges)
+        x, (_, aux) = layers(group.layer, self.exec, name=name)(x, None, time, rotation, attention, ranges)
         return x, aux
 
     def _embed_time(self, t: Array) -> Array:

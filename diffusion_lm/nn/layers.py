@@ -1,5 +1,7 @@
 """One layer of the transformer, and its parts."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from diffusion_lm.nn.attention import dot_product_attention
 from diffusion_lm.nn.cache import CachedLayer, LayerKV, scatter
 from diffusion_lm.nn.dot import dot, matrix
 from diffusion_lm.nn.moe import Experts
-from diffusion_lm.nn.rope import rotate
+from diffusion_lm.nn.rope import Rotation, rotate
 from diffusion_lm.nn.specs import AttentionSpec, Execution, ExpertsSpec, LayerSpec, MLPSpec, NormSpec
 from diffusion_lm.sharding import cut
 
@@ -49,7 +51,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, angles: Array | None, attention: AttentionPattern, ranges: Ranges, past: CachedLayer | None
+        self, x: Array, rotation: Rotation | None, attention: AttentionPattern, ranges: Ranges, past: CachedLayer | None
     ) -> tuple[Array, LayerKV]:
         a, width, product = self.spec, x.shape[-1], self.exec.product
         wq = matrix(self, "query", (width, a.heads, a.head_dim), ("embed", "heads", "head_dim"), width)
@@ -66,12 +68,15 @@ class Attention(nn.Module):
             q = Norm(a.qk_norm, axis_name="head_dim", name="query_norm")(q)
             k = Norm(a.qk_norm, axis_name="head_dim", name="key_norm")(k)
         if a.rope is not None:
-            k = rotate(a.rope, k, angles)
+            k = rotate(a.rope, k, rotation.angles)
         # The barrier: XLA would fold the rotation into the product of k's gradient, in a form that its CPU can't run.
         k = jax.lax.optimization_barrier(jnp.swapaxes(k, 2, 3))
         # Every device that holds a part of a row gets all of its keys and values.
         new = LayerKV(k=cut(k, "batch", "kv_heads", None, None), v=cut(v, "batch", "kv_heads", None, None))
-        q = q if a.rope is None else rotate(a.rope, q, angles)
+        if a.rope is not None:
+            q = rotate(a.rope, q, rotation.angles)
+            q = q if rotation.query_scale is None else q * rotation.query_scale[:, None, :, None]
+        q = q * (a.score_scale * math.sqrt(a.head_dim)) if a.score_scale else q  # attention divides by the root
         if past is not None and past.slots is not None:
             new = scatter(past.kv, new, past.slots)
         how = {"compute_dtype": self.exec.compute_dtype, "kernel": self.exec.attention_kernel, "window": a.window}
@@ -112,13 +117,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, past, time: Array | None, angles: Array | None, attention: AttentionPattern, ranges: Ranges
+        self, x: Array, past, time: Array | None, rotation: Rotation | None, attention: AttentionPattern, ranges: Ranges
     ):
         s, aux = self.spec, None
         shift, scale, gate = self._modulation(time, x.shape[1], x.shape[2])
         h = Norm(s.norm, name="attention_norm")(x)
         h, new = Attention(s.attention, self.exec, name="attention")(
-            h * (1 + scale[0]) + shift[0], angles, attention, ranges, past
+            h * (1 + scale[0]) + shift[0], rotation, attention, ranges, past
         )
         h = h if s.post_norm is None else Norm(s.post_norm, name="attention_post_norm")(h)
         x = x + gate[0] * h

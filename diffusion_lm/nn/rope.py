@@ -1,6 +1,7 @@
 """Rotary position embedding, and its scalings for longer texts."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +12,34 @@ from diffusion_lm.nn.specs import RopeScaling, RopeSpec
 Array = jax.Array
 
 
-def rope_angles(spec: RopeSpec, positions: Array, head_dim: int) -> Array:
-    """The angles by which pairs of a head's columns are turned.
+class Rotation(NamedTuple):
+    """What positions do to queries and keys.
+
+    angles: float32 [B, L, turned columns / 2], the angles by which pairs of a head's columns are turned.
+    query_scale: float32 [B, L], what queries are multiplied by; None for nothing.
+    """
+
+    angles: Array
+    query_scale: Array | None
+
+
+def rotation_of(spec: RopeSpec, positions: Array, head_dim: int) -> Rotation:
+    """How heads at these positions are turned.
 
     Args:
         positions: int32 [B, L].
         head_dim: a head's width, of which `spec.fraction` is turned.
-
-    Returns:
-        float32 [B, L, turned columns / 2].
     """
     pairs = int(head_dim * spec.fraction) // 2
     if spec.scaling is None:
         rates = spec.theta ** -jnp.linspace(0.0, 1.0, pairs, endpoint=False)
     else:
         rates = jnp.asarray(_scaled(spec.scaling, spec.theta, pairs), jnp.float32)
-    return positions[..., None].astype(jnp.float32) * rates[None, None]
+    angles = positions[..., None].astype(jnp.float32) * rates[None, None]
+    if spec.scaling is None or not spec.scaling.query_growth:
+        return Rotation(angles, None)
+    texts = (positions // spec.scaling.original_length).astype(jnp.float32)
+    return Rotation(angles, 1.0 + spec.scaling.query_growth * jnp.log1p(texts))
 
 
 def rotate(spec: RopeSpec, x: Array, angles: Array) -> Array:

@@ -70,6 +70,7 @@ class RopeScaling:
         low, high: wavelengths above original_length / low are stretched, those below original_length / high are not
             ("llama3"); the same two limits in turns over original_length ("yarn": beta_slow, beta_fast).
         magnitude: what cosines and sines are multiplied by ("yarn"); 0 for 0.1 log(factor) + 1.
+        query_growth: b, where queries are multiplied by 1 + b log(1 + floor(position / original_length)), as in Llama 4.
     """
 
     kind: Literal["linear", "llama3", "yarn"]
@@ -78,6 +79,7 @@ class RopeScaling:
     low: float = 1.0
     high: float = 4.0
     magnitude: float = 0.0
+    query_growth: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,7 @@ class AttentionSpec:
         qkv_bias, out_bias: biases of the query, key and value projections, and of the output projection.
         qk_norm: norm of each head's queries and keys before rope; None for none.
         rope: rotary positions; None for none.
+        score_scale: what products of queries and keys are multiplied by; 0 for head_dim ** -0.5.
         window: sliding window: keys at this distance or further are not attended to; 0 for no limit.
     """
 
@@ -108,6 +111,7 @@ class AttentionSpec:
     out_bias: bool = False
     qk_norm: NormSpec | None = None
     rope: RopeSpec | None = RopeSpec()
+    score_scale: float = 0.0
     window: int = 0
 
 

@@ -10,7 +10,19 @@ import pytest
 
 from diffusion_lm.attention_patterns import BlockCausal, Causal, Full
 from diffusion_lm.convert.huggingface import open_folder
-from diffusion_lm.models import a2d_qwen3, dream, fastdllm_v2, gpt2, llada, llama, qwen2, qwen3, sdar
+from diffusion_lm.models import (
+    a2d_qwen3,
+    dream,
+    fastdllm_v2,
+    gemma3,
+    gpt2,
+    llada,
+    llama,
+    ministral3,
+    qwen2,
+    qwen3,
+    sdar,
+)
 from diffusion_lm.models.base import Execution
 from diffusion_lm.models.bound_model import BoundModel, unstacked
 from diffusion_lm.models.family import ConfigReader, stacked
@@ -20,9 +32,10 @@ from diffusion_lm.models.weights import check_names, load_parameters, write_tens
 
 FAMILIES = {
     "llama": llama, "qwen2": qwen2, "qwen3": qwen3, "sdar": sdar, "dream": dream, "fastdllm_v2": fastdllm_v2,
-    "llada": llada, "a2d_qwen3": a2d_qwen3, "gpt2": gpt2,
+    "llada": llada, "a2d_qwen3": a2d_qwen3, "gpt2": gpt2, "gemma3": gemma3,
+    "ministral3": ministral3,
 }  # fmt: skip
-CAUSAL = ("llama", "qwen2", "qwen3", "gpt2")
+CAUSAL = ("llama", "qwen2", "qwen3", "gpt2", "gemma3", "ministral3")
 TOLERANCE = 3e-4
 
 
@@ -133,6 +146,24 @@ def test_rope_scalings(shared, name):
         changed.close(changed.logits(io["forward/input_ids"][:1], Causal()), io[f"{file.stem}/logits"])
 
 
+def without_query_growth(config):
+    return {"rope_parameters": config["rope_parameters"] | {"llama_4_scaling_beta": 0.0}}
+
+
+VARIANTS = {
+    "use_bidirectional_attention": ("gemma3", lambda config: {"use_bidirectional_attention": True}, Full()),
+    "no_llama4_scale": ("ministral3", without_query_growth, Causal()),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_setting_of_the_config_changed(shared, variant):
+    name, changes, pattern = VARIANTS[variant]
+    folder, io = folder_of(shared, name)
+    changed, expected = Loaded(FAMILIES[name], folder, changes(open_folder(folder).config)), io[f"{variant}/logits"]
+    changed.close(changed.logits(io["forward/input_ids"][: len(expected)], pattern), expected)
+
+
 def test_both_spellings_of_a_config_are_one_network(shared):
     seen = 0
     for name, family in FAMILIES.items():
@@ -179,10 +210,13 @@ def test_the_family_of_a_config_is_found_or_refused_by_name(shared):
         family_of({})
 
 
-def test_stacked_layers_are_layers_apart(shared):
-    folder, _ = folder_of(shared, "llama")
-    apart, together = Loaded(llama, folder).model.params, Loaded(llama, folder, scan=True).model.params
-    jax.tree.map(np.testing.assert_array_equal, apart, unstacked(together))
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_stacked_layers_are_layers_apart(shared, name):
+    folder, io = folder_of(shared, name)
+    apart, together = Loaded(FAMILIES[name], folder), Loaded(FAMILIES[name], folder, scan=True)
+    jax.tree.map(np.testing.assert_array_equal, apart.model.params, unstacked(together.model.params))
+    ids = io["forward/input_ids"][:1]
+    np.testing.assert_allclose(together.logits(ids, Causal()), apart.logits(ids, Causal()), rtol=0, atol=TOLERANCE)
 
 
 def test_what_a_config_asks_that_we_do_not_have_is_refused_by_name(shared):
