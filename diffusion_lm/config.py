@@ -22,12 +22,11 @@ from diffusion_lm.data.source import Data, DataSource
 from diffusion_lm.models.base import Execution, ModelSpec, check_execution
 from diffusion_lm.objectives.base import Objective
 from diffusion_lm.sharding import MeshShape
-from diffusion_lm.training.checkpoint import Checkpointing
+from diffusion_lm.training.checkpoint import FORMAT, Checkpointing
 from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import AdamW, Optimizer
 
 __all__ = ["Config", "Data", "allowed_by", "decode", "encode", "find_class", "from_json", "load", "override", "to_json"]
-FORMAT = 2  # of configs as JSON, which checkpoints hold
 PACKAGE = __name__.split(".")[0]
 CLASS = "class"  # the key under which JSON names a dataclass, as module:Name
 BYTES = "base64"  # the only key of bytes

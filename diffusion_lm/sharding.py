@@ -124,6 +124,15 @@ def state_shardings(mesh: Mesh, boxed: Any) -> Any:
     return shardings
 
 
+def reboxed(boxed: Any, arrays: Any) -> Any:
+    """Arrays with the logical axes of other, boxed ones."""
+
+    def is_box(leaf: Any) -> bool:
+        return isinstance(leaf, nn.meta.AxisMetadata)
+
+    return jax.tree.map(lambda box, a: box.replace_boxed(a) if is_box(box) else a, boxed, arrays, is_leaf=is_box)
+
+
 def placed(abstract: Any, shardings: Any) -> Any:
     """Abstract arrays that say where they lie: what a checkpoint is restored into."""
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from diffusion_lm import sharding
 from diffusion_lm.config import Config, allowed_by, from_json, to_json
@@ -36,7 +38,8 @@ def check_workdir(workdir: Path | str) -> None:
 def check_config(config: Config, stored: CheckpointMeta, where: Path) -> None:
     """Raises ValueError naming each key that differs from the checkpoint's at `where`, unless it may change."""
     # Decoding the stored config gives newer fields their defaults.
-    before, now = _flat(to_json(from_json(stored.config, allowed_by(config)))), _flat(to_json(config))
+    old = from_json(stored.config, allowed_by(config))
+    before, now = _flat(to_json(old)), _flat(to_json(config))
     changed = {key: (before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())}
     changed = {key: values for key, values in changed.items() if values[0] != values[1]}
     wrong = [f"{key}={new} (it has {old})" for key, (old, new) in changed.items() if not key.startswith(MAY_CHANGE)]
@@ -44,6 +47,17 @@ def check_config(config: Config, stored: CheckpointMeta, where: Path) -> None:
         raise ValueError(f"the config doesn't match {where}: {', '.join(wrong)}; set them back or use a new workdir")
     if changed:
         log.info("changed since %s: %s", where, ", ".join(f"{key}={new}" for key, (_, new) in changed.items()))
+    _report_rate(old, config, int(where.name))
+
+
+def _report_rate(old: Config, new: Config, step: int) -> None:
+    """Warns if a resumed run's learning rate jumps because its schedule, or the number of steps, has changed."""
+    before, after = (float(config.optim.rate(config.train.steps)(jnp.int32(step))) for config in (old, new))
+    if step >= new.train.steps or math.isclose(before, after, rel_tol=0.01):
+        return
+    lr = getattr(new.optim, "lr", None)
+    keep = f": set optim.lr={lr * before / after:.4g} to continue from the old rate" if lr and before and after else ""
+    log.warning("the learning rate at step %d changes from %.4g to %.4g%s", step, before, after, keep)
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

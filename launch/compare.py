@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffusion_lm.build import LoadedModel, build, build_loss, load_for_inference, read_text
+from diffusion_lm.build import LoadedModel, build, load_for_inference, read_text
 from diffusion_lm.config import Config, load, override
 from diffusion_lm.data import loader
 from diffusion_lm.evaluation.generation_quality import judged, quality
@@ -186,12 +186,8 @@ def _score(model: LoadedModel, record: Record) -> None:
     if "bits_per_byte" in record:
         return
     text, config = read_text(model.config, model.meta).valid, model.config
-    loss = build_loss(config, model.network.module, model.process, bound=True)
-    losses = jax.jit(lambda params, key, batch: loss(params, key, batch))
     batches = loader.eval_batches(text, length=config.data.seq_len, batch=64)
-    found = held_out(
-        lambda key, batch: losses(model.network.params, key, batch), batches, text, jax.random.key(SEED.value)
-    )
+    found = held_out(model.elbo(), batches, text, jax.random.key(SEED.value))
     errors = {part: e.standard_error * e.bits_per_byte / e.nats_per_token for part, e in found.items()}
     record.keep(bits_per_byte={part: e.bits_per_byte for part, e in found.items()}, standard_error=errors)
 

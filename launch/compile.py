@@ -123,7 +123,7 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
     check_rows(config, mesh)
     module, process = build_model(config, pieces(config))
     loss = build_loss(config, module, process)
-    update = build_update(config, mesh, loss, build_init(module, process))
+    update = build_update(config, mesh, loss, build_init(module, process), {})
     key = jax.eval_shape(lambda: jax.random.key(0))
     part = abstract_batch(config)
     whole = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, batch, *a.shape[1:]), a.dtype), part)
@@ -133,6 +133,7 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
         "state": state,
         "key": sharding.placed(key, sharding.replicated(mesh)),
         "batch": sharding.placed(whole, rows),
+        "constants": {},
     }
     return Program(update.step, arguments, update_flops(config, module, process))
 
@@ -140,7 +141,7 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
 def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """Prompts of half the context and as many new tokens, by canvases if the objective trains them."""
     module, process = build_model(config, pieces(config))
-    model = LoadedModel(config, pieces(config), process, network=None, step=0, meta=None, ready={})
+    model = LoadedModel(config, pieces(config), process, network=None, step=0, meta=None, prepared={})
     length = config.data.seq_len // 2
     prompt = config.data.seq_len - length
     if not config.objective.layout.denoises:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from diffusion_lm.build import build, build_loss, load_for_inference
+from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import load, override
 from diffusion_lm.data import corpora, loader
 from diffusion_lm.evaluation.compression import bits_per_byte
@@ -41,7 +41,7 @@ def main() -> dict:
     if trained.interrupted:
         return {"steps": trained.steps, "interrupted": True, "checkpoint": str(trained.checkpoint)}
     model = load_for_inference(WORKDIR.value)
-    quality, compressors = _quality(model, run.text.valid), _compressors(config)
+    quality, compressors = _quality(model, run.data.valid), _compressors(config)
     speed, output = _speed(model)
     trace = pipeline.trace(
         model, output, 0, max_new_tokens=MAX_NEW_TOKENS, title="256 tokens from masks in 12 denoising steps"
@@ -65,10 +65,8 @@ def main() -> dict:
 
 def _quality(model, tokens: loader.TokenArray) -> dict:
     """The likelihood of held-out text: exact for the autoregressive part, an upper bound for the canvas part."""
-    loss = build_loss(model.config, model.network.module, model.process, bound=True)
-    losses = jax.jit(lambda params, key, batch: loss(params, key, batch))
     batches = loader.eval_batches(tokens, length=model.config.data.seq_len, batch=model.config.train.batch_size)
-    return held_out(lambda key, batch: losses(model.network.params, key, batch), batches, tokens, jax.random.key(1))
+    return held_out(model.elbo(), batches, tokens, jax.random.key(1))
 
 
 def _compressors(config) -> dict[str, float]:

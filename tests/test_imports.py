@@ -12,6 +12,7 @@ FLOORS = {
     "types": 0.5,
     "schedules": 1,
     "layouts": 1,
+    "lock": 0,
     "sharding": 1,
     "categorical": 1,
     "processes": 2,

@@ -1,4 +1,4 @@
-"""How good written text is, told by a judge beside what a judge can't tell: that it is one phrase over and over."""
+"""Quality of generated text: its likelihood under an autoregressive judge, and how repetitive it is."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ Array = jax.Array
 
 
 class Quality(NamedTuple):
-    """Of texts that were written.
+    """Measures of a set of generated texts.
 
-    nats_per_token  what an autoregressive judge needs for them; low is likely text, or a repetition of likely text
+    nats_per_token  under the judge (the log of the generative perplexity); low for likely text, and for repetitions
     standard_error  of nats_per_token, over texts
-    entropy         nats a token of the tokens' own frequencies, all texts together; low is few different tokens
-    repeated        the share of 4-grams that stood in the same text before
+    entropy         nats per token of the unigram distribution of all texts; low for few different tokens
+    repeated        the share of 4-grams that occurred before in the same text
     """
 
     nats_per_token: float
@@ -28,13 +28,19 @@ class Quality(NamedTuple):
 
 
 def quality(nats: Array, rows: np.ndarray, given: int) -> Quality:
-    """Of int rows [N, L], of which a judge said `nats` [N, L] (`judged`), and whose first `given` tokens are prompts.
+    """Measures generated rows.
 
-    Raises ValueError for fewer than 2 rows, fewer than 4 tokens to judge, or no token before them.
+    Args:
+        nats: [N, L], the judge's -log p of each token (see `judged`).
+        rows: int [N, L].
+        given: how many tokens of each row are prompt.
+
+    Raises:
+        ValueError: for fewer than 2 rows, fewer than 4 generated tokens, or no prompt.
     """
     nats, rows = np.asarray(nats, np.float64), np.asarray(rows)
     if len(rows) < 2 or given < 1 or rows.shape[1] - given < 4:
-        raise ValueError(f"rows of shape {rows.shape} with {given} given: judge 2 texts or more, of 4 tokens or more")
+        raise ValueError(f"rows of shape {rows.shape} with a prompt of {given}: measure at least 2 texts of 4 tokens")
     each, written = nats[:, given:].mean(axis=1), rows[:, given:]
     error = float(each.std(ddof=1) / np.sqrt(len(each)))
     return Quality(float(each.mean()), error, entropy(written), float(np.mean([repeated(row) for row in written])))
@@ -43,24 +49,24 @@ def quality(nats: Array, rows: np.ndarray, given: int) -> Quality:
 def judged(judge: Denoise, rows: Array) -> Array:
     """-log p of each token given those before it, float32 [N, L]; 0 for the first.
 
-    Raises ValueError for a judge that doesn't speak of the next token.
+    Raises ValueError for a judge that doesn't predict the next token.
     """
     rows = jnp.asarray(rows, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1], dtype=jnp.int32)[None], rows.shape)
     t = jnp.zeros((rows.shape[0], 1))
     head = judge(rows, t, attention=Causal(), positions=positions, segment_ids=jnp.ones_like(rows))
     if head.alignment is not Alignment.NEXT:
-        raise ValueError(f"a judge's logits must speak of the next token, not {head.alignment}")
+        raise ValueError(f"a judge must predict the next token, its logits are aligned to {head.alignment}")
     return jnp.pad(cross_entropy(head.logits()[:, :-1], rows[:, 1:]), ((0, 0), (1, 0)))
 
 
 def entropy(tokens: np.ndarray) -> float:
-    """Nats a token of the frequencies of int tokens [...]."""
+    """The entropy of the unigram distribution of int tokens [...], in nats."""
     share = np.unique(tokens, return_counts=True)[1] / tokens.size
     return float(-(share * np.log(share)).sum() + 0.0)
 
 
 def repeated(row: np.ndarray, size: int = 4) -> float:
-    """The share of a text's n-grams that stood in it before: int [L] -> 0 (all different) .. nearly 1."""
+    """The share of a text's n-grams that occurred before in it: int [L] -> 0 (all different) .. nearly 1."""
     grams = np.lib.stride_tricks.sliding_window_view(row, size)
     return 1.0 - len(np.unique(grams, axis=0)) / len(grams)

@@ -1,7 +1,7 @@
-"""What a compiled program says of itself: its collectives and its largest arrays, read from XLA's text.
+"""Collectives and largest arrays of a compiled program, parsed from XLA's text.
 
-A loop's body counts as often as XLA says that it runs, or else as its condition's bound says (scans count up from 0);
-where neither does (a sampler's loop), once.
+The body of a loop counts as often as XLA states, or as the bound in its condition states (scans count up from 0); once
+where neither is known (a sampler's loop).
 """
 
 import math
@@ -21,14 +21,18 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"n":"(\d+)"')
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-# What makes no array of its own.
+# Instructions that allocate no array.
 _NOTHING = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "constant", "call",
             "optimization-barrier", "after-all", "copy-start", "slice-start"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """One line; bytes of its results on a device: all arrays, and those that aren't in a TPU's vector memory."""
+    """One line of the program.
+
+    arrays  bytes of each result on a device
+    stored  the same for results outside a TPU's vector memory
+    """
 
     computation: str
     name: str
@@ -41,7 +45,13 @@ class Instruction:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """instructions in their order; times: how often a computation runs; fused: those that store no arrays."""
+    """A program.
+
+    instructions  in order
+    times         how often each computation runs
+    fused         computations whose arrays aren't stored
+    entry         the outermost computation
+    """
 
     instructions: tuple[Instruction, ...]
     times: dict[str, int]
@@ -49,8 +59,8 @@ class Program:
     entry: str
 
     def collectives(self) -> dict[str, dict[str, int]]:
-        """kind -> places in the program, runs, and the bytes of their results on a device, summed over runs."""
-        once = {}  # a TPU's compiler spreads one over many fusions, so that it hides behind them: a chain
+        """For each kind: places in the program, runs, and bytes of the results on a device over all runs."""
+        once = {}  # a TPU's compiler splits one over many fusions, to overlap them: a chain
         for instruction in self.instructions:
             kind, runs = _collective(instruction), self.times[instruction.computation]
             if kind is not None and runs:
@@ -65,7 +75,7 @@ class Program:
         return {kind: found[kind] for kind in COLLECTIVES if kind in found}
 
     def kernels(self) -> dict[str, int]:
-        """Hand-written kernels for TPUs by name, and how often they run."""
+        """How often each hand-written TPU kernel runs, by name."""
         found = defaultdict(int)
         for instruction in self.instructions:
             if instruction.kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in instruction.line:
@@ -73,7 +83,7 @@ class Program:
         return dict(found)
 
     def largest(self, count: int) -> list[dict]:
-        """The largest arrays made on a device that the program doesn't hand back: name, place, bytes; no name twice."""
+        """The largest arrays on a device that the program doesn't return: name and bytes, each name once."""
         kept = {i.line.split("(", 2)[-1] for i in self.instructions if i.is_root and i.computation == self.entry}
         outputs = set(re.findall(r"%?([\w.\-]+)", next(iter(kept), "")))
         best = {}
@@ -82,15 +92,15 @@ class Program:
                 continue
             if i.computation == self.entry and i.name in outputs:
                 continue
-            said = _OP_NAME.search(i.line)
-            name = said.group(1) if said else i.name
+            op_name = _OP_NAME.search(i.line)
+            name = op_name.group(1) if op_name else i.name
             best[name] = max(best.get(name, 0), max(i.stored, default=0))
         ranked = sorted(best.items(), key=lambda item: -item[1])[:count]
         return [{"name": name, "bytes": size} for name, size in ranked]
 
 
 def read(text: str) -> Program:
-    """The program in the text that `jax.stages.Compiled.as_text()` gives."""
+    """Parses the text of `jax.stages.Compiled.as_text()`."""
     instructions, calls, fused, entry, here = [], defaultdict(list), set(), "", ""
     bounds = _Bounds()
     for line in text.splitlines():
@@ -117,7 +127,7 @@ def read(text: str) -> Program:
 
 
 class _Bounds:
-    """How often a loop runs whose condition is `counter < constant`."""
+    """How often a loop with the condition `counter < constant` runs."""
 
     def __init__(self):
         self._constants, self._compared = {}, {}
@@ -133,7 +143,7 @@ class _Bounds:
 
 
 def _times(calls: dict[str, list[tuple[str, int]]], entry: str) -> dict[str, int]:
-    """How often each computation runs, once for each path from the entry."""
+    """How often each computation runs: the sum over all paths from the entry."""
     times = defaultdict(int)
     waiting = [(entry, 1)]
     while waiting:
@@ -146,12 +156,12 @@ def _times(calls: dict[str, list[tuple[str, int]]], entry: str) -> dict[str, int
 def _collective(instruction: Instruction) -> str | None:
     kind = instruction.kind.removesuffix("-start")
     if kind == "all-reduce" and "all-reduce-scatter" in instruction.computation:
-        return "reduce-scatter"  # how a TPU's compiler writes one: a sum fused with the cut
+        return "reduce-scatter"  # a TPU's compiler fuses the sum with the slice
     return kind if kind in COLLECTIVES else None
 
 
 def _result(instruction: Instruction) -> int:
-    """Bytes that come out; the start of an asynchronous one names what goes in as well."""
+    """Bytes of the output; the start of an asynchronous collective lists its inputs as well."""
     arrays = instruction.arrays
     if instruction.kind in ("all-gather-start", "collective-permute-start"):
         arrays = [size for size in arrays if size > 4]
@@ -168,6 +178,6 @@ def _arrays(shape: str, *, stored: bool) -> tuple[int, ...]:
 
 
 def _item(kind: str) -> int:
-    """Bytes of one number; those of less than a byte take a whole one."""
+    """Bytes of one number, at least 1."""
     bits = re.search(r"\d+", kind)
     return 1 if kind == "pred" or bits is None else max(int(bits.group()) // 8, 1)

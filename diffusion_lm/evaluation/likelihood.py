@@ -1,4 +1,4 @@
-"""What held-out text costs under an objective: nats a token, bits a byte, with the error of the noise drawn."""
+"""The likelihood of held-out text: nats per token and bits per byte, with the Monte Carlo error of the noise."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,12 +14,12 @@ Array = jax.Array
 
 
 class Estimate(NamedTuple):
-    """One reading of held-out text.
+    """The negative log likelihood of a text, or its upper bound.
 
-    nats_per_token       the likelihood's, or its bound's, mean over all text tokens and ends of text
-    standard_error       of nats_per_token, from the noise drawn; 0 where nothing is random
-    bits_per_byte        the same total over the text's UTF-8 bytes
-    bits_per_character   and over its characters
+    nats_per_token       mean over all text tokens and ends of text
+    standard_error       of nats_per_token, from the sampled noise; 0 where nothing is random
+    bits_per_byte        the same total per UTF-8 byte of the text
+    bits_per_character   the same total per character
     """
 
     nats_per_token: float
@@ -36,13 +36,26 @@ def held_out(
     *,
     draws: int = 2,
 ) -> dict[str, Estimate]:
-    """Chain part of the objective over all of `batches`, with the noise drawn `draws` times anew for each.
+    """Estimates each part of an objective on a text.
 
-    losses: (key, batch) -> parts, jitted. The standard error comes from how the draws of one batch differ, so it
-    speaks of the Monte Carlo estimate alone and not of the text. Raises ValueError for fewer than two draws.
+    The standard error comes from how the samples of one batch differ: it is that of the Monte Carlo estimate, and says
+    nothing about the choice of text.
+
+    Args:
+        losses: (key, batch) -> parts by name, jitted.
+        batches: all rows of the text.
+        tokens: the text's counts of tokens, bytes and characters.
+        key: a random key.
+        draws: samples of the noise per batch, at least 2.
+
+    Returns:
+        An estimate for each part.
+
+    Raises:
+        ValueError: for fewer than 2 draws, or if the batches aren't the whole text.
     """
     if draws < 2:
-        raise ValueError(f"a standard error needs at least 2 draws of noise a batch, not {draws}")
+        raise ValueError(f"a standard error needs at least 2 draws of noise per batch; got {draws}")
     sums, weight = {}, 0.0
     for i, batch in enumerate(batches):
         drawn = [losses(jax.random.fold_in(key, i * draws + r), batch) for r in range(draws)]

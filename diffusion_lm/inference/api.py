@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_lm.build import LoadedModel, build, build_loss, load_for_inference, read_text
+from diffusion_lm.build import LoadedModel, build, build_elbo, load_for_inference, read_text
 from diffusion_lm.config import Config
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Corpus, Texts
@@ -272,12 +272,12 @@ def log_likelihood(
         rows, owner, number = rows + own, owner + [i] * len(own), [*number, *range(len(own))]
         counts.append(tokens.targets)
     part, draws = ("causal", 1) if objective.trains_ar else ("canvas", draws)
-    loss = build_loss(model.config, model.network.module, model.process, bound=True)
+    loss = build_elbo(model.config, model.network.module, model.process)
 
     @jax.jit
     def nats(params, keys, batch):
         def of_row(key, row):
-            return loss(params, key, jax.tree.map(lambda a: a[None], row))[part].sum
+            return loss(params, key, jax.tree.map(lambda a: a[None], row), {})[part].sum
 
         return jax.vmap(of_row)(keys, batch)
 
@@ -338,10 +338,6 @@ def evaluate(
     else:
         corpus = dataclasses.replace(config.data, path=data).corpus()
         tokens = loader.tokenize(corpus, model.tokenizer, pad=config.objective.layout.pad)
-    loss = build_loss(config, model.network.module, model.process, bound=True)
-    losses = jax.jit(lambda key, batch, params: loss(params, key, batch))
     batches = loader.eval_batches(tokens, length=config.data.seq_len, batch=batch_size)
-    found = held_out(
-        lambda key, batch: losses(key, batch, model.network.params), batches, tokens, jax.random.key(seed), draws=draws
-    )
+    found = held_out(model.elbo(), batches, tokens, jax.random.key(seed), draws=draws)
     return Evaluation(found, tokens.targets, tokens.bytes)

@@ -106,7 +106,7 @@ def elbo(model: LoadedModel, output: GenerationOutput, *, draws: int = 8, seed: 
     if not model.config.objective.layout.denoises or draws < 1:
         raise ValueError("an ELBO needs a network that denoises, and 1 draw of noise or more: score by log likelihood")
     batch, keys = answers_batch(model, output), jax.random.split(jax.random.key(seed), draws)
-    objective = objective_of(model.config, bound=True)
+    objective = objective_of(model.config)
     return -np.asarray(_nelbos(model.network, keys, batch, objective, model.process), np.float64)
 
 
@@ -118,7 +118,7 @@ def _nelbos(network, keys, batch: Batch, objective, process) -> jax.Array:
     """Nats a token of each row, float32 [rows]: the parts of the objective that denoise."""
 
     def row(key, one: Batch):
-        parts = objective(network.denoise, process, key, jax.tree.map(lambda a: a[None], one))
+        parts = objective.elbo(network.denoise, process, key, jax.tree.map(lambda a: a[None], one))
         return sum(part.mean for name, part in parts.items() if name != "causal")
 
     return jnp.mean(jax.lax.map(lambda key: jax.vmap(lambda one: row(key, one))(batch), keys), axis=0)

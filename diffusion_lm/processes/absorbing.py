@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.categorical import categorical
-from diffusion_lm.processes.base import broadcast_times
+from diffusion_lm.processes.base import Process, broadcast_times
 from diffusion_lm.schedules import Linear, Schedule
 from diffusion_lm.types import LogitsHead
 
@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Absorbing:
+class Absorbing(Process):
     """Masked diffusion (MDLM, arXiv 2406.07524, section 3; MD4, arXiv 2406.04329, section 2).
 
     mask: the mask's id; `diffusion_lm.build` sets it to the row after the tokenizer's last piece.

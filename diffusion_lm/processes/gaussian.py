@@ -11,13 +11,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.processes.base import Process
 from diffusion_lm.types import NoisyEmbeddings
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gaussian:
+class Gaussian(Process):
     """Noise on embeddings in place of tokens.
 
     Args:
@@ -25,8 +26,8 @@ class Gaussian:
             tokens are decided around sigma / alpha = sqrt(E) / 3 (three nats are E/2 times the signal-to-noise ratio),
             and noise = sqrt(E) / 3 puts that at t = 1/2.
         min_time: where the path ends and tokens are sampled from the network's prediction, in (0, 1).
-        mask: the mask's id, which is the number of tokens; `diffusion_lm.build` sets it.
-        width: E; `diffusion_lm.build` sets it.
+        mask: the mask's id, which is the number of tokens; `sized` sets it.
+        width: E; `sized` sets it.
     """
 
     noise: float = 4.0
@@ -39,6 +40,9 @@ class Gaussian:
             raise ValueError(f"process.noise must be a positive number; got {self.noise}")
         if not 0 < self.min_time < 1:
             raise ValueError(f"process.min_time must lie between 0 and 1; got {self.min_time}")
+
+    def sized(self, *, mask: int, width: int) -> "Gaussian":
+        return dataclasses.replace(self, mask=mask, width=width)
 
     def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
         """z_1, float32 of `shape` x E."""

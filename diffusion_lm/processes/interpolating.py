@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_lm.categorical import from_probabilities
-from diffusion_lm.processes.base import broadcast_times
+from diffusion_lm.processes.base import Process, broadcast_times
 from diffusion_lm.types import LogitsHead, one_hot
 
 Array = jax.Array
@@ -33,7 +33,7 @@ class Noise(NamedTuple):
     uniform_rate: Array
 
 
-class Interpolating:
+class Interpolating(Process):
     """A process of which a dataclass says `noise(t) -> Noise`; `mask` is the mask's id and so the number of pieces."""
 
     mask: int

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_lm.categorical import from_probabilities
 from diffusion_lm.processes.absorbing import Absorbing
@@ -32,6 +33,9 @@ class StateDependentMasking(Absorbing):
             raise ValueError(f"process.powers has {len(self.powers)} numbers for {self.mask} pieces: give one for each")
         if isinstance(self.powers, tuple) and not all(0 < power < float("inf") for power in self.powers):
             raise ValueError("process.powers must be numbers above 0")
+
+    def as_static(self) -> "StateDependentMasking":
+        return dataclasses.replace(self, powers=tuple(np.asarray(self.powers, np.float64).tolist()))
 
     def corrupt(self, key: Array, x0: Array, t: Array) -> Array:
         masked = jnp.log(jax.random.uniform(key, x0.shape)) < self._log_lost(x0, t)
@@ -79,7 +83,7 @@ class StateDependentMasking(Absorbing):
 class LearnedMasking(StateDependentMasking):
     """The same with exponents that are trained with the network (objective `LearnedNoise`), from 1 on.
 
-    As it stands in a config it is where training begins; `of` makes a process of what was learned.
+    In a config it is where training begins; `with_params` returns the trained process.
     """
 
     def __post_init__(self):
@@ -88,13 +92,12 @@ class LearnedMasking(StateDependentMasking):
                 "process.powers are learned here: leave them out, or set process=StateDependentMasking(...)"
             )
 
-    def fresh(self) -> dict[str, Array]:
-        """The numbers before training: log w, float32 [V]."""
-        return {"log_powers": jnp.zeros(self.mask)}
+    def init_params(self) -> dict[str, Array]:
+        """log w, float32 [V]."""
+        return {"log_powers": jnp.zeros(max(self.mask, 0))}
 
-    def of(self, numbers: dict[str, Array]) -> StateDependentMasking:
-        """The process that these numbers make."""
-        return StateDependentMasking(schedule=self.schedule, mask=self.mask, powers=jnp.exp(numbers["log_powers"]))
+    def with_params(self, params: dict[str, Array]) -> StateDependentMasking:
+        return StateDependentMasking(schedule=self.schedule, mask=self.mask, powers=jnp.exp(params["log_powers"]))
 
 
 def _rate_nats(logits, x0, powers):

@@ -1,7 +1,7 @@
 """Checkpoints: state, data position, config and tokenizer together, under WORKDIR/checkpoints/STEP.
 
-Saving is asynchronous and a step's folder appears only when it is whole. Each saved tree carries a checksum of its
-bits, which doesn't depend on the mesh: what comes back either is what was saved or is reported.
+Saving is asynchronous, and a step's folder appears only when it is whole. Each saved tree has a checksum of its bits,
+which doesn't depend on the mesh, so that a damaged one is noticed.
 """
 
 import logging
@@ -22,37 +22,54 @@ from diffusion_lm.types import Array
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+FORMAT = 2  # of what is stored; another one can't be read
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint can't be written, or none can be read; the message is one line for the user."""
 
 
+class FormatError(CheckpointError):
+    """A checkpoint was written in another format: it is whole, and another version of this package reads it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpointing:
-    """every: updates between saves (the last one is always saved); keep: how many, the newest."""
+    """How often to save.
+
+    Args:
+        save_every: updates between checkpoints; the last update is always saved.
+        max_to_keep: how many checkpoints are kept, the newest.
+    """
 
     save_every: int = 500
     max_to_keep: int = 3
 
     def __post_init__(self):
-        if self.save_every < 1 or self.max_to_keep < 1:
-            raise ValueError(
-                f"checkpoint.save_every and checkpoint.max_to_keep must be positive; got {self.save_every}, {self.max_to_keep}"
-            )
+        for name in ("save_every", "max_to_keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"checkpoint.{name} must be positive; got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointMeta:
-    """What a checkpoint says of itself: the config and the tokenizer as JSON, the corpus's fingerprint."""
+    """What a checkpoint stores beside arrays.
+
+    Args:
+        config: as JSON.
+        tokenizer: as JSON.
+        corpus: the fingerprint of the data.
+        format: of the checkpoint.
+    """
 
     config: dict
     tokenizer: dict
     corpus: str
+    format: int = FORMAT
 
 
 class Restored(NamedTuple):
-    """A state, and where the data stood."""
+    """A state, and the position of its data."""
 
     step: int
     state: TrainState
@@ -81,14 +98,19 @@ class Checkpoints:
         return self.folder / str(step)
 
     def meta(self, step: int | None = None) -> tuple[int, CheckpointMeta] | None:
-        """The newest step whose description can be read (or that step's), and the description; None without any."""
+        """The newest step whose metadata can be read (or `step`), and the metadata; None if there is no checkpoint."""
         return self._newest(_meta, step, lambda step, meta: (step, meta))
 
     def restore(self, abstract: TrainState) -> Restored | None:
-        """The newest state that is whole, or None where nothing was saved yet.
+        """The newest state that is whole; None if there is no checkpoint.
 
-        abstract: shapes, dtypes and shardings; the mesh may differ from the one that saved. Broken checkpoints are
-        reported, moved to WORKDIR/checkpoints.broken and passed over. Raises CheckpointError if all are broken.
+        Broken checkpoints are reported, moved to WORKDIR/checkpoints.broken, and skipped.
+
+        Args:
+            abstract: shapes, dtypes and shardings; the mesh may differ from the one that saved.
+
+        Raises:
+            CheckpointError: if all are broken.
         """
 
         def read(reader, step):
@@ -107,7 +129,7 @@ class Checkpoints:
         return self._newest(read, None, finish, move=True)
 
     def restore_params(self, abstract: Any, *, step: int | None = None, ema: bool = True) -> tuple[int, Any]:
-        """Parameters alone, with their step: the averaged ones where the run kept them and `ema` asks for them."""
+        """The step and its parameters; with `ema` their moving average, if the run kept one."""
 
         def read(reader, step):
             item = "ema" if ema and "ema" in _json(reader, step, "meta")["checksums"] else "params"
@@ -123,7 +145,7 @@ class Checkpoints:
         return found
 
     def save(self, step: int, state: TrainState, data: Any, meta: CheckpointMeta) -> None:
-        """Begins to write a checkpoint, once the one before it is through. data: JSON, where the loader stands."""
+        """Starts writing a checkpoint, after the previous one is written. data: the loader's position, as JSON."""
         trees = _trees(state)
         sums = {name: int(total) for name, total in _checksums(trees).items()}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
@@ -133,6 +155,7 @@ class Checkpoints:
                 "config": meta.config,
                 "tokenizer": meta.tokenizer,
                 "corpus": meta.corpus,
+                "format": meta.format,
                 "checksums": sums,
             }
         )
@@ -142,20 +165,20 @@ class Checkpoints:
             self._writer.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
-        """Until the last save is through. Raises CheckpointError where it failed."""
+        """Waits until the last checkpoint is written. Raises CheckpointError if that failed."""
         if self._writer is not None:
             with self._writing(None):
                 self._writer.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then lets go of Orbax's threads; saving again opens them anew."""
+        """Waits, then stops Orbax's threads; saving again starts them."""
         writer, self._writer = self._writer, None
         if writer is not None:
             with self._writing(None):
                 writer.close()
 
     def _reader(self) -> ocp.CheckpointManager:
-        """Reads as if this process were alone: one that finds damage must not keep the others waiting."""
+        """A reader for this process alone: one that finds damage must not keep the others waiting."""
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader{me}"
@@ -175,22 +198,24 @@ class Checkpoints:
         )
 
     def _newest(self, read, step: int | None, finish, move: bool = False) -> Any:
-        """finish(step, read(reader, step)) of the newest step for which it works, or of that step alone; None without
-        any. read: by each process for itself; finish: by all together, once all of them have read."""
+        """finish(step, read(reader, step)) for the newest step for which it works, or for `step` alone; None if there is
+        none. Each process reads for itself; all finish together, once all of them have read."""
         broken, steps = [], self.steps()
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.folder} holds no step {step}, only {steps}")
         for candidate in reversed(steps) if step is None else [step]:
             try:
                 return finish(candidate, self._read_everywhere(read, candidate))
-            except Exception as error:  # Orbax and tensorstore raise whatever they like on damaged files
+            except FormatError:
+                raise
+            except Exception as error:  # Orbax and tensorstore raise many kinds on damaged files
                 broken.append(candidate)
                 log.warning("checkpoint %s can't be used: %s", self.path(candidate), _line(error))
                 log.debug("the whole error", exc_info=True)
                 if move:
                     self._set_aside(candidate)
         if broken:
-            raise CheckpointError(f"no usable checkpoint in {self.folder} (tried {broken}); move it away to start anew")
+            raise CheckpointError(f"no usable checkpoint in {self.folder} (tried {broken}): move it away to start anew")
         return None
 
     def _read_everywhere(self, read, step: int) -> Any:
@@ -206,27 +231,27 @@ class Checkpoints:
         return found
 
     def _set_aside(self, step: int) -> None:
-        """Makes room for the same step, saved anew, without destroying what may be of use to somebody."""
+        """Moves a broken step away, so that it can be saved again; nothing is deleted."""
         if hosts.is_first():
-            grave = self.folder.with_name(FOLDER + ".broken")
-            grave.mkdir(exist_ok=True)
-            free = next(n for n in range(1_000_000) if not (grave / f"{step}.{n}").exists())
-            self.path(step).rename(grave / f"{step}.{free}")
-            log.warning("moved it to %s", grave / f"{step}.{free}")
+            broken = self.folder.with_name(FOLDER + ".broken")
+            broken.mkdir(exist_ok=True)
+            free = next(n for n in range(1_000_000) if not (broken / f"{step}.{n}").exists())
+            self.path(step).rename(broken / f"{step}.{free}")
+            log.warning("moved it to %s", broken / f"{step}.{free}")
 
     def _writing(self, step: int | None):
         return _OneLine(f"can't save checkpoint {self.folder if step is None else self.path(step)}")
 
 
 class _Writer(ocp.CheckpointManager):
-    """Leaves it to the loop to ask whether the run is to stop: JAX wants to be asked in order, from one place."""
+    """Doesn't poll for preemption: JAX requires that one place asks, in order, and the loop does."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
 
 
 class _OneLine:
-    """Turns what Orbax raises into one line; earlier checkpoints are untouched, for a step appears only when whole."""
+    """Turns what Orbax raises into one line. Earlier checkpoints are intact: a step appears only when it is whole."""
 
     def __init__(self, what: str):
         self.what = what
@@ -244,7 +269,7 @@ def _line(error: Exception) -> str:
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
-    """The items of a checkpoint: apart, so that sampling reads no optimizer."""
+    """The items of a checkpoint; separate, so that sampling doesn't read the optimizer's state."""
     trees = {"params": state.params, "optimizer": {"step": state.step, "state": state.opt_state}}
     return trees if state.ema_params is None else {**trees, "ema": state.ema_params}
 
@@ -255,18 +280,23 @@ def _json(reader: ocp.CheckpointManager, step: int, item: str) -> Any:
 
 def _meta(reader: ocp.CheckpointManager, step: int) -> CheckpointMeta:
     meta = _json(reader, step, "meta")
+    if meta.get("format") != FORMAT:
+        raise FormatError(
+            f"checkpoint {reader.directory / str(step)} has format {meta.get('format')}, this version reads {FORMAT}: "
+            "use the version that wrote it, or train again in another workdir"
+        )
     return CheckpointMeta(config=meta["config"], tokenizer=meta["tokenizer"], corpus=meta["corpus"])
 
 
 def _read_trees(reader: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> tuple[dict, dict[str, int]]:
-    """The items asked for, and the checksums that they had."""
+    """The items, and the checksums that they were saved with."""
     args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     restored = reader.restore(step, args=ocp.args.Composite(**args))
     return {name: restored[name] for name in abstract}, _json(reader, step, "meta")["checksums"]
 
 
 def _verified(found: tuple[dict[str, Any], dict[str, int]]) -> dict[str, Any]:
-    """The items. Raises ValueError where their bits aren't those that were saved."""
+    """The items. Raises ValueError if their bits differ from those that were saved."""
     trees, saved = found
     for name, total in _checksums(trees).items():
         if int(total) != saved[name]:
@@ -276,7 +306,7 @@ def _verified(found: tuple[dict[str, Any], dict[str, int]]) -> dict[str, Any]:
 
 @jax.jit
 def _checksums(trees: dict[str, Any]) -> dict[str, Array]:
-    """uint32 [] an item: the sum of all bits as integers, so in any order and on any mesh the same."""
+    """uint32 [] per item: the sum of all bits as integers, the same in any order and on any mesh."""
     return {
         name: reduce(operator.add, map(_bits, jax.tree.leaves(tree)), jnp.uint32(0)) for name, tree in trees.items()
     }

@@ -1,4 +1,4 @@
-"""Where a run's time goes, and what of the devices' speed it uses."""
+"""How a run's time is spent, and which share of the devices' peak it uses."""
 
 import contextlib
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-# Operations a second of a chip, bfloat16, dense, as its maker states them; jax names what it runs on so.
+# Dense bfloat16 operations per second of a chip, by its vendor's data sheet; keys are jax's device kinds.
 PEAK = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -21,7 +21,7 @@ KINDS = ("start", "compile", "data", "evaluate", "save")
 
 
 class Clock:
-    """Seconds since it was made, by kind; what no kind claims are steps."""
+    """Seconds since it was made, by kind; the rest counts as steps."""
 
     def __init__(self):
         self._started = time.monotonic()
@@ -29,7 +29,7 @@ class Clock:
 
     @contextlib.contextmanager
     def spend(self, kind: str) -> Iterator[None]:
-        """Counts what happens inside as `kind`. data: what the next batch is waited for, though devices may be busy."""
+        """Counts the time inside the block as `kind`. "data" is waiting for a batch; devices may be busy meanwhile."""
         started = time.monotonic()
         try:
             yield
@@ -38,7 +38,7 @@ class Clock:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By kind, and `steps`."""
+        """Seconds by kind, and of "steps"."""
         return {**self._spent, "steps": self.total - sum(self._spent.values())}
 
     @property
@@ -47,13 +47,13 @@ class Clock:
 
     @property
     def goodput(self) -> float:
-        """The share of steps."""
+        """The share of time that was spent on steps."""
         return self.seconds["steps"] / self.total
 
     def utilisation(self, operations: Callable[[], float]) -> float | None:
-        """The share of the devices' peak that so many useful operations, over all of them, made of the time of steps.
+        """Model FLOPs utilisation: useful operations on all devices, over what their peak allows in the time of steps.
 
-        None where PEAK doesn't know the device (a CPU); then nobody asks for `operations`.
+        None where the device isn't in PEAK (a CPU); `operations` isn't called then.
         """
         peak = PEAK.get(jax.devices()[0].device_kind)
         if peak is None:

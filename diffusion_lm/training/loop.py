@@ -15,16 +15,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffusion_lm import lock
 from diffusion_lm.training import hosts
 from diffusion_lm.training.checkpoint import CheckpointError, CheckpointMeta, Checkpoints
 from diffusion_lm.training.clock import Clock
 from diffusion_lm.training.metrics import Metrics, ProgressBar
 from diffusion_lm.training.state import TrainState
+from diffusion_lm.training.step import Step
 from diffusion_lm.types import Array, Batch
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT = 2  # calls the device may be behind: enough to keep it busy, few enough to stop quickly
+IN_FLIGHT = 2  # calls queued on the device: enough to keep it busy, few enough to stop quickly
 
 
 class NonFiniteError(RuntimeError):
@@ -33,16 +35,17 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long and how much at a time.
+    """How long to train, and how much at a time.
 
-    steps           updates in all
-    batch_size        rows an update, over all hosts
-    grad_accum_steps      parts in which they go through, to save memory; divides batch_size
-    steps_per_call  updates in one call of the device; divides every other count of steps here and checkpoint.save_every
-    ema_decay         decay of the running average of the parameters, 0 for none
-    log_every       updates between rows of metrics.jsonl
-    eval_every      updates between looks at held-out text, which also comes last; 0 for never
-    eval_batches    batches of it
+    Args:
+        steps: updates in all.
+        batch_size: rows per update, over all hosts.
+        grad_accum_steps: parts in which a batch is processed, to save memory; divides batch_size.
+        steps_per_call: updates per call of the device; divides steps, eval_every and checkpoint.save_every.
+        ema_decay: decay of the moving average of the parameters; 0 for none.
+        log_every: updates between rows of metrics.jsonl.
+        eval_every: updates between evaluations, which also happen at the end; 0 for only then.
+        eval_batches: batches of held-out data in one evaluation.
     """
 
     steps: int = 1000
@@ -75,30 +78,37 @@ class Train:
 class TrainLoop:
     """All that the loop calls, each part already on its mesh.
 
-    initial   () -> the state before the first step
-    abstract  its shapes and shardings
-    step      (state, key, batches [S, B, L] on the devices) -> state, metrics [S]; donates the state
-    batches   an iterator of numpy Batches with get_state() -> JSON and set_state
-    put       numpy Batch [S, B, L] -> arrays on the devices
-    evaluate  parameters -> held-out numbers, nats per target
-    key       the run's; step number i uses fold_in(key, i)
-    meta      what every checkpoint is to say of itself
-    flops     () -> useful operations of an update, all devices together; 0 where nobody counts
+    Args:
+        initial: () -> the state before the first step.
+        abstract: its shapes and shardings.
+        step: (state, key, batches [S, B, L] on the devices, constants) -> state, metrics [S]; donates the state.
+        constants: the last argument of step: frozen networks and arrays, on the devices.
+        batches: an iterator of NumPy Batches with get_state() -> JSON and set_state.
+        put: NumPy Batch [S, B, L] -> arrays on the devices.
+        evaluate: parameters -> metrics of held-out data, nats per target.
+        key: the run's key; step number i uses fold_in(key, i).
+        meta: what each checkpoint stores beside the state.
+        flops: () -> useful operations of an update on all devices together; 0 if they aren't counted.
     """
 
     initial: Callable[[], TrainState]
     abstract: TrainState
-    step: Callable[[TrainState, Array, Batch], tuple[TrainState, dict[str, Array]]]
+    step: Step
     batches: Iterator[Batch]
     put: Callable[[Batch], Batch]
     evaluate: Callable[[Any], dict[str, float]]
     key: Array
     meta: CheckpointMeta
+    constants: Any = ()
     flops: Callable[[], int] = lambda: 0
 
 
 class Result(NamedTuple):
-    """What a run came to. seconds: in all; spent: by kind, see `clock`; mfu: None where the peak is unknown."""
+    """What a run did.
+
+    tokens_per_s is None if it made fewer than two calls of the device (a finished run started again makes none), mfu
+    where the device's peak is unknown. seconds counts everything, `spent` splits it by kind (see `clock`).
+    """
 
     steps: int
     interrupted: bool
@@ -112,15 +122,26 @@ class Result(NamedTuple):
 
 
 def run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpoints) -> Result:
-    """Trains up to train.steps from wherever the workdir's newest whole checkpoint left off.
+    """Trains up to train.steps, from the workdir's newest whole checkpoint if there is one.
 
     SIGTERM and SIGINT let the update finish, save, and return with interrupted=True; a SIGTERM to one of several
-    processes does so on all, at the same update. Raises NonFiniteError, CheckpointError where nothing can be saved,
-    LostHostError where another process is gone, and ValueError where processes aren't of one mind.
+    processes stops all of them at the same update.
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite.
+        CheckpointError: nothing can be saved, or no checkpoint can be read.
+        InUseError: another process trains in this workdir.
+        LostHostError: another process of this run is gone.
+        ValueError: the processes of this run have different configs, tokenizers or data.
     """
+    with lock.hold(Path(workdir) / lock.NAME) if hosts.is_first() else contextlib.nullcontext():
+        return _run(job, train, workdir, checkpoints)
+
+
+def _run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpoints) -> Result:
     clock = Clock()
     hosts.check_same("config, tokenizer or text", job.meta)
-    # 1. Restore, or begin; the loader stands where the state stands.
+    # 1. The state and the data's position: restored, or initial.
     with clock.spend("start"):
         step, state = _restore(job, checkpoints, train.steps)
     first, saved = step, step or None
@@ -128,32 +149,34 @@ def run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpoi
         _Interrupt() as interrupt,
         _closing(checkpoints),
         contextlib.closing(Metrics(workdir, step)) as metrics,
-        contextlib.closing(ProgressBar(step, train.steps, lambda step: _cost(job, clock, step - first))) as meter,
+        contextlib.closing(ProgressBar(step, train.steps, lambda step: _cost(job, clock, step - first))) as progress,
     ):
-        pending = _Pending(train, metrics, meter, checkpoints)
+        pending = _Pending(train, metrics, progress, checkpoints)
         while step < train.steps and not interrupt.requested():
-            # 2. The next batches, and where they stand in the data.
+            # 2. The next batches, and their position in the data. After a run that was stopped between two calls, the
+            #    first call is shorter: all counts of steps are multiples of steps_per_call.
+            count = train.steps_per_call - step % train.steps_per_call
             with clock.spend("data"):
                 position = job.batches.get_state()
-                batches = [next(job.batches) for _ in range(train.steps_per_call)]
+                batches = [next(job.batches) for _ in range(count)]
             # 3. The updates; the device works while this thread goes on.
             with clock.spend("compile") if step == first else contextlib.nullcontext():
-                state, values = job.step(state, job.key, job.put(_stacked(batches)))
-            step += train.steps_per_call
-            # 4. The numbers of the call before last: checked, written, shown.
+                state, values = job.step(state, job.key, job.put(_stacked(batches)), job.constants)
+            step += count
+            # 4. The metrics of the call before last: checked, written, shown.
             pending.add(step, values, position)
-            # 5. Held-out text.
+            # 5. Held-out data.
             if step == train.steps or (train.eval_every and step % train.eval_every == 0):
                 pending.drain()
                 with clock.spend("evaluate"):
                     _evaluate(job, state, step, metrics)
-            # 6. A checkpoint, of finite numbers only; the last one comes in 7.
+            # 6. A checkpoint, if all metrics so far are finite; the last one comes in 7.
             if step % checkpoints.options.save_every == 0 and step < train.steps:
                 pending.drain()
                 with clock.spend("save"):
                     checkpoints.save(step, state, job.batches.get_state(), job.meta)
                 saved = step
-        # 7. The last checkpoint, whole on disk before anybody is told of it.
+        # 7. The last checkpoint, whole on disk before the run reports it.
         pending.drain()
         with clock.spend("save"):
             if saved != step:
@@ -163,7 +186,7 @@ def run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpoi
         steps=step,
         interrupted=step < train.steps,
         values=metrics.last,
-        tokens_per_s=meter.tokens_per_s,
+        tokens_per_s=progress.tokens_per_s,
         seconds=clock.total,
         checkpoint=checkpoints.path(step),
         spent=clock.seconds,
@@ -173,20 +196,21 @@ def run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpoi
 
 
 def _cost(job: TrainLoop, clock: Clock, updates: int) -> dict[str, float]:
-    """What the log says of it."""
+    """MFU (if known) and goodput, for the log."""
     used = clock.utilisation(lambda: job.flops() * updates)
     return {**({} if used is None else {"MFU": used}), "goodput": clock.goodput}
 
 
 @contextlib.contextmanager
 def _closing(checkpoints: Checkpoints) -> Iterator[None]:
-    """Lets the last save finish; but not where another process, without which it can't, is gone."""
+    """Lets the last save finish, unless another process is gone, without which it can't."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1:
-            said = " ".join(str(error).split())[:200]
-            raise hosts.LostHostError(f"another host is lost, or a device failed: its log says why ({said})") from error
+            reason = " ".join(str(error).split())[:200]
+            message = f"another host is lost, or a device failed: see its log ({reason})"
+            raise hosts.LostHostError(message) from error
         checkpoints.close()
         raise
     except BaseException:
@@ -201,16 +225,17 @@ def _restore(job: TrainLoop, checkpoints: Checkpoints, steps: int) -> tuple[int,
         return 0, job.initial()
     if restored.step > steps:
         where = checkpoints.path(restored.step)
-        raise CheckpointError(f"{where} is beyond train.steps={steps}; raise train.steps or take another workdir")
+        raise CheckpointError(f"{where} is beyond train.steps={steps}: raise train.steps, or use another workdir")
     job.batches.set_state(restored.data)
-    log.info("resumed at step %d from %s", restored.step, checkpoints.path(restored.step))
+    done = "; nothing is left to do" if restored.step == steps else ""
+    log.info("resumed at step %d from %s%s", restored.step, checkpoints.path(restored.step), done)
     return restored.step, restored.state
 
 
 def _evaluate(job: TrainLoop, state: TrainState, step: int, metrics: Metrics) -> None:
     params = state.params if state.ema_params is None else state.ema_params
     values = job.evaluate(params)
-    if not values:  # nothing is held out
+    if not values:  # no data is held out
         return
     metrics.write(step, values)
     log.info("step %d  %s", step, "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
@@ -221,11 +246,11 @@ def _stacked(batches: list[Batch]) -> Batch:
 
 
 class _Pending:
-    """Metrics still on the device, fetched when it is IN_FLIGHT calls further, so that it never waits for us."""
+    """Metrics still on the device, fetched IN_FLIGHT calls later, so that the device never waits for the host."""
 
-    def __init__(self, train: Train, metrics: Metrics, meter: ProgressBar, checkpoints: Checkpoints):
+    def __init__(self, train: Train, metrics: Metrics, progress: ProgressBar, checkpoints: Checkpoints):
         self._every, self._steps = train.log_every, train.steps
-        self._metrics, self._meter, self._checkpoints = metrics, meter, checkpoints
+        self._metrics, self._progress, self._checkpoints = metrics, progress, checkpoints
         self._calls = deque()
 
     def add(self, step: int, values: dict[str, Array], position: Any) -> None:
@@ -247,14 +272,14 @@ class _Pending:
             step = last - count + 1 + i
             row = {name: float(value[i]) for name, value in values.items()}
             if not row.pop("finite"):
-                raise NonFiniteError(self._what_broke(step, row, position))
-            self._meter.show(step, row["loss"], row["targets"])
+                raise NonFiniteError(self._message(step, row, position))
+            self._progress.show(step, row["loss"], row["targets"])
             if step % self._every == 0 or step == self._steps:
                 self._metrics.write(step, row)
-                self._metrics.show(step, self._meter.speeds(step))
+                self._metrics.show(step, self._progress.speeds(step))
 
-    def _what_broke(self, step: int, row: dict[str, float], position: Any) -> str:
-        self._checkpoints.wait()  # one may be on its way
+    def _message(self, step: int, row: dict[str, float], position: Any) -> str:
+        self._checkpoints.wait()  # one may be in progress
         good = self._checkpoints.steps()
         kept = f"the last good checkpoint is {self._checkpoints.path(good[-1])}" if good else "no checkpoint before it"
         return (
@@ -264,11 +289,11 @@ class _Pending:
 
 
 class _Interrupt:
-    """Remembers a SIGTERM or SIGINT; a second one of them acts at once."""
+    """Records a SIGTERM or SIGINT; a second one acts at once."""
 
     def __enter__(self) -> "_Interrupt":
         self._seen, self._asked = False, 0
-        # With several processes jax.distributed takes SIGTERM, and all agree on a step; threads can't set handlers.
+        # With several processes jax.distributed handles SIGTERM and agrees on a step; threads can't set handlers.
         ours = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)} if ours else {}
         return self
@@ -279,7 +304,7 @@ class _Interrupt:
     def requested(self) -> bool:
         """Whether to stop before the next update; the n-th answer is the same on every host."""
         if jax.process_count() > 1:
-            self._asked += 1  # JAX waits for one certain number, so none may be left out
+            self._asked += 1  # JAX waits for one particular number, so none may be skipped
             return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._seen
 

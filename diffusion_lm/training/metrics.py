@@ -1,4 +1,4 @@
-"""Where numbers go while a run lasts: WORKDIR/metrics.jsonl, TensorBoard, a progress bar or a log line."""
+"""Metrics of a run: WORKDIR/metrics.jsonl, TensorBoard, and a progress bar or log lines."""
 
 import json
 import logging
@@ -20,11 +20,11 @@ FILE = "metrics.jsonl"
 
 
 class Metrics:
-    """One JSON object a line, with its step. Opened at a step, it drops what an earlier run wrote after it."""
+    """Writes one JSON object per line, with its step. Opening at a step drops the rows of later steps."""
 
     def __init__(self, workdir: Path | str, step: int, tensorboard: bool = True):
         self.path = Path(workdir) / FILE
-        first = is_first()  # the other processes have the same numbers to say
+        first = is_first()  # all processes have the same metrics
         rows = _rows_until(self.path, step)
         self.last = {name: value for row in rows for name, value in row.items()}
         if first:
@@ -34,14 +34,14 @@ class Metrics:
         self._board = _tensorboard(Path(workdir) / "tensorboard", step) if first and tensorboard else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends a row, at once on disk: a checkpoint of this step must never outlive it."""
+        """Appends a row and flushes it: a checkpoint of this step must not outlive it."""
         self.last |= {"step": step, **values}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         self.show(step, values)
 
     def show(self, step: int, values: dict[str, float]) -> None:
-        """To TensorBoard alone: speeds, which no second run repeats, while the rows of two may be compared."""
+        """Writes to TensorBoard only: for speeds, as rows of metrics.jsonl are reproducible."""
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -54,7 +54,7 @@ class Metrics:
 
 
 def read(workdir: Path | str) -> list[dict[str, float]]:
-    """The rows of a run. A last line cut short by a kill is left out."""
+    """The rows of a run's metrics.jsonl, without a last line that a kill cut short."""
     return _rows_until(Path(workdir) / FILE, None)
 
 
@@ -71,7 +71,7 @@ def _rows_until(path: Path, step: int | None) -> list[dict[str, float]]:
 
 
 def _replace(path: Path, rows: list[dict[str, float]]) -> None:
-    """Writes rows beside the file and puts them in its place, so that a kill loses nothing."""
+    """Replaces the file atomically, so that a kill loses nothing."""
     beside = path.with_suffix(".tmp")
     beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     os.replace(beside, path)
@@ -87,9 +87,13 @@ def _tensorboard(folder: Path, step: int):
 
 
 class ProgressBar:
-    """Shows step, loss, tokens a second and time left: a bar on a terminal, otherwise a log line now and then.
+    """Shows step, loss, tokens per second and time left: a bar on a terminal, otherwise a log line every few seconds.
 
-    cost: step -> shares of time and of the devices' peak, by name.
+    Args:
+        step: where the run starts.
+        steps: where it ends.
+        cost: step -> shares by name, such as MFU and goodput.
+        seconds_between_lines: of the log.
     """
 
     def __init__(
@@ -100,10 +104,10 @@ class ProgressBar:
         seconds_between_lines: float = 10.0,
     ):
         self._steps, self._cost = steps, cost
-        self._started = None  # (time, step) of the first update seen: what came before it is compilation
+        self._started = None  # (time, step) of the first update shown: before it the run compiled
         self._tokens = 0.0
         self._pause = seconds_between_lines
-        self._said = -float("inf")
+        self._last_line = -float("inf")
         self._bar = _bar() if sys.stderr.isatty() and is_first() else None
         if self._bar is not None:
             self._bar.start()
@@ -111,15 +115,15 @@ class ProgressBar:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Targets a second since the first update; None before the second one."""
+        """Targets per second since the first update; None before the second one."""
         if self._started is None or not self._tokens:
             return None
         return self._tokens / (time.monotonic() - self._started[0])
 
     def speeds(self, step: int) -> dict[str, float]:
-        """Targets a second, of all chips and of one, and what the cost says."""
+        """Targets per second, of all chips and per chip, and the costs."""
         speed = self.tokens_per_s or 0.0
-        return {"tokens_per_s": speed, "tokens_per_s_a_chip": speed / jax.device_count(), **self._cost(step)}
+        return {"tokens_per_s": speed, "tokens_per_s_per_chip": speed / jax.device_count(), **self._cost(step)}
 
     def show(self, step: int, loss: float, tokens: float) -> None:
         """Counts the tokens of the updates up to `step`."""
@@ -129,18 +133,18 @@ class ProgressBar:
         else:
             self._tokens += tokens
         cost = self.speeds(step)
-        speed, each = cost.pop("tokens_per_s"), cost.pop("tokens_per_s_a_chip")
+        speed, each = cost.pop("tokens_per_s"), cost.pop("tokens_per_s_per_chip")
         shares = "".join(f"  {name} {value:.1%}" for name, value in cost.items())
-        each = f" ({each:,.0f} a chip)" if jax.device_count() > 1 else ""
+        each = f" ({each:,.0f} per chip)" if jax.device_count() > 1 else ""
         text = f"step {step}/{self._steps}  loss {loss:.4f}  {speed:,.0f} tokens/s{each}{shares}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
-        elif now - self._said >= self._pause or step == self._steps:
-            self._said = now
+        elif now - self._last_line >= self._pause or step == self._steps:
+            self._last_line = now
             log.info("%s%s", text, self._time_left(now, step))
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Stops the bar; it stays visible."""
         if self._bar is not None:
             self._bar.stop()
 

@@ -1,4 +1,4 @@
-"""What training carries from step to step: arrays only, no optimizer, no apply function, no key."""
+"""The state of training: arrays only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,14 @@ from diffusion_lm.types import Array
 
 @struct.dataclass
 class TrainState:
-    """step int32 []: updates done; ema_params None where no average is kept; all leaves are plain arrays."""
+    """What is trained, and what a checkpoint stores.
+
+    Args:
+        step: int32 [], updates done.
+        params: what is trained; frozen parameters are constants of the update (`step.LossFn`).
+        ema_params: their moving average; None if none is kept.
+        opt_state: the optimizer's.
+    """
 
     step: Array
     params: Any
@@ -23,9 +30,16 @@ class TrainState:
 
 
 def initial(init: Callable[[Array], Any], optimizer: optax.GradientTransformation, ema: bool, key: Array) -> TrainState:
-    """The state before the first step. init(key) -> parameters, boxed with their logical axes or plain.
+    """The state before the first step.
 
-    The boxes are kept, so that jax.eval_shape of this says where each array lies; unbox what a step is to take.
+    Args:
+        init: key -> parameters, boxed with their logical axes (flax.linen.meta) or plain.
+        optimizer: its state is initialised from the parameters.
+        ema: whether to keep a moving average.
+        key: a random key.
+
+    Returns:
+        The state, boxed as the parameters are, so that jax.eval_shape of this gives its layout; see `unboxed`.
     """
     params = init(key)
     return TrainState(
@@ -42,5 +56,5 @@ def unboxed(state: TrainState) -> TrainState:
 
 
 def parameter_count(params: Any) -> int:
-    """Numbers in a tree of arrays, abstract ones too."""
+    """The number of parameters in a tree of arrays, abstract ones too."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

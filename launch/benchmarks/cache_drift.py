@@ -114,7 +114,7 @@ def _baselines(model: LoadedModel, texts: Array) -> list[Row]:
 def _in_float32(model: LoadedModel) -> LoadedModel:
     module = model.network.module
     execution = dataclasses.replace(module.exec, compute_dtype="float32")
-    return model._replace(network=model.network.replace(module=module.clone(exec=execution)), ready={})
+    return model._replace(network=model.network.replace(module=module.clone(exec=execution)), prepared={})
 
 
 def _timings(model: LoadedModel, policy: CachePolicy, text: Array) -> dict[int, Timing]:

@@ -61,7 +61,7 @@ class Updates:
     def __call__(self) -> None:
         for _ in range(UPDATES):
             batch = jax.tree.map(lambda a: a[None], next(self._batches))
-            self._state, _ = self._job.step(self._state, self._job.key, self._job.put(batch))
+            self._state, _ = self._job.step(self._state, self._job.key, self._job.put(batch), self._job.constants)
         jax.block_until_ready(self._state)
 
 

@@ -1,6 +1,7 @@
 """The benchmark's cases of this library: a training step, whole generations, and the memory of the loss."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.build import build_init, noise_of
+from diffusion_lm.build import build_init
 from diffusion_lm.models.base import DenoiserSpec, Vocabulary
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
@@ -50,10 +51,11 @@ class TrainStep:
         module, optim = sizes.transformer(tied=False, **options), AdamW()
         process = dataclasses.replace(process or Absorbing(), mask=sizes.vocab)
 
-        def loss(params, key, rows):
-            return objective(BoundModel(module=module, params=params).denoise, noise_of(process, params), key, rows)
+        def loss(params, key, rows, constants):
+            denoise = BoundModel(module=module, params=params).denoise
+            return objective(denoise, process.with_params(params.get("noise")), key, rows)
 
-        init = build_init(module, process)
+        init = functools.partial(build_init(module, process), constants={})
         self._key = jax.random.key(0)
         optimizer = optim.build(1000, jax.eval_shape(init, self._key))
         fresh = jax.jit(lambda key: train_state.unboxed(train_state.initial(init, optimizer, False, key)))
@@ -63,7 +65,7 @@ class TrainStep:
         self.parameters = train_state.parameter_count(self._state.params)
 
     def __call__(self) -> dict[str, jax.Array]:
-        self._state, metrics = self._step(self._state, self._key, self._batch)
+        self._state, metrics = self._step(self._state, self._key, self._batch, {})
         jax.block_until_ready(self._state)
         return metrics
 

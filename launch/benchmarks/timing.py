@@ -111,7 +111,7 @@ def updates(job: Any, seconds: float = 4.0) -> tuple[float, float]:
 
     def update(state):
         batch = jax.tree.map(lambda a: a[None], next(job.batches))
-        return jax.block_until_ready(job.step(state, job.key, job.put(batch)))[0]
+        return jax.block_until_ready(job.step(state, job.key, job.put(batch), job.constants))[0]
 
     begun, made = time.perf_counter(), 0
     state = update(job.initial())

@@ -122,7 +122,7 @@ def test_a_tiny_one_takes_a_finite_step(name, text, tmp_path):
     before = job.initial()
     table = np.asarray(before.params["embedding"])
     batch = jax.tree.map(lambda x: x[None], next(job.batches))
-    after, metrics = job.step(before, job.key, job.put(batch))
+    after, metrics = job.step(before, job.key, job.put(batch), job.constants)
     assert int(after.step) == 1
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(metrics))
     # An untrained network knows nothing: about log V nats for every part of the objective.

@@ -181,14 +181,14 @@ def test_padding_has_no_part_in_the_penalty():
 
 
 def test_training_minimises_the_penalty_and_reports_it_beside_the_loss():
-    def loss(params, key, batch):
+    def loss(params, key, batch, constants):
         return {"part": Loss(sum=4.0 * params, weight=jnp.float32(2.0), aux_loss=2.0 * params**2)}
 
     step = make_step(loss, optax.sgd(1.0), lambda _: 1.0)
     state = initial(lambda _: jnp.float32(3.0), optax.sgd(1.0), False, jax.random.key(0))
-    after, metrics = step(state, jax.random.key(0), None)
+    after, metrics = step(state, jax.random.key(0), None, ())
     assert float(after.params) == 3.0 - (4.0 + 2 * 2 * 3.0) / 2
-    assert (float(metrics["loss"]), float(metrics["penalty"])) == (6.0, 9.0)
+    assert (float(metrics["loss"]), float(metrics["aux_loss"])) == (6.0, 9.0)
 
 
 def test_operations_count_the_experts_that_are_chosen():

@@ -76,8 +76,8 @@ def test_where_the_path_ends_is_paid_by_reading_what_is_left():
     assert entropy() - 4 * error < early < entropy() + 0.3
 
 
-@functools.partial(jax.jit, static_argnames="bound")
-def _asked(tokens, bound=False):
+@functools.partial(jax.jit, static_argnames="elbo")
+def _asked(tokens, elbo=False):
     """What the network is asked of texts whose first two tokens are given, what it says, and the loss."""
     seen = []
 
@@ -85,12 +85,12 @@ def _asked(tokens, bound=False):
         seen.append((embeddings, Seer()(tokens, t, embeddings=embeddings, **where)))
         return seen[-1][1]
 
-    ask = EmbeddingFlowLoss().elbo if bound else EmbeddingFlowLoss()
+    ask = EmbeddingFlowLoss().elbo if elbo else EmbeddingFlowLoss()
     return ask(denoise, PROCESS, jax.random.key(0), batch_of(tokens, context_mask=2))["canvas"], seen
 
 
 def test_given_tokens_are_clean_and_cost_nothing():
-    loss, ((mixed, _), (last, _)) = _asked(TEXTS[:5], bound=True)
+    loss, ((mixed, _), (last, _)) = _asked(TEXTS[:5], elbo=True)
     for keep, more, told in (mixed, last):
         assert (keep[:, :2] == 1).all() and (more[:, :2] == 0).all() and (told[:, :2] == 0).all()
         assert (keep[:, 2:] < 1).all() and (more[:, 2:] != 0).all() and (told[:, 2:] > 0).all()

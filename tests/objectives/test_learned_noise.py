@@ -102,7 +102,7 @@ def test_the_gradient_of_exponents_agrees_with_finite_differences(num_timesteps,
 
 def test_stated_noise_is_drawn():
     """`log_noise`, which the gradient goes by, against `corrupt`."""
-    process, rows = LearnedMasking(mask=MASK).of({"log_powers": jnp.asarray(LOG_POWERS)}), 40_000
+    process, rows = LearnedMasking(mask=MASK).with_params({"log_powers": jnp.asarray(LOG_POWERS)}), 40_000
     x0 = jnp.tile(jnp.array([[0, 1, 2]], jnp.int32), (rows, 1))
     t = jnp.full((rows, 1), 0.6)
     masked = np.mean(np.asarray(process.corrupt(jax.random.key(0), x0, t)) == MASK, axis=0)
@@ -115,8 +115,8 @@ def test_stated_noise_is_drawn():
 def test_training_begins_as_masked_diffusion():
     """Before anything is learned the loss is the masked bound: of the true denoiser the entropy."""
     texts, learned = TEXTS[np.random.default_rng(0).choice(81, size=8_000, p=truth())], LearnedMasking(mask=MASK)
-    ask = lambda key: LearnedNoise()(Oracle(), learned.of(learned.fresh()), key, batch_of(texts))["canvas"]  # noqa: E731
-    loss = jax.jit(ask)(jax.random.key(1))
+    process = learned.with_params(learned.init_params())
+    loss = jax.jit(lambda key: LearnedNoise()(Oracle(), process, key, batch_of(texts))["canvas"])(jax.random.key(1))
     assert abs(float(loss.mean) * LENGTH - entropy()) < 0.1 and loss.weight == 8_000 * LENGTH
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from diffusion_lm import sharding
 from diffusion_lm.attention_patterns import BlockDiffusionTraining, Causal
-from diffusion_lm.build import LoadedModel, build_job, build_loss, build_model
+from diffusion_lm.build import LoadedModel, build_init, build_job, build_loss, build_model
 from diffusion_lm.config import Config, Data
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Texts
@@ -74,11 +74,11 @@ def trained(model: DenoiserSpec, shape: MeshShape, mesh):
     config = config_of(model, shape)
     module, process = build_model(config, TOKENIZER)
     text, loss = InMemory(TOKENIZER, TOKENS), build_loss(config, module, process)
-    job = build_job(config, text, mesh, loss, functools.partial(init_params, module))
+    job = build_job(config, text, mesh, loss, loss, build_init(module, process), {})
     state, losses = job.initial(), []
     for _ in range(3):
         batch = jax.tree.map(lambda x: x[None], next(job.batches))
-        state, metrics = job.step(state, job.key, job.put(batch))
+        state, metrics = job.step(state, job.key, job.put(batch), {})
         losses.append(float(metrics["loss"][0]))
     cut = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
     return losses, jax.device_get(state.params), cut
@@ -100,7 +100,7 @@ def written(params, model: DenoiserSpec, shape: MeshShape, mesh):
     """What a network with these parameters writes behind eight prompts."""
     config = config_of(model, shape)
     module, process = build_model(config, TOKENIZER)
-    asked = LoadedModel(config, TOKENIZER, process, network=None, step=0, meta=None, ready={})
+    asked = LoadedModel(config, TOKENIZER, process, network=None, step=0, meta=None, prepared={})
     writer = presets.confidence(asked, sampling=SamplingParams(), canvas_length=0, denoising_steps=3)
     bound = BoundModel(module=module, params=params).for_sampling()
     boxed = jax.eval_shape(functools.partial(init_params, bound.module), jax.random.key(0))

@@ -32,7 +32,7 @@ def init(key):
     }
 
 
-def loss(params, key, batch, noise=0.0):
+def loss(params, key, batch, constants=(), noise=0.0):
     """Next-token cross-entropy; `noise` shakes the logits, to have a loss that draws."""
     logits = params["table"][batch.tokens[:, :-1]] + params["bias"][None, None, :]
     logits = logits + noise * jax.random.normal(key, logits.shape)
@@ -54,6 +54,11 @@ def batch_at(index, rows=4):
     )
 
 
+def stacked(index, rows=4):
+    """Batch number `index` as a call of one step takes it."""
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], batch_at(index, rows))
+
+
 class Loader:
     """Counts batches."""
 
@@ -71,9 +76,15 @@ class Loader:
         self.next = state["next"]
 
 
-def job(train: Train, loss=loss, loader=None):
+def job(train: Train, loss=loss, loader=None, constants=()):
     """A whole job on one device; what is compiled is shared."""
-    return dataclasses.replace(_job(train, loss), batches=loader or Loader(train.batch_size))
+    made, held_out = _job(train, loss)
+    return dataclasses.replace(
+        made,
+        batches=loader or Loader(train.batch_size),
+        constants=constants,
+        evaluate=lambda params: {"valid/next": float(held_out(params, constants))},
+    )
 
 
 @functools.cache
@@ -87,16 +98,17 @@ def _job(train, loss):
     def fresh():
         return unboxed(initial(init, optimizer, train.ema_decay > 0, jax.random.key(1)))
 
-    evaluate = jax.jit(
-        lambda params: loss(params, jax.random.key(3), batch_at(10**6))["next"].mean, compiler_options=QUICK
-    )
-    return TrainLoop(
+    def held_out(params, constants):
+        return loss(params, jax.random.key(3), batch_at(10**6), constants)["next"].mean
+
+    made = TrainLoop(
         initial=jax.jit(fresh, compiler_options=QUICK),
         abstract=jax.eval_shape(fresh),
         step=jax.jit(make_steps(step), donate_argnums=0, compiler_options=QUICK),
         batches=None,
         put=lambda batch: jax.tree.map(jnp.asarray, batch),
-        evaluate=lambda params: {"valid/next": float(evaluate(params))},
+        evaluate=None,
         key=jax.random.key(2),
         meta=META,
     )
+    return made, jax.jit(held_out, compiler_options=QUICK)

@@ -1,7 +1,9 @@
 """A real model, tokenizer and loader through build, run and the launcher."""
 
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_lm import lock
 from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import Config, Data, override
 from diffusion_lm.data.tokenizer import train_tokenizer
@@ -90,6 +93,32 @@ def test_a_trained_model_comes_back_whole(config, trained):
     assert load_for_inference(workdir, step=4).step == 4
     with pytest.raises(CheckpointError, match=r"holds no step 5, only \[2, 4, 6\]"):
         load_for_inference(workdir, step=5)
+
+
+def test_a_learning_rate_that_jumps_on_resume_is_reported(config, tmp_path, caplog):
+    """To the end of the cosine, then twice as many steps; the setting that the line names continues smoothly."""
+    config = override(config, ["optim.schedule.warmup=0", "train.eval_every=0", "checkpoint.save_every=6"])
+    train(config, tmp_path)
+    longer = override(config, ["train.steps=12"])
+
+    def reported(config):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            build(config, tmp_path)
+        return [record.message for record in caplog.records if "learning rate" in record.message]
+
+    assert reported(config) == []
+    (line,) = reported(longer)
+    pattern = r"the learning rate at step 6 changes from 0\.0001 to (0\.000\d+): set (optim\.lr=[\d.e-]+) to continue"
+    found = re.match(pattern, line)
+    assert float(found[1]) == pytest.approx(float(longer.optim.rate(12)(6)), rel=1e-3)
+    assert reported(override(longer, [found[2]])) == []
+
+
+def test_two_runs_in_one_workdir(config, tmp_path):
+    """The second one says so before it reads anything."""
+    with lock.hold(tmp_path / lock.NAME), pytest.raises(lock.InUseError, match="is in use by process"):
+        build(override(config, ["data.path=nothing.txt"]), tmp_path)
 
 
 @pytest.fixture

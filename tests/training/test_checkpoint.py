@@ -1,3 +1,4 @@
+import json
 import logging
 import resource
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from support import toy
 
-from diffusion_lm.training.checkpoint import CheckpointError, Checkpointing, Checkpoints
+from diffusion_lm.training.checkpoint import FORMAT, CheckpointError, Checkpointing, Checkpoints, FormatError
 from diffusion_lm.training.loop import Train
 
 # Where reading or writing fails, Orbax closes its event loop while tensorstore still has news for it.
@@ -51,6 +52,20 @@ def test_parameters_alone(saved):
         step, params = saved.restore_params(JOB.abstract.params, step=2, ema=ema)
         assert step == 2
         jax.tree.map(np.testing.assert_array_equal, params, state(2).params)
+
+
+@pytest.mark.parametrize("other", [None, 1, 3])
+def test_another_format_is_refused_in_a_line_and_stays(saved, other):
+    """It isn't damaged: it is neither passed over nor moved away."""
+    path = next(saved.path(3).rglob("meta/metadata"))
+    meta = json.loads(path.read_text())
+    assert meta["format"] == FORMAT == 2
+    path.write_text(json.dumps({k: v for k, v in meta.items() if k != "format"} | ({"format": other} if other else {})))
+    with pytest.raises(
+        FormatError, match=f"format {other}, this version reads 2: use the version that wrote it"
+    ) as error:
+        saved.meta()
+    assert "\n" not in str(error.value) and saved.steps() == [2, 3]
 
 
 def test_nothing_there(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support import toy
 
+from diffusion_lm import lock
 from diffusion_lm.training import metrics
 from diffusion_lm.training.checkpoint import CheckpointError, Checkpointing, Checkpoints
 from diffusion_lm.training.loop import NonFiniteError, Train, run
@@ -124,7 +125,7 @@ def test_kill_9_then_resume_equals_an_uninterrupted_run(tmp_path, uninterrupted,
     assert_equals_uninterrupted(tmp_path, uninterrupted)
 
 
-def poisoned(params, key, batch):
+def poisoned(params, key, batch, constants):
     """Infinite at batch number 6, whose first row starts with a known number."""
     is_it = jnp.all(batch.tokens == jnp.asarray(toy.batch_at(6).tokens))
     return {
@@ -156,6 +157,43 @@ def test_several_updates_a_call(tmp_path, uninterrupted):
     assert rows == [row for row in uninterrupted[1] if "loss" in row and row["step"] % 3 == 0]
     with pytest.raises(ValueError, match="steps_per_call"):
         Train(steps=12, eval_every=6, steps_per_call=5)
+
+
+@pytest.mark.parametrize(("stopped", "together"), [(7, 2), (5, 3), (2, 4)])
+def test_a_run_that_was_stopped_between_two_calls_ends_at_its_last_step(tmp_path, uninterrupted, stopped, together):
+    """Steps are counted from the one that is resumed: no step too many, and the last checkpoint is there."""
+    assert train(tmp_path, loader=Stopping(stopped - 1, signal.SIGTERM)).steps == stopped
+    calls = Train(steps=12, batch_size=4, log_every=1, eval_every=0, ema_decay=0.5, steps_per_call=together)
+    result = train(tmp_path, calls, save_every=12)
+    assert (result.steps, result.interrupted, result.checkpoint.name) == (12, False, "12")
+    assert Checkpoints(tmp_path).steps()[-1] == 12 and metrics.read(tmp_path)[-1]["step"] == 12
+    jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), uninterrupted[2])
+    assert train(tmp_path, calls, save_every=12).steps == 12  # and it can be started again
+
+
+def test_two_runs_in_one_workdir(tmp_path):
+    with lock.hold(tmp_path / lock.NAME), pytest.raises(lock.InUseError, match=f"process {os.getpid()}"):
+        train(tmp_path)
+    assert not (tmp_path / metrics.FILE).exists()
+    assert train(tmp_path).steps == 12
+
+
+def test_constants_are_arguments_without_gradient_or_optimizer_state(tmp_path):
+    """Any pytree: the update gets them as they are, and what is trained is nothing but the parameters."""
+    constants = {"shift": jnp.full(toy.VOCAB, 0.25), "count": jnp.int32(3)}
+
+    def loss(params, key, batch, constants):
+        shifted = params | {"bias": params["bias"] + constants["shift"] * constants["count"]}
+        return toy.loss(shifted, key, batch)
+
+    job = toy.job(TRAIN, loss, constants=constants)
+    result = run(job, TRAIN, tmp_path, Checkpoints(tmp_path))
+    assert result.steps == 12
+    np.testing.assert_array_equal(constants["shift"], 0.25)  # not donated
+    state = final_state(tmp_path)
+    assert set(state.params) == {"bias", "table"}
+    text = job.step.lower(job.initial(), job.key, toy.stacked(0, TRAIN.batch_size), constants).as_text()
+    assert "0.25" not in text  # no number of theirs is compiled in
 
 
 def test_a_row_cut_short_by_a_kill_is_dropped(tmp_path, uninterrupted):

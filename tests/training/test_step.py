@@ -18,7 +18,7 @@ def assert_same(a, b, **tolerance):
 def one_step(train, loss=toy.loss, rows=12, state=None):
     job = toy.job(train, loss)
     batch = jax.tree.map(lambda x: x[None], toy.batch_at(0, rows))
-    return job.step(job.initial() if state is None else state, job.key, job.put(batch))
+    return job.step(job.initial() if state is None else state, job.key, job.put(batch), ())
 
 
 @pytest.mark.parametrize("parts", [2, 3, 12])
@@ -34,7 +34,7 @@ def test_micro_batches_draw_different_noise():
     """With one key for all, rows that are equal would have equal losses."""
     seen = []
 
-    def loss(params, key, batch):
+    def loss(params, key, batch, constants):
         jax.debug.callback(lambda x: seen.append(float(x)), jax.random.uniform(key))
         return toy.loss(params, key, batch)
 
@@ -50,7 +50,7 @@ def test_gradient_norm_is_of_the_mean_loss_and_before_clipping():
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
     clipped = dataclasses.replace(toy.OPTIM, grad_clip_norm=norm / 10)
     step = make_step(toy.loss, clipped.build(10, state.params), clipped.rate(10))
-    _, metrics = step(state, jax.random.key(2), batch)
+    _, metrics = step(state, jax.random.key(2), batch, ())
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
 
 
@@ -59,7 +59,7 @@ def test_running_average():
     state = job.initial()
     average = jax.tree.map(np.asarray, state.params)
     for i in range(3):
-        state, _ = job.step(state, job.key, job.put(jax.tree.map(lambda x: x[None], toy.batch_at(i))))
+        state, _ = job.step(state, job.key, job.put(jax.tree.map(lambda x: x[None], toy.batch_at(i))), ())
         average = jax.tree.map(
             lambda a, p: train.ema_decay * a + (1 - train.ema_decay) * np.asarray(p), average, state.params
         )
@@ -74,10 +74,10 @@ def test_several_updates_in_one_call_equal_them_one_by_one():
     apart = job.initial()
     rows = []
     for batch in batches:
-        apart, metrics = job.step(apart, job.key, job.put(jax.tree.map(lambda x: x[None], batch)))
+        apart, metrics = job.step(apart, job.key, job.put(jax.tree.map(lambda x: x[None], batch)), ())
         rows.append(metrics)
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *batches)
-    together, metrics = job.step(job.initial(), job.key, job.put(stacked))
+    together, metrics = job.step(job.initial(), job.key, job.put(stacked), ())
     assert_same(together, apart)
     assert_same(metrics, jax.tree.map(lambda *xs: jnp.concatenate(xs), *rows))
 
@@ -85,13 +85,13 @@ def test_several_updates_in_one_call_equal_them_one_by_one():
 def test_the_state_is_donated():
     job = toy.job(Train(batch_size=4))
     state = job.initial()
-    job.step(state, job.key, job.put(jax.tree.map(lambda x: x[None], toy.batch_at(0))))
+    job.step(state, job.key, job.put(jax.tree.map(lambda x: x[None], toy.batch_at(0))), ())
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
 @pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
 def test_not_finite_is_flagged(bad):
-    def loss(params, key, batch):
+    def loss(params, key, batch, constants):
         return jax.tree.map(lambda x: x * bad, toy.loss(params, key, batch))
 
     assert float(one_step(Train(batch_size=12))[1]["finite"][0]) == 1
