@@ -23,7 +23,7 @@ from diffusion_lm.layouts import Blocks, NoCanvas
 from diffusion_lm.models.base import Execution, Vocabulary
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.family import ConfigReader, Described
-from diffusion_lm.models.family_index import family_of
+from diffusion_lm.models.family_index import family_of, named
 from diffusion_lm.models.transformer import init_params
 from diffusion_lm.models.weights import check_names, load_parameters, write_tensors
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
@@ -32,7 +32,7 @@ from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training.checkpoint import CheckpointMeta
-from diffusion_lm.types import Objective
+from diffusion_lm.objectives.base import Objective
 
 PACKAGE = "package:"
 
@@ -70,7 +70,7 @@ def describe(checkpoint: Checkpoint) -> tuple[Any, Described]:
     reader = ConfigReader(checkpoint.config, f"{checkpoint.source}/config.json")
     described = family.describe(reader)
     reader.finish()
-    check_names(str(checkpoint.source), checkpoint.tensors, family.leaves(described.spec), family.is_buffer)
+    check_names(str(checkpoint.source), named(family, checkpoint.tensors), family.leaves(described.spec), family.is_buffer)
     return family, described
 
 
@@ -140,9 +140,10 @@ def load_source(
     module, process = build_model(config, tokenizer)
     module = module.clone(scan=False)
     boxed = jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
-    params = load_parameters(family.leaves(described.spec), checkpoint.tensors, _abstract(boxed, dtype, mesh), progress)
+    tensors = named(family, checkpoint.tensors)
+    params = load_parameters(family.leaves(described.spec), tensors, _abstract(boxed, dtype, mesh), progress)
     meta = CheckpointMeta(
-        config=to_json(config), tokenizer=encode(tokenizer), corpus="", source=_source_files(checkpoint)
+        config=to_json(config), tokenizer=encode(tokenizer), corpus=""
     )
     return LoadedModel(config, tokenizer, process, BoundModel(module=module, params=params), 0, meta, {})
 

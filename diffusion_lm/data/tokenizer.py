@@ -37,6 +37,7 @@ class Tokenizer(Protocol):
     bos, eos     begin and end of text; they may be the same id
     unknown      the id that stands for text without a token; -1 if there is none
     suppressed   ids that no sampler may emit
+    adds_bos     whether a text begins with bos
     fingerprint  changes whenever the mapping does
     """
 
@@ -52,6 +53,8 @@ class Tokenizer(Protocol):
     def unknown(self) -> int: ...
     @property
     def suppressed(self) -> tuple[int, ...]: ...
+    @property
+    def adds_bos(self) -> bool: ...
     @property
     def fingerprint(self) -> str: ...
 
@@ -113,6 +116,7 @@ class SentencePiece:
     """
 
     proto: bytes = field(repr=False)
+    adds_bos = True  # not annotated, so no field
 
     def __post_init__(self):
         if self._processor.eos_id() < 0:

@@ -128,13 +128,21 @@ def _prompt_and_suffix(model: LoadedModel, text: Sequence[str | int]) -> tuple[n
 
 
 def encode_prompts(model: LoadedModel, prompts: Sequence[str]) -> list[np.ndarray]:
-    """Begin of text and each prompt's tokens. Raises ValueError where that fills the model's context."""
+    """Each prompt's tokens, after a begin of text where the tokenizer's texts have one.
+
+    A prompt of ids, as `encode_chat` gives them, stays as it is. Raises ValueError where they fill the model's context.
+    """
     tokenizer, context = model.tokenizer, model.config.data.seq_len
-    ids = [np.concatenate([[tokenizer.bos], encode_prompt(tokenizer, text)]).astype(np.int32) for text in prompts]
+    ids = [_encoded(tokenizer, prompt) if isinstance(prompt, str) else np.asarray(prompt, np.int32) for prompt in prompts]
     widest = max(len(row) for row in ids)
     if widest >= context:
         raise ValueError(f"the prompt has {widest} tokens, the model's context {context}: shorten the prompt")
     return ids
+
+
+def _encoded(tokenizer, text: str) -> np.ndarray:
+    ids = encode_prompt(tokenizer, text)
+    return ids if len(ids) and not tokenizer.adds_bos else np.concatenate([[tokenizer.bos], ids]).astype(np.int32)
 
 
 def row_keys(seed: int, rows: int) -> jax.Array:
