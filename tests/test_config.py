@@ -176,18 +176,19 @@ def test_files_that_are_not_there(tmp_path):
 
 def test_what_may_change_between_a_checkpoint_and_its_continuation():
     meta = CheckpointMeta(config=json.loads(json.dumps(to_json(CONFIG))), tokenizer={}, corpus="")
-    check_config(CONFIG, meta, Path("here/3"))
+    here = Path("here/3")
+    check_config(CONFIG, meta, here)
     check_config(
-        override(CONFIG, ["train.steps=7", "optim.lr=1", "checkpoint.save_every=3", "mesh.fsdp=2"]), meta, "here"
+        override(CONFIG, ["train.steps=7", "optim.lr=1", "checkpoint.save_every=3", "mesh.fsdp=2"]), meta, here
     )
-    with pytest.raises(ValueError, match=r"match here: model.layers=3 \(it has 2\), objective.block_size=4") as error:
+    with pytest.raises(ValueError, match=r"match here/3: model.layers=3 \(it has 2\), objective.block_size=4") as error:
         check_config(
             override(CONFIG, ["model.layers=3", "objective.block_size=4", "train.steps=7"]), meta, Path("here/3")
         )
     assert "train.steps" not in str(error.value)
     other = dataclasses.replace(CONFIG, process=Absorbing())
     with pytest.raises(ValueError, match=r"process\.schedule\.class"):
-        check_config(other, meta, Path("here/3"))
+        check_config(other, meta, here)
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
