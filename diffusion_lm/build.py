@@ -17,7 +17,7 @@ from diffusion_lm.data.source import TokenizedCorpus, TokenizedData
 from diffusion_lm.data.tokenizer import Tokenizer
 from diffusion_lm.models import flops
 from diffusion_lm.models.base import Vocabulary
-from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.bound_model import BoundModel, stored
 from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.objectives.learned_noise import LearnedNoise
 from diffusion_lm.objectives.self_conditioning import SelfConditionedObjective
@@ -342,9 +342,12 @@ def load_for_inference(
     config = runnable(config, sharding.make_mesh(sharding.MeshShape(), [device]))
     tokenizer = decode(found[1].tokenizer, allow_import, "tokenizer")
     module, process = build_model(config, tokenizer)
+    module = module.clone(scan=found[1].source is None)
     abstract = nn.meta.unbox(jax.eval_shape(build_init(module, process), jax.random.key(0), {}))
     here = jax.sharding.SingleDeviceSharding(device)
     abstract = sharding.placed(abstract, jax.tree.map(lambda _: here, abstract))
+    if not module.scan:
+        abstract = stored(abstract, config.exec.compute_dtype)
     step, params = checkpoints.restore_params(abstract, step=step, ema=ema)
     process = process.with_params(params.get("noise")).as_static()
     return LoadedModel(config, tokenizer, process, BoundModel(module=module, params=params), step, found[1], {})

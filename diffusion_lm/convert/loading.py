@@ -21,7 +21,7 @@ from diffusion_lm.data.source import NoData
 from diffusion_lm.data.tokenizer import SentencePiece, Tokenizer
 from diffusion_lm.layouts import Blocks, NoCanvas
 from diffusion_lm.models.base import Execution, Vocabulary
-from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.bound_model import BoundModel, stored
 from diffusion_lm.models.family import ConfigReader, Described
 from diffusion_lm.models.family_index import family_of, named
 from diffusion_lm.models.transformer import init_params
@@ -31,8 +31,9 @@ from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.training.checkpoint import CheckpointMeta
+from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
 from diffusion_lm.objectives.base import Objective
+from diffusion_lm.validation import check_workdir
 
 PACKAGE = "package:"
 
@@ -70,7 +71,9 @@ def describe(checkpoint: Checkpoint) -> tuple[Any, Described]:
     reader = ConfigReader(checkpoint.config, f"{checkpoint.source}/config.json")
     described = family.describe(reader)
     reader.finish()
-    check_names(str(checkpoint.source), named(family, checkpoint.tensors), family.leaves(described.spec), family.is_buffer)
+    check_names(
+        str(checkpoint.source), named(family, checkpoint.tensors), family.leaves(described.spec), family.is_buffer
+    )
     return family, described
 
 
@@ -143,7 +146,7 @@ def load_source(
     tensors = named(family, checkpoint.tensors)
     params = load_parameters(family.leaves(described.spec), tensors, _abstract(boxed, dtype, mesh), progress)
     meta = CheckpointMeta(
-        config=to_json(config), tokenizer=encode(tokenizer), corpus=""
+        config=to_json(config), tokenizer=encode(tokenizer), corpus="", source=_source_files(checkpoint)
     )
     return LoadedModel(config, tokenizer, process, BoundModel(module=module, params=params), 0, meta, {})
 
@@ -154,18 +157,13 @@ def _stored_dtype(checkpoint: Checkpoint) -> str:
 
 
 def _abstract(boxed: Any, dtype: str, mesh: jax.sharding.Mesh | None) -> Any:
-    """Shapes, dtypes and places: matrices in `dtype`, what has one axis (scales, biases) and routers in float32."""
+    """Shapes, types and places of the parameters."""
     if mesh is None:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         places = jax.tree.map(lambda _: here, nn.meta.unbox(boxed))
     else:
         places = sharding.state_shardings(mesh, boxed)
-
-    def one(path, leaf, place):
-        rounded = leaf.ndim > 1 and path[-1].key != "router" and not path[-1].key.endswith("bias")
-        return jax.ShapeDtypeStruct(leaf.shape, dtype if rounded else np.float32, sharding=place)
-
-    return jax.tree_util.tree_map_with_path(one, nn.meta.unbox(boxed), places)
+    return stored(sharding.placed(nn.meta.unbox(boxed), places), dtype)
 
 
 def _source_files(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -174,12 +172,24 @@ def _source_files(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"config": checkpoint.config, "companions": companions}
 
 
+def save(model: LoadedModel, workdir: Path | str) -> Path:
+    """Writes a converted model into a new workdir, for every launcher to load. Returns the checkpoint's path.
+
+    Raises CheckpointError or OSError with one line; a workdir that holds a checkpoint stays as it is.
+    """
+    check_workdir(workdir)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save_parameters(model.network.params, model.meta)
+    checkpoints.close()
+    return checkpoints.path(0)
+
+
 def export(model: LoadedModel, folder: Path | str) -> None:
     """Writes a converted model as a Hugging Face folder: config.json, shards, its tokenizer's files unchanged.
 
     Raises ValueError for a model that wasn't converted, FileExistsError for a folder that holds something.
     """
-    source = getattr(model.meta, "source", None)
+    source = model.meta.source
     if not source:
         raise ValueError(
             "only a model that was converted can be given back: no public family has our own networks' form"

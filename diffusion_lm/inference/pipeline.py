@@ -133,7 +133,9 @@ def encode_prompts(model: LoadedModel, prompts: Sequence[str]) -> list[np.ndarra
     A prompt of ids, as `encode_chat` gives them, stays as it is. Raises ValueError where they fill the model's context.
     """
     tokenizer, context = model.tokenizer, model.config.data.seq_len
-    ids = [_encoded(tokenizer, prompt) if isinstance(prompt, str) else np.asarray(prompt, np.int32) for prompt in prompts]
+    ids = [
+        _encoded(tokenizer, prompt) if isinstance(prompt, str) else np.asarray(prompt, np.int32) for prompt in prompts
+    ]
     widest = max(len(row) for row in ids)
     if widest >= context:
         raise ValueError(f"the prompt has {widest} tokens, the model's context {context}: shorten the prompt")

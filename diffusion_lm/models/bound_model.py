@@ -1,6 +1,7 @@
 """A denoiser with its parameters: what objectives, samplers and evaluation are given."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,9 @@ class BoundModel:
         """
         compute_dtype = self.sampling_dtype(rows)
         params = unstacked(self.params) if self.module.scan else self.params
-        params = jax.tree_util.tree_map_with_path(lambda path, a: _rounded(path[-1].key, a, compute_dtype), params)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, a: a.astype(compute_dtype) if is_rounded(path[-1].key, a.ndim) else a, params
+        )
         execution = dataclasses.replace(self.module.exec, compute_dtype=compute_dtype)
         return BoundModel(module=self.module.clone(scan=False, exec=execution), params=params)
 
@@ -139,9 +142,20 @@ def _appended(cache: KVCache, head: LogitsHead, new: NewEntries, count: Array) -
     return kv_cache.append(cache.replace(length=kv_cache.after(cache.length, head.hidden)), new, count)
 
 
-def _rounded(name: str, a: Array, compute_dtype: str) -> Array:
-    """Matrices only, and not the router's: its products are float32 in training, too."""
-    return a.astype(compute_dtype) if a.ndim > 1 and name != "router" and not name.endswith("_bias") else a
+def is_rounded(name: str, ndim: int) -> bool:
+    """Whether sampling holds a parameter in the type of products: matrices, but not the router's, whose products are
+    float32 in training, too."""
+    return ndim > 1 and name != "router" and not name.endswith("_bias")
+
+
+def stored(abstract: Any, compute_dtype: str) -> Any:
+    """Shapes of parameters (ShapeDtypeStructs) in the types that a converted model's are stored in."""
+
+    def one(path, leaf):
+        dtype = compute_dtype if is_rounded(path[-1].key, leaf.ndim) else jnp.float32
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(one, abstract)
 
 
 def unstacked(params: dict) -> dict:

@@ -60,12 +60,15 @@ class CheckpointMeta:
         tokenizer: as JSON.
         corpus: the fingerprint of the data.
         format: of the checkpoint.
+        source: of a converted model: its config.json and the files beside it; the checkpoint holds parameters alone,
+            its layers apart and its matrices in the type of `config.exec`. None for a training run.
     """
 
     config: dict
     tokenizer: dict
     corpus: str
     format: int = FORMAT
+    source: dict | None = None
 
 
 class Restored(NamedTuple):
@@ -146,7 +149,15 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, data: Any, meta: CheckpointMeta) -> None:
         """Starts writing a checkpoint, after the previous one is written. data: the loader's position, as JSON."""
-        trees = _trees(state)
+        self._save(step, _trees(state), data, meta)
+
+    def save_parameters(self, params: Any, meta: CheckpointMeta) -> None:
+        """Starts writing a checkpoint of parameters alone, as step 0. Raises CheckpointError where there is one."""
+        if found := self.steps():
+            raise CheckpointError(f"{self.folder} holds step {found[-1]} already: name a new workdir")
+        self._save(0, {"params": params}, None, meta)
+
+    def _save(self, step: int, trees: dict[str, Any], data: Any, meta: CheckpointMeta) -> None:
         sums = {name: int(total) for name, total in _checksums(trees).items()}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["data"] = ocp.args.JsonSave(data)
@@ -156,6 +167,7 @@ class Checkpoints:
                 "tokenizer": meta.tokenizer,
                 "corpus": meta.corpus,
                 "format": meta.format,
+                "source": meta.source,
                 "checksums": sums,
             }
         )
@@ -285,7 +297,8 @@ def _meta(reader: ocp.CheckpointManager, step: int) -> CheckpointMeta:
             f"checkpoint {reader.directory / str(step)} has format {meta.get('format')}, this version reads {FORMAT}: "
             "use the version that wrote it, or train again in another workdir"
         )
-    return CheckpointMeta(config=meta["config"], tokenizer=meta["tokenizer"], corpus=meta["corpus"])
+    fields = {name: meta[name] for name in ("config", "tokenizer", "corpus")}
+    return CheckpointMeta(**fields, source=meta.get("source"))
 
 
 def _read_trees(reader: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> tuple[dict, dict[str, int]]:

