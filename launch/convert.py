@@ -25,8 +25,8 @@ SOURCE = FLAGS.string(
 )
 EXPORT = FLAGS.string("export", None, "New folder to write the workdir's converted model to, as Hugging Face has it.")
 DTYPE = FLAGS.enum(
-    "dtype", "stored", ["stored", "bfloat16", "float32"], "Type of the matrices. stored: as the source has them (float16 "
-    "becomes bfloat16, a quantised GGUF file float32); bfloat16: half the memory; float32: exact, and slower.",
+    "dtype", "stored", ["stored", "bfloat16", "float32"], "Type of the matrices. stored: as the source has them "
+    "(float16 becomes bfloat16, a quantised GGUF file float32); bfloat16: half the memory; float32: exact, and slower.",
 )  # fmt: skip
 
 

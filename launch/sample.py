@@ -32,6 +32,10 @@ MAX_NEW_TOKENS = FLAGS.integer(
     "max_new_tokens", 256, "Most tokens a text, at least 1; fewer where the text ends. The context bounds it, unless "
     "--rolling_context is set.", 1,
 )  # fmt: skip
+CHAT = FLAGS.bool(
+    "chat", False, "Each --prompt is what a user says, and the text is the answer, by the model's own chat template."
+)
+SYSTEM = FLAGS.string("system", None, "With --chat: the system message. Default: the template's own, if it has one.")
 STOP = FLAGS.multi_string("stop", [], "A text ends before this string; may be repeated. Tokens and scores include it.")
 ROLLING_CONTEXT = FLAGS.bool(
     "rolling_context", False, "Continues past the model's context: whenever it is full, its first half is dropped."
@@ -103,6 +107,10 @@ def _check() -> None:
         raise ValueError("--best_of is at least 2, and goes without --num_samples, --view and --num_particles")
     if BEST_OF_SCORE.value != "likelihood" and not BEST_OF.value:
         raise ValueError("--best_of_score goes with --best_of")
+    if SYSTEM.value is not None and not CHAT.value:
+        raise ValueError("--system goes with --chat")
+    if CHAT.value and (not PROMPT.value or INFILL.value):
+        raise ValueError("--chat needs a --prompt, and goes without --infill")
     if any(not text for text in STOP.value):
         raise ValueError("--stop is a string of at least one character")
     others = (PROMPT.value, BEST_OF.value, ROLLING_CONTEXT.value, DROP_FINISHED.value, sampler_flags.CFG_SCALE.value)
@@ -126,10 +134,11 @@ def _continue(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], pipe
     prompts = [prompt for prompt in PROMPT.value or [""] for _ in range(NUM_SAMPLES.value)]
     if BEST_OF.value and BEST_OF_SCORE.value != "vote":
         score = SCORES[BEST_OF_SCORE.value]
-        chosen = best_of_n.best_of(model, sampler, prompts, BEST_OF.value, score=score, **options)
+        chosen = best_of_n.best_of(model, sampler, _asked(model, prompts), BEST_OF.value, score=score, **options)
         return prompts, chosen.output, {"texts": cut(chosen.texts), "scores": chosen.scores.tolist()}
     each = BEST_OF.value or sampler_flags.NUM_PARTICLES.value or 1
-    output = pipeline.generate(model, sampler, [p for p in prompts for _ in range(each)], **options)
+    asked = [prompt for prompt in _asked(model, prompts) for _ in range(each)]
+    output = pipeline.generate(model, sampler, asked, **options)
     texts = cut(output.texts)
     if BEST_OF.value:
         votes = [best_of_n.majority_vote(texts[i : i + each]) for i in range(0, len(texts), each)]
@@ -137,6 +146,16 @@ def _continue(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], pipe
     computed = output.generation.positions_computed  # of approximate caches
     extra = {} if computed is None else {"positions_computed": int(computed)}
     return prompts, output, {"texts": texts[::each], **extra}
+
+
+def _asked(model: LoadedModel, prompts: list[str]) -> list:
+    """What the network continues: the prompts, or the ids of chats."""
+    if not CHAT.value:
+        return prompts
+    if not hasattr(model.tokenizer, "encode_chat"):
+        raise ValueError("--chat is for converted models with a chat template; this one was trained on plain text")
+    system = [] if SYSTEM.value is None else [{"role": "system", "content": SYSTEM.value}]
+    return [model.tokenizer.encode_chat([*system, {"role": "user", "content": prompt}]) for prompt in prompts]
 
 
 def cut(texts: list[str]) -> list[str]:

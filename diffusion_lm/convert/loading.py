@@ -27,12 +27,12 @@ from diffusion_lm.models.family_index import family_of, named
 from diffusion_lm.models.transformer import init_params
 from diffusion_lm.models.weights import check_names, load_parameters, write_tensors
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
+from diffusion_lm.objectives.base import Objective
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
-from diffusion_lm.objectives.base import Objective
 from diffusion_lm.validation import check_workdir
 
 PACKAGE = "package:"
@@ -84,8 +84,8 @@ def tokenizer_of(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Tokenizer:
         found = SentencePiece(proto=files["tokenizer.model"])
         if found.vocab != vocabulary.size or found.mask != vocabulary.mask:
             raise ValueError(
-                f"{checkpoint.source}: tokenizer.model has {found.vocab} tokens, the network {vocabulary.size}: save the "
-                "tokenizer as tokenizer.json"
+                f"{checkpoint.source}: tokenizer.model has {found.vocab} tokens, the network {vocabulary.size}: save "
+                "the tokenizer as tokenizer.json"
             )
         return found
     ends = checkpoint.generation.get("eos_token_id", checkpoint.config.get("eos_token_id"))

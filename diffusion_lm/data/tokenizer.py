@@ -37,6 +37,7 @@ class Tokenizer(Protocol):
     bos, eos     begin and end of text; they may be the same id
     unknown      the id that stands for text without a token; -1 if there is none
     suppressed   ids that no sampler may emit
+    stops        ids that end an answer: eos, and a chat model's end of turn
     adds_bos     whether a text begins with bos
     fingerprint  changes whenever the mapping does
     """
@@ -53,6 +54,8 @@ class Tokenizer(Protocol):
     def unknown(self) -> int: ...
     @property
     def suppressed(self) -> tuple[int, ...]: ...
+    @property
+    def stops(self) -> tuple[int, ...]: ...
     @property
     def adds_bos(self) -> bool: ...
     @property
@@ -151,6 +154,11 @@ class SentencePiece:
     def eos(self) -> int:
         """End of text: SentencePiece's eos."""
         return self._processor.eos_id()
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        return (self.eos,)
 
     @property
     def bos(self) -> int:

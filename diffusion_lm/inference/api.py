@@ -10,8 +10,10 @@ import numpy as np
 
 from diffusion_lm.build import LoadedModel, build, build_elbo, load_for_inference, read_text
 from diffusion_lm.config import Config
+from diffusion_lm.convert.loading import PACKAGE, load_source
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Corpus, Texts
+from diffusion_lm.data.source import Data
 from diffusion_lm.data.tokenizer import encode_prompt
 from diffusion_lm.evaluation.likelihood import Estimate, held_out
 from diffusion_lm.inference import pipeline, presets
@@ -70,15 +72,18 @@ class Generated:
 
 
 def load(workdir: Path | str, checkpoint_step: int | None = None, allow_import: Sequence[str] = ()) -> LoadedModel:
-    """Loads the trained network of a workdir, onto this process's first device.
+    """Loads a trained network, onto this process's first device.
 
     Args:
-      workdir: the folder of a run.
+      workdir: the folder of a run. Or somebody's model: a Hugging Face folder, a GGUF file, or package:NAME.
       checkpoint_step: the checkpoint's step; None: the newest.
       allow_import: modules and packages of your own whose classes the checkpoint may name. No others are imported.
 
     Raises FileNotFoundError, CheckpointError or ValueError with one line.
     """
+    path = Path(workdir)
+    if str(workdir).startswith(PACKAGE) or path.is_file() or (path / "config.json").is_file():
+        return load_source(workdir)
     return load_for_inference(workdir, step=checkpoint_step, allow_import=allow_import)
 
 
@@ -336,7 +341,8 @@ def evaluate(
         if tokens is None:
             raise ValueError("the run held no text out (data.val_fraction=0): name a text with --data (data=)")
     else:
-        corpus = dataclasses.replace(config.data, path=data).corpus()
+        form = config.data if isinstance(config.data, Data) else Data(path="", seq_len=config.data.seq_len)
+        corpus = dataclasses.replace(form, path=data).corpus()
         tokens = loader.tokenize(corpus, model.tokenizer, pad=config.objective.layout.pad)
     batches = loader.eval_batches(tokens, length=config.data.seq_len, batch=batch_size)
     found = held_out(model.elbo(), batches, tokens, jax.random.key(seed), draws=draws)

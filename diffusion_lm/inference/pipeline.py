@@ -235,8 +235,15 @@ def _output(
     rows = [row[:n] for row, n in zip(np.asarray(generation.tokens), np.asarray(generation.length), strict=True)]
     if any((row < 0).any() for row in rows):  # categorical.INVALID
         raise ValueError("the network's logits were not finite: check its parameters, or compute in float32")
+    rows = [_before_stop(row, model.tokenizer.stops) for row in rows]
     texts = [decode_continuation(model.tokenizer, prompt, row) for prompt, row in zip(ids, rows, strict=True)]
     return GenerationOutput(texts, generation, ids, max_new_tokens)
+
+
+def _before_stop(row: np.ndarray, stops: tuple[int, ...]) -> np.ndarray:
+    """The tokens before the first that ends an answer: a chat model's end of turn is not its end of text."""
+    ends = np.flatnonzero(np.isin(row, stops))
+    return row[: ends[0]] if len(ends) else row
 
 
 def trace(
