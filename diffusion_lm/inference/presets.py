@@ -11,7 +11,7 @@ from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.auto import Auto
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
-from diffusion_lm.samplers.base import CanvasSampler
+from diffusion_lm.samplers.base import CanvasSampler, fields_of
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.cache_policy import CachePolicy, DualCache
 from diffusion_lm.samplers.confidence import Confidence
@@ -23,10 +23,9 @@ from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.revision import Revision
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.speculative import Speculative
-from diffusion_lm.samplers.unmasking import FixedCount, UnmaskingSchedule
 
 MAX_STEPS = 100_000
-FIXED_COUNT, CAP, DUAL = FixedCount(), Cap(), DualCache()
+CAP, DUAL = Cap(), DualCache()
 
 
 def autoregressive(model: LoadedModel, *, sampling: SamplingParams) -> AutoregressiveSampler:
@@ -68,15 +67,9 @@ def auto(model: LoadedModel, *, sampling: SamplingParams, canvas_length: int, de
 
 
 def confidence(
-    model: LoadedModel,
-    *,
-    sampling: SamplingParams,
-    canvas_length: int,
-    denoising_steps: int | None = None,
-    schedule: UnmaskingSchedule = FIXED_COUNT,
-    record: bool = False,
+    model: LoadedModel, *, canvas_length: int, denoising_steps: int | None = None, record: bool = False, **options
 ) -> BlockDiffusion:
-    """Canvases that commit the most certain positions first, as many a step as `schedule` allows.
+    """Canvases that commit the most certain positions first. options: those of `Confidence` (sampling, schedule).
 
     denoising_steps None: as many as it takes. Raises ValueError where noise isn't masks.
     """
@@ -85,7 +78,7 @@ def confidence(
             f"confidence needs masks, {type(model.process).__name__} has other noise: use ancestral or embedding"
         )
     steps = _canvas_length(model, canvas_length) if denoising_steps is None else denoising_steps
-    sampler = Confidence(denoising_steps=steps, eos=_eos(model), sampling=sampling, schedule=schedule)
+    sampler = Confidence(denoising_steps=steps, eos=_eos(model), **options)
     return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
@@ -103,92 +96,50 @@ def approximate_cache(model: LoadedModel, *, policy: CachePolicy = DUAL, **optio
     return dataclasses.replace(exact, approximate_cache=policy)
 
 
-def ancestral(
-    model: LoadedModel,
-    *,
-    sampling: SamplingParams,
-    canvas_length: int,
-    denoising_steps: int,
-    corrector_steps: int = 0,
-    record: bool = False,
-) -> BlockDiffusion:
-    """Canvases by the reverse process; the last `corrector_steps` of the steps are corrector steps."""
-    sampler = Ancestral(
-        process=model.process, denoising_steps=denoising_steps, eos=_eos(model), sampling=sampling,
-        corrector_steps=corrector_steps,
-    )  # fmt: skip
+def ancestral(model: LoadedModel, *, canvas_length: int, record: bool = False, **options) -> BlockDiffusion:
+    """Canvases by the reverse process. options: those of `Ancestral` (denoising_steps, sampling, corrector_steps)."""
+    sampler = Ancestral(process=model.process, eos=_eos(model), **options)
     return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
-def embedding_flow(
-    model: LoadedModel,
-    *,
-    sampling: SamplingParams,
-    canvas_length: int,
-    denoising_steps: int,
-    churn: float = 1.0,
-    record: bool = False,
-) -> BlockDiffusion:
-    """Canvases by denoising embeddings; churn 0: the flow's ODE, 1: the diffusion's posterior. Raises ValueError where
-    noise is on tokens."""
-    sampler = EmbeddingFlowSampler(
-        process=model.process, denoising_steps=denoising_steps, eos=_eos(model), sampling=sampling, churn=churn
-    )
+def embedding_flow(model: LoadedModel, *, canvas_length: int, record: bool = False, **options) -> BlockDiffusion:
+    """Canvases by denoising embeddings. options: those of `EmbeddingFlowSampler` (denoising_steps, sampling, churn).
+    Raises ValueError where noise is on tokens."""
+    sampler = EmbeddingFlowSampler(process=model.process, eos=_eos(model), **options)
     return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
-def reverse_process(
-    model: LoadedModel, *, sampling: SamplingParams, canvas_length: int, denoising_steps: int
-) -> BlockDiffusion:
+def reverse_process(model: LoadedModel, **options) -> BlockDiffusion:
     """`ancestral`, or `embedding_flow` where noise is on embeddings; a student of a flow by the ODE that it was
     taught."""
-    options = {"sampling": sampling, "canvas_length": canvas_length, "denoising_steps": denoising_steps}
     if not isinstance(model.process, Gaussian):
         return ancestral(model, **options)
     return embedding_flow(model, churn=0.0 if isinstance(model.config.objective, Distillation) else 1.0, **options)
 
 
 def remasking(
-    model: LoadedModel,
-    *,
-    sampling: SamplingParams,
-    canvas_length: int,
-    denoising_steps: int,
-    remask: RemaskingSchedule = CAP,
-    record: bool = False,
+    model: LoadedModel, *, canvas_length: int, remask: RemaskingSchedule = CAP, record: bool = False, **options
 ) -> BlockDiffusion:
-    """Canvases with remasking by `remask`. Raises ValueError where noise isn't masks."""
-    sampler = Remasking(
-        process=model.process, denoising_steps=denoising_steps, eos=_eos(model), sampling=sampling, remask=remask
-    )
+    """Canvases with remasking by `remask`. options: those of `Remasking` (denoising_steps, sampling). Raises ValueError
+    where noise isn't masks."""
+    sampler = Remasking(process=model.process, eos=_eos(model), remask=remask, **options)
     return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
-def renoising(
-    model: LoadedModel,
-    *,
-    sampling: SamplingParams,
-    canvas_length: int,
-    denoising_steps: int,
-    record: bool = False,
-    **options,
-) -> BlockDiffusion:
-    """Canvases that keep what can be sampled together and renoise the rest, until they are stable (see `Renoising` for
-    options). Raises ValueError where noise is masks."""
-    sampler = Renoising(
-        process=model.process, denoising_steps=denoising_steps, eos=_eos(model), sampling=sampling, **options
-    )
+def renoising(model: LoadedModel, *, canvas_length: int, record: bool = False, **options) -> BlockDiffusion:
+    """Canvases that keep what can be sampled together and renoise the rest, until they are stable. options: those of
+    `Renoising` (denoising_steps, sampling, schedule, ...). Raises ValueError where noise is masks."""
+    sampler = Renoising(process=model.process, eos=_eos(model), **options)
     return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
-def particles(
-    model: LoadedModel, *, sampling: SamplingParams, canvas_length: int, denoising_steps: int, num_particles: int
-) -> ParticleSampler:
+def particles(model: LoadedModel, *, num_particles: int, **options) -> ParticleSampler:
     """Sequential Monte Carlo with `num_particles` rows a prompt (see `ParticleSampler`): repeat each prompt so often.
+    options: those of `ancestral`.
+
     Raises ValueError for a network that isn't autoregressive, and for a distribution other than the network's."""
-    autoregressive(model, sampling=sampling)
-    blocks = ancestral(model, sampling=sampling, canvas_length=canvas_length, denoising_steps=denoising_steps)
-    return ParticleSampler(block_diffusion=blocks, num_particles=num_particles)
+    autoregressive(model, sampling=options["sampling"])
+    return ParticleSampler(**fields_of(ancestral(model, **options)), num_particles=num_particles)
 
 
 def revised(model: LoadedModel, blocks: BlockDiffusion, *, rounds: int, span: int) -> BlockDiffusion:

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from flax import struct
 
 from diffusion_lm.attention_patterns import Causal
-from diffusion_lm.samplers.base import CachedDenoiser, Generation, Prompt, Stage, TextSampler, fold_in_rows
+from diffusion_lm.samplers.base import (
+    CachedDenoiser,
+    Generation,
+    Prompt,
+    Stage,
+    TextSampler,
+    fold_in_rows,
+    generation_of,
+)
 from diffusion_lm.samplers.sampling_params import SamplingParams, suppress
 
 Array = jax.Array
@@ -60,13 +68,7 @@ class AutoregressiveSampler(TextSampler):
         return state.finished | (state.nfe >= state.text.shape[1])
 
     def finish(self, state: ARState, *, max_new_tokens: int) -> Generation:
-        ended = (state.text == self.eos) | (state.text == self.mask)
-        return Generation(
-            tokens=jnp.where(ended, self.mask, state.text),
-            length=jnp.sum(~ended, axis=1, dtype=jnp.int32),
-            nfe=state.nfe,
-            cache=state.cache,
-        )
+        return generation_of(state, state.text, (state.text == self.eos) | (state.text == self.mask), self.mask)
 
     def _write(self, state: ARState, logits: Array) -> ARState:
         tokens, _ = self.sampling(fold_in_rows(state.keys, state.nfe), suppress(logits, (self.mask,)))

@@ -129,13 +129,6 @@ class Denoised(NamedTuple):
     trace: Any
 
 
-@struct.dataclass
-class _Denoising:
-    state: Any
-    cache: Any
-    self_cond: Array | None
-
-
 def denoise(
     sampler: CanvasSampler,
     predict: Callable[[Query, Any], tuple[Array, Any]],
@@ -160,32 +153,24 @@ def denoise(
       record: state -> arrays to keep of each step.
     """
 
-    def one_pass(variant: CanvasSampler, carry: _Denoising) -> _Denoising:
-        query = variant.query(carry.state)._replace(self_cond=carry.self_cond)
-        logits, cache = predict(query, carry.cache)  # the one network call
-        state = variant.update(carry.state, logits, *((embed,) if variant.uses_embeddings else ()))
-        return _Denoising(state=state, cache=cache, self_cond=embed(logits) if self_cond_dim else None)
+    variants = sampler.variants(canvas.tokens.shape[1])
 
-    def step(carry: _Denoising) -> _Denoising:
-        variants = sampler.variants(canvas.tokens.shape[1])
+    def one_pass(variant: CanvasSampler, state: Any, cache: Any, self_cond: Array | None):
+        query = variant.query(state)._replace(self_cond=self_cond)
+        logits, cache = predict(query, cache)  # the one network call
+        state = variant.update(state, logits, *((embed,) if variant.uses_embeddings else ()))
+        return state, cache, embed(logits) if self_cond_dim else None
+
+    def step(carry):
         if len(variants) == 1:
-            return one_pass(variants[0], carry)
+            return one_pass(variants[0], *carry)
         branches = [functools.partial(one_pass, variant) for variant in variants]
-        return jax.lax.switch(sampler.variant(carry.state), branches, carry)
+        return jax.lax.switch(sampler.variant(carry[0]), branches, *carry)
 
-    start = _Denoising(
-        state=sampler.init(canvas),
-        cache=cache,
-        self_cond=jnp.zeros((*canvas.tokens.shape, self_cond_dim)) if self_cond_dim else None,
-    )
-    end, trace = decode_loop(
-        step,
-        lambda carry: sampler.done(carry.state),
-        start,
-        sampler.denoising_steps,
-        record=record and (lambda carry: record(carry.state)),
-    )
-    return Denoised(end.state, end.cache, trace)
+    self_cond = jnp.zeros((*canvas.tokens.shape, self_cond_dim)) if self_cond_dim else None
+    start, recorded = (sampler.init(canvas), cache, self_cond), record and (lambda carry: record(carry[0]))
+    end, trace = decode_loop(step, lambda carry: sampler.done(carry[0]), start, sampler.denoising_steps, recorded)
+    return Denoised(end[0], end[1], trace)
 
 
 class Stepper(Protocol):
@@ -250,6 +235,13 @@ class Generation:
     cache: Any
     history: History | None = None
     positions_computed: Array | None = None
+
+
+def generation_of(state: Any, tokens: Array, ended: Array, mask: int, **more) -> Generation:
+    """The tokens [B, N] of a text sampler's last state, masked where the row has ended, bool [B, N]."""
+    length = jnp.sum(~ended, axis=1, dtype=jnp.int32)
+    tokens = jnp.where(ended, mask, tokens)
+    return Generation(tokens=tokens, length=length, nfe=state.nfe, cache=state.cache, **more)
 
 
 class TextSampler(Protocol):

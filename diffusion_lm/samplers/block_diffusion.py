@@ -22,6 +22,7 @@ from diffusion_lm.samplers.base import (
     TextSampler,
     denoise,
     fold_in_rows,
+    generation_of,
     write_at,
 )
 from diffusion_lm.samplers.cache_policy import CachePolicy
@@ -128,7 +129,7 @@ class BlockDiffusion(TextSampler):
 
     def stages(self, max_new_tokens: int) -> tuple[Stage, ...]:
         """Whole canvases, and a narrower one for the rest."""
-        growth = None if self.record or self.approximate_cache else self.canvas_length
+        growth = self.canvas_length if self.separable and not self.approximate_cache else None
         whole = Stage(stepper=self, max_steps=self._whole_canvases(max_new_tokens), cache_growth=growth)
         rest = max_new_tokens % self.canvas_length if self.align == 1 else 0
         last = Stage(stepper=dataclasses.replace(self, canvas_length=rest), max_steps=1) if rest else None
@@ -270,14 +271,8 @@ class BlockDiffusion(TextSampler):
         tokens = jnp.take_along_axis(state.text, at, axis=1)
         beyond = at >= state.end[:, None]
         ended = jnp.cumsum((tokens == self.eos) | (tokens == self.mask) | beyond, axis=1) > 0
-        return Generation(
-            tokens=jnp.where(ended, self.mask, tokens),
-            length=jnp.sum(~ended, axis=1, dtype=jnp.int32),
-            nfe=state.nfe,
-            cache=state.cache,
-            history=state.history,
-            positions_computed=state.positions_computed,
-        )
+        more = {"history": state.history, "positions_computed": state.positions_computed}
+        return generation_of(state, tokens, ended, self.mask, **more)
 
     def _slots(self, state: BlockState) -> Array:
         """int32 [B, K]: the slots of the next canvas."""

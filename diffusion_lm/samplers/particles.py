@@ -14,17 +14,7 @@ from flax import struct
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.samplers.base import (
-    CachedDenoiser,
-    Canvas,
-    Generation,
-    Prompt,
-    Stage,
-    TextSampler,
-    fields_of,
-    fold_in_rows,
-    gather_tokens,
-)
+from diffusion_lm.samplers.base import CachedDenoiser, Canvas, Prompt, fields_of, fold_in_rows, gather_tokens
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion, BlockState
 from diffusion_lm.samplers.sampling_params import SamplingParams, suppress
 
@@ -40,72 +30,53 @@ class ParticleState(BlockState):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ParticleSampler(TextSampler):
-    """Rows in groups of `num_particles`, each group after one prompt. After a canvas a row's weight is multiplied by
-    p(canvas | text), in one causal pass, over the probability it was sampled with. A group whose effective sample size
-    falls to half is resampled by weight (systematic resampling; Doucet and Johansen 2009, sections 3.4 and 3.5). At the
-    end every group is: its rows are then samples of the autoregressive distribution, exactly so as `num_particles`
-    grows.
+class ParticleSampler(BlockDiffusion):
+    """Block diffusion of rows in groups of `num_particles`, each group after one prompt. After a canvas a row's weight
+    is multiplied by p(canvas | text), in one causal pass, over the probability it was sampled with. A group whose
+    effective sample size falls to half is resampled by weight (systematic resampling; Doucet and Johansen 2009,
+    sections 3.4 and 3.5). At the end every group is: its rows are then samples of the autoregressive distribution,
+    exactly so as `num_particles` grows.
 
     The weights are exact because masks are revealed in an order that doesn't depend on tokens: proposals must be
     `Ancestral` on masks, at temperature 1 (ValueError otherwise). One causal pass a canvas also appends it to the
     cache.
     """
 
-    block_diffusion: BlockDiffusion
     num_particles: int
     separable = False
 
     def __post_init__(self):
-        blocks = self.block_diffusion
-        sampler = blocks.sampler
-        plain = blocks.align == 1 and not blocks.record and not blocks.self_cond_dim
-        if not (plain and isinstance(sampler, Ancestral) and isinstance(sampler.process, Absorbing)):
+        super().__post_init__()
+        plain = self.align == 1 and not self.record and not self.self_cond_dim
+        if not (plain and isinstance(self.sampler, Ancestral) and isinstance(self.sampler.process, Absorbing)):
             raise ValueError(
                 "particles need ancestral canvases of masks over a causal cache, unrecorded and not self-conditioned"
             )
-        if dataclasses.replace(sampler.sampling, suppressed=()) != SamplingParams():
+        if dataclasses.replace(self.sampler.sampling, suppressed=()) != SamplingParams():
             raise ValueError("particles need the network's own distribution: temperature 1, no top_k, top_p or min_p")
         if self.num_particles < 2:
             raise ValueError(f"num_particles must be at least 2; got {self.num_particles}")
-
-    @property
-    def canvas_length(self) -> int:
-        return self.block_diffusion.canvas_length
-
-    def width(self, max_new_tokens: int) -> int:
-        return self.canvas_length
 
     def init(
         self, network: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, max_new_tokens: int
     ) -> ParticleState:
         """Rows i * num_particles to (i + 1) * num_particles - 1 are a group: they need the same prompt."""
         rows = len(prompt.length)
-        if rows % self.num_particles:
-            raise ValueError(f"{rows} rows can't be split into groups of {self.num_particles} particles")
-        state = self.block_diffusion.init(network, cache, prompt, keys, max_new_tokens=max_new_tokens)
+        if rows % self.num_particles or prompt.suffix is not None:
+            raise ValueError(f"{rows} prompts must be groups of {self.num_particles} particles, and have no suffix")
+        state = super().init(network, cache, prompt, keys, max_new_tokens=max_new_tokens)
         return ParticleState(**fields_of(state), log_weight=jnp.zeros(rows))
-
-    def stages(self, max_new_tokens: int) -> tuple[Stage, ...]:
-        stages = self.block_diffusion.stages(max_new_tokens)
-        return tuple(
-            Stage(stepper=dataclasses.replace(self, block_diffusion=stage.stepper), max_steps=stage.max_steps)
-            for stage in stages
-        )
-
-    def done(self, state: ParticleState) -> Array:
-        return self.block_diffusion.done(state)
 
     def step(self, network: CachedDenoiser, state: ParticleState) -> ParticleState:
         """A canvas in every row, its weight, and resampling where few rows carry all of the weight."""
-        denoised = self.block_diffusion.denoised(network, state)
+        denoised = self.denoised(network, state)
         canvas, going = denoised.state, ~state.finished
         last = jnp.take_along_axis(state.text, state.filled[:, None] - 1, axis=1)
         tokens = jnp.where(going[:, None], jnp.concatenate([last, canvas.tokens], axis=1), 0)
         before = network.truncate(state.cache, going.astype(jnp.int32))
         head, cache = network.extend(before, tokens, jnp.where(going, tokens.shape[1], 0), Causal())
         log_ratio = self._log_ratio(canvas, head.logits()[:, :-1])
-        written = self.block_diffusion.written(state, denoised)
+        written = self.written(state, denoised)
         state = written.replace(
             cache=cache,
             nfe=written.nfe + 1,
@@ -122,15 +93,11 @@ class ParticleSampler(TextSampler):
             log_weight=log_weight,
         )
 
-    def finish(self, state: ParticleState, *, max_new_tokens: int) -> Generation:
-        return self.block_diffusion.finish(state, max_new_tokens=max_new_tokens)
-
     def _log_ratio(self, canvas: Canvas, logits: Array) -> Array:
         """float32 [B]: log p - log q of the canvas, up to an end of text."""
-        sampler = self.block_diffusion.sampler
-        logits = suppress(sampler.sampling.allowed(logits), (self.block_diffusion.mask,))
+        logits = suppress(self.sampler.sampling.allowed(logits), (self.mask,))
         log_p = gather_tokens(jax.nn.log_softmax(logits, axis=-1), canvas.tokens)
-        ends = canvas.tokens == sampler.eos
+        ends = canvas.tokens == self.sampler.eos
         counted = ((jnp.cumsum(ends, axis=1) - ends) == 0) & ~canvas.fixed
         log_q = jnp.log(jnp.where(counted, canvas.confidence, 1.0))
         return jnp.sum(jnp.where(counted, log_p - log_q, 0.0), axis=1)

@@ -20,6 +20,7 @@ from diffusion_lm.samplers.base import (
     Stage,
     TextSampler,
     decode_loop,
+    generation_of,
     write_at,
 )
 from diffusion_lm.samplers.drafters import Drafter
@@ -194,12 +195,7 @@ class Speculative(TextSampler):
         at = state.prompt_length[:, None] + jnp.arange(max_new_tokens, dtype=jnp.int32)[None]
         tokens = jnp.take_along_axis(state.text, at, axis=1)
         ended = jnp.cumsum((at >= state.filled[:, None]) | (tokens == self.eos), axis=1) > 0
-        return Generation(
-            tokens=jnp.where(ended, self.mask, tokens),
-            length=jnp.sum(~ended, axis=1, dtype=jnp.int32),
-            nfe=state.nfe,
-            cache=state.cache,
-        )
+        return generation_of(state, tokens, ended, self.mask)
 
     @property
     def drafts_a_round(self) -> int:

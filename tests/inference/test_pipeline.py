@@ -1,4 +1,4 @@
-"""From strings to strings: filling in, sliding on, leaving the batch, and choosing among many."""
+"""From strings to strings: infilling, a rolling context, rows that leave the batch, and best-of-n."""
 
 import collections
 
@@ -11,7 +11,6 @@ from diffusion_lm.evaluation.generation_quality import judged
 from diffusion_lm.inference import best_of_n, pipeline, presets
 from diffusion_lm.inference.pipeline import encode_prompts
 from diffusion_lm.samplers.logits_processors import NoRepeatNGram, SuppressTokens
-from diffusion_lm.samplers.particles import ParticleSampler
 from diffusion_lm.samplers.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 @pytest.fixture(scope="module")
 def letters(model):
-    """Whole characters only: single bytes would be drawn that are no text."""
+    """Whole characters only: single sampled bytes need not be text."""
     tokenizer = model.tokenizer
     pieces = tokenizer.pieces(range(tokenizer.vocab))
     return (*tokenizer.suppressed, *(i for i, piece in enumerate(pieces) if len(piece) > 1 and i != tokenizer.eos))
@@ -35,10 +34,10 @@ def canvases(model, letters):
     return presets.confidence(model, sampling=SamplingParams(suppressed=letters), canvas_length=16, denoising_steps=4)
 
 
-# ---- filling in ----
+# ---- infilling ----
 
 
-def test_what_is_given_stays_and_holes_have_their_size(model, canvases):
+def test_fixed_text_stays_and_holes_have_their_size(model, canvases):
     texts = [["Line 3: the ", 3, " sat on ", 4, " mat."], ["Line 4: the hen ", 3, " on"]]
     answer = pipeline.infill(model, canvases, texts, seed=1)
     first, second = answer.texts
@@ -46,7 +45,7 @@ def test_what_is_given_stays_and_holes_have_their_size(model, canvases):
     assert len(second) == 6 and second[3:] == " on"  # characters are tokens here
 
 
-def test_a_text_is_filled_in_alike_alone_and_beside_longer_ones(model, canvases):
+def test_a_text_is_infilled_alike_alone_and_beside_longer_ones(model, canvases):
     short, long = ["Line ", 2, ": the"], ["Line 4: the hen ", 9, " on the mat and there it sat"]
     together = pipeline.infill(model, canvases, [long, short], seed=3).texts[1]
     key_of_second = pipeline.infill(model, canvases, [short, short], seed=3).texts[1]
@@ -54,17 +53,17 @@ def test_a_text_is_filled_in_alike_alone_and_beside_longer_ones(model, canvases)
 
 
 def test_a_hole_at_the_end_may_end_the_text_and_others_may_not(model):
-    """Everything but the end of text is banned: only behind the last given token it can be written."""
+    """All but the end of text is suppressed: it can be sampled only after the last fixed token."""
     tokenizer = model.tokenizer
     most = tuple(i for i in range(tokenizer.vocab) if i not in (tokenizer.eos, *tokenizer.encode("ab")))
-    writer = presets.confidence(
+    text_sampler = presets.confidence(
         model, sampling=SamplingParams(suppressed=most, temperature=0.0), canvas_length=16, denoising_steps=4
     )
-    (text,) = pipeline.infill(model, writer, [["Line ", 3, "the", 3]], seed=0).texts
+    (text,) = pipeline.infill(model, text_sampler, [["Line ", 3, "the", 3]], seed=0).texts
     assert text[3:6] == "the" and set(text) <= set("abthe") and len(text) >= 6
 
 
-def test_what_can_not_be_filled_in_is_refused_in_a_line(model, canvases, draw):
+def test_what_can_not_be_infilled_is_refused_in_one_line(model, canvases, draw):
     with pytest.raises(ValueError, match="infill"):
         pipeline.infill(model, presets.autoregressive(model, sampling=draw), [["a", 2]], seed=0)
     for texts, cause in (([["no hole"]], "hole"), ([["a", 0, "b"]], "hole"), ([["a", 63, "b"]], "context")):
@@ -87,7 +86,7 @@ def test_the_best_of_several_lengths_is_the_likeliest(model, canvases):
 
 def test_many_lengths_are_one_program_and_none_came_to_an_end(model, canvases, caplog):
     def ended(model, answer):
-        """Text stands behind the hole: the ends that are scored are those that were written."""
+        """Text follows the hole: the ends that are scored are those of the whole text."""
         batch = best_of_n.answers_batch(model, answer)
         assert (
             batch.loss_mask.sum(axis=1).tolist() == answer.generation.length.tolist() == answer.max_new_tokens.tolist()
@@ -105,26 +104,26 @@ def test_many_lengths_are_one_program_and_none_came_to_an_end(model, canvases, c
 @pytest.mark.parametrize("kind", ["autoregressive", "confidence"])
 def test_text_longer_than_the_context(model, draw, kind):
     options = {"canvas_length": 16, "denoising_steps": 4} if kind == "confidence" else {}
-    writer = getattr(presets, kind)(model, sampling=draw, **options)
+    text_sampler = getattr(presets, kind)(model, sampling=draw, **options)
     prompts = ["Line 1", "Line 22: the cat", "Line 3"]
-    answer = pipeline.generate(model, writer, prompts, max_new_tokens=90, seed=5, rolling_context=True)
+    answer = pipeline.generate(model, text_sampler, prompts, max_new_tokens=90, seed=5, rolling_context=True)
     assert (answer.generation.length == 90).all() and all(len(text) == 90 for text in answer.texts)
     beside = pipeline.generate(
-        model, writer, [prompts[0], "Line 99: a horse", "other!"], max_new_tokens=90, seed=5, rolling_context=True
+        model, text_sampler, [prompts[0], "Line 99: a horse", "other!"], max_new_tokens=90, seed=5, rolling_context=True
     )
     assert beside.texts[0] == answer.texts[0] and beside.texts[1:] != answer.texts[1:]
-    within = pipeline.generate(model, writer, prompts, max_new_tokens=32, seed=5)
+    within = pipeline.generate(model, text_sampler, prompts, max_new_tokens=32, seed=5)
     assert answer.texts[0].startswith(within.texts[0])  # nothing slides before the context is full
 
 
-def test_a_text_that_ends_does_not_slide_on(model, letters):
-    writer = presets.autoregressive(model, sampling=SamplingParams(suppressed=letters, temperature=3.0))
-    answer = pipeline.generate(model, writer, [""] * 6, max_new_tokens=100, seed=2, rolling_context=True)
+def test_a_text_that_ends_does_not_roll_on(model, letters):
+    text_sampler = presets.autoregressive(model, sampling=SamplingParams(suppressed=letters, temperature=3.0))
+    answer = pipeline.generate(model, text_sampler, [""] * 6, max_new_tokens=100, seed=2, rolling_context=True)
     counts = np.asarray(answer.generation.length)
     assert counts.min() < 100 and [len(text) > 0 for text in answer.texts] == [n > 0 for n in counts]
 
 
-def test_sliding_is_asked_for(model, draw):
+def test_a_rolling_context_is_requested(model, draw):
     with pytest.raises(ValueError, match="rolling_context"):
         pipeline.generate(model, presets.autoregressive(model, sampling=draw), ["Line"], max_new_tokens=150, seed=0)
     with pytest.raises(ValueError, match="guidance"):
@@ -139,7 +138,7 @@ def test_sliding_is_asked_for(model, draw):
         )
 
 
-def test_rows_that_leave_the_batch_write_the_same(model, canvases):
+def test_rows_that_leave_the_batch_have_the_same_text(model, canvases):
     prompts = [f"Line {i}" for i in range(5)]
     plain, compact = (
         pipeline.generate(model, canvases, prompts, max_new_tokens=48, seed=1, drop_finished=c) for c in (False, True)
@@ -147,24 +146,24 @@ def test_rows_that_leave_the_batch_write_the_same(model, canvases):
     assert plain.texts == compact.texts
 
 
-# ---- rules ----
+# ---- logits processors ----
 
 
-def test_rules_and_guidance_reach_every_way_of_writing(model, draw):
+def test_processors_and_guidance_reach_every_sampler(model, draw):
     tokenizer, prompts = model.tokenizer, ["Line 1: the", "Line 2"]
     rule = SuppressTokens(tokens=tuple(tokenizer.encode("at").tolist()))
-    writers = [
+    samplers = [
         presets.autoregressive(model, sampling=draw),
         presets.confidence(model, sampling=draw, canvas_length=16, denoising_steps=4),
         presets.speculative(model, sampling=draw, break_even=0.0),
     ]
-    for writer in writers:
+    for text_sampler in samplers:
         for text in pipeline.generate(
-            model, writer, prompts, max_new_tokens=20, seed=0, logits_processor=rule, cfg_scale=1.0
+            model, text_sampler, prompts, max_new_tokens=20, seed=0, logits_processor=rule, cfg_scale=1.0
         ).texts:
             assert len(text) == 20 and not set(text) & set("at")
     text = pipeline.generate(
-        model, writers[0], [""], max_new_tokens=40, seed=0, logits_processor=NoRepeatNGram(size=3)
+        model, samplers[0], [""], max_new_tokens=40, seed=0, logits_processor=NoRepeatNGram(size=3)
     ).texts[0]
     assert max(collections.Counter(text[i : i + 3] for i in range(38)).values()) == 1
 
@@ -180,7 +179,7 @@ def test_the_best_is_the_likeliest_of_all(model, canvases):
     assert chosen.texts == [chosen.output.texts[i * 3 + best] for i, best in enumerate(chosen.index)]
 
 
-def test_the_causal_score_is_the_mean_log_probability_with_the_end(model, canvases):
+def test_log_likelihood_is_the_mean_log_probability_with_the_end(model, canvases):
     answer = pipeline.generate(model, canvases, ["Line 1", "Line 2: the"] * 4, max_new_tokens=12, seed=3)
     scores, ended, rows = best_of_n.log_likelihood(model, answer), 0, []
     for row in range(8):
@@ -196,7 +195,7 @@ def test_the_causal_score_is_the_mean_log_probability_with_the_end(model, canvas
     assert 0 < ended < 8
 
 
-def test_the_bound_of_an_answer_does_not_depend_on_the_others(model, canvases):
+def test_the_elbo_of_an_answer_does_not_depend_on_the_others(model, canvases):
     answer = pipeline.generate(model, canvases, ["Line 1", "Line 2: the"], max_new_tokens=20, seed=3)
     both = best_of_n.elbo(model, answer, draws=2)
     last = jax.tree.map(lambda a: a[1:] if a.ndim else a, answer.generation.replace(cache=None))
@@ -229,14 +228,12 @@ def test_the_majority_wins_and_no_answer_is_none():
         best_of_n.majority_vote(["x"], key=lambda text: None)
 
 
-def test_a_population_writes_text(model, draw):
+def test_particles_generate_text(model, draw):
     plain = SamplingParams(suppressed=draw.suppressed)
-    writer = ParticleSampler(
-        block_diffusion=presets.ancestral(model, sampling=plain, canvas_length=16, denoising_steps=2), num_particles=3
-    )
-    answer = pipeline.generate(model, writer, ["Line 1"] * 3 + ["Line 2"] * 3, max_new_tokens=40, seed=0)
+    text_sampler = presets.particles(model, sampling=plain, canvas_length=16, denoising_steps=2, num_particles=3)
+    answer = pipeline.generate(model, text_sampler, ["Line 1"] * 3 + ["Line 2"] * 3, max_new_tokens=40, seed=0)
     assert all(len(text) == 40 for text in answer.texts)
     nats = jnp.asarray(encode_prompts(model, ["Line 1"])[0])
     assert nats[0] == model.tokenizer.bos
     with pytest.raises(ValueError, match="particles"):
-        pipeline.generate(model, writer, ["Line 1"] * 3, max_new_tokens=40, seed=0, drop_finished=True)
+        pipeline.generate(model, text_sampler, ["Line 1"] * 3, max_new_tokens=40, seed=0, drop_finished=True)

@@ -35,24 +35,24 @@ def test_masked_drafts_need_a_network_trained_on_masks(model):
     [("x" * 64, 1, "shorten the prompt"), ("x", 0, "max_new_tokens"), ("x", 63, "max_new_tokens")],
 )
 def test_more_than_the_context_holds_is_refused(model, prompt, length, cause):
-    writer = presets.autoregressive(model, sampling=SamplingParams())
+    text_sampler = presets.autoregressive(model, sampling=SamplingParams())
     with pytest.raises(ValueError, match=cause):
-        pipeline.generate(model, writer, [prompt], max_new_tokens=length, seed=0)
+        pipeline.generate(model, text_sampler, [prompt], max_new_tokens=length, seed=0)
 
 
 def test_the_same_prompt_and_seed_give_the_same_text_in_any_batch(model):
-    writer = presets.confidence(
+    text_sampler = presets.confidence(
         model, sampling=SamplingParams(suppressed=model.tokenizer.suppressed), canvas_length=16, denoising_steps=4
     )
-    alone = pipeline.generate(model, writer, ["Line 1"], max_new_tokens=20, seed=7).texts
-    together = pipeline.generate(model, writer, ["Line 1", "Line 22: the"], max_new_tokens=20, seed=7).texts
+    alone = pipeline.generate(model, text_sampler, ["Line 1"], max_new_tokens=20, seed=7).texts
+    together = pipeline.generate(model, text_sampler, ["Line 1", "Line 22: the"], max_new_tokens=20, seed=7).texts
     assert alone[0] == together[0]
 
 
 def test_the_trace_ends_in_the_text_that_is_returned(model):
     draw = SamplingParams(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))
-    writer = presets.confidence(model, sampling=draw, canvas_length=16, denoising_steps=4, record=True)
-    answer = pipeline.generate(model, writer, ["Line"], max_new_tokens=20, seed=1)
+    text_sampler = presets.confidence(model, sampling=draw, canvas_length=16, denoising_steps=4, record=True)
+    answer = pipeline.generate(model, text_sampler, ["Line"], max_new_tokens=20, seed=1)
     last = pipeline.trace(model, answer, 0, max_new_tokens=20, title="t").frames[-1]
     prompt = len(answer.prompt_ids[0])
     assert "".join(last.tokens[prompt : prompt + 20]) == "".join(
@@ -63,8 +63,8 @@ def test_the_trace_ends_in_the_text_that_is_returned(model):
 @pytest.mark.parametrize("name", ["speculative", "auto"])
 def test_speculative_and_auto_generate_text(model, name):
     more = {"canvas_length": 0, "denoising_steps": 2} if name == "auto" else {}
-    writer = getattr(presets, name)(model, sampling=SamplingParams(suppressed=model.tokenizer.suppressed), **more)
-    answer = pipeline.generate(model, writer, ["Line 1"], max_new_tokens=20, seed=7)
+    text_sampler = getattr(presets, name)(model, sampling=SamplingParams(suppressed=model.tokenizer.suppressed), **more)
+    answer = pipeline.generate(model, text_sampler, ["Line 1"], max_new_tokens=20, seed=7)
     assert answer.generation.length[0] <= 20 and answer.generation.nfe >= 2
     if name == "speculative":
         plain = presets.autoregressive(model, sampling=SamplingParams(suppressed=model.tokenizer.suppressed))

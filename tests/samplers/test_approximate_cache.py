@@ -1,4 +1,4 @@
-"""Approximate caches: exact where all is read, nothing that is needed left out, and else writers like all others."""
+"""Approximate caches: exact if every step computes all positions; each policy computes what it must; text as usual."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ def policy(request):
     return POLICIES[request.param]
 
 
-# Where nothing is stale.
+# Nothing is stale.
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def policy(request):
         (DelayedCache(refresh_every=1), 0.0),
     ],
 )
-def test_refreshed_in_every_pass_it_is_the_exact_writer(whole, temperature):
+def test_refreshed_every_step_it_is_exact(whole, temperature):
     for seed in range(3):
         ours = generate(approximate(whole, temperature=temperature), prompts(), seed, layers=2)
         theirs = generate(exact(temperature=temperature), prompts(), seed, layers=2)
@@ -57,14 +57,14 @@ def test_refreshed_in_every_pass_it_is_the_exact_writer(whole, temperature):
 
 
 @pytest.mark.parametrize("schedule", [Threshold(threshold=0.5), Factor(factor=2.0), EntropyBound(bound=2.0)])
-def test_any_schedule_is_the_exact_writers(schedule):
+def test_every_schedule_is_exact_when_refreshed(schedule):
     ours = generate(approximate(DelayedCache(refresh_every=1), schedule=schedule), prompts())
     assert (ours.tokens == generate(exact(schedule=schedule), prompts()).tokens).all()
 
 
 @pytest.mark.parametrize(("kind", "temperature"), [(PrefixCache, 1.0), (DualCache, 0.0)])
-def test_refreshed_in_every_pass_blocks_follow_one_another(kind, temperature):
-    """As full passes in Python write them: each block by when it is due, an even share of the passes for each."""
+def test_refreshed_every_step_blocks_follow_one_another(kind, temperature):
+    """As full passes in a Python loop: an even share of the steps for each block."""
     prompt, sampler = prompts(), confidence(eos=NEVER, temperature=temperature)
     ours = generate(approximate(kind(block_size=4, refresh_every=1), eos=NEVER, temperature=temperature), prompt)
     for row, start in enumerate([6, 1, 3]):
@@ -85,7 +85,7 @@ full_pass = functools.partial(_read_all, model())
 
 
 def begun(prompt, row=slice(None), seed=0):
-    """BlockDiffusion with prompts of 6, 1 and 3 tokens, as a writer begins them."""
+    """Canvases with prompts of 6, 1 and 3 tokens, as `BlockDiffusion` starts them."""
     fixed = jnp.arange(CANVAS, dtype=jnp.int32)[None] < prompt.length[:, None]
     tokens = jnp.where(fixed, jnp.pad(prompt.tokens, ((0, 0), (0, CANVAS - 6))), MASK)
     keys = fold_in_rows(jax.random.split(jax.random.key(seed), len(tokens)), 0)
@@ -100,12 +100,13 @@ def begun(prompt, row=slice(None), seed=0):
     )
 
 
-# What a pass reads.
+# What a step computes.
 
 
 @struct.dataclass
 class Notes:
-    """A cache that notes, of each position, with what token it was read last, and whether the last pass read it."""
+    """A cache that records the token with which each position was last computed, and whether the last pass computed
+    it."""
 
     tokens: jax.Array
     now: jax.Array
@@ -113,7 +114,7 @@ class Notes:
 
 @struct.dataclass
 class Noting:
-    """A network that says what it likes, and notes what it reads."""
+    """A network with random logits that records its inputs."""
 
     def forward_positions(self, cache, tokens, at, t):
         length = cache.tokens.shape[1]
@@ -125,7 +126,7 @@ class Noting:
 
 @functools.partial(jax.jit, static_argnums=0)
 def one_step(sampler, network, state, cache):
-    """The state and the cache after one step, in the narrowest variant that will do."""
+    """The state and the cache after one step, in the narrowest variant that is wide enough."""
 
     def go(variant, state, cache):
         query = variant.query(state)
@@ -138,9 +139,9 @@ def one_step(sampler, network, state, cache):
     return jax.lax.switch(sampler.variant(state), [functools.partial(go, one) for one in variants], state, cache)
 
 
-def passes_of(policy, *, eos=NEVER, length=13, fixed=0.3, denoising_steps=13, seed=0):
-    """(canvas as a pass finds it, what was read of it before, what it reads, the canvas after it), pass by pass; some
-    positions are given, anywhere."""
+def steps_of(policy, *, eos=NEVER, length=13, fixed=0.3, denoising_steps=13, seed=0):
+    """(canvas before a step, tokens computed before, positions that the step computes, canvas after it), step by step;
+    some positions are fixed, anywhere."""
     rng, rows = np.random.default_rng(seed), 3
     fixed = jnp.asarray(rng.random((rows, length)) < fixed)
     canvas = Canvas(
@@ -163,9 +164,9 @@ def passes_of(policy, *, eos=NEVER, length=13, fixed=0.3, denoising_steps=13, se
 
 @pytest.mark.parametrize("policy", [*POLICIES.values(), DualCache(block_size=4, refresh_every=3)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_written_and_what_has_changed_is_read(policy, seed):
-    """Whatever is given: no pass writes what it does not read, or leaves stale what is not the token that was read."""
-    for was, read, now, state in passes_of(policy, seed=seed):
+def test_what_is_committed_or_has_changed_is_computed(policy, seed):
+    """No step commits what it doesn't compute, or leaves a changed token stale."""
+    for was, read, now, state in steps_of(policy, seed=seed):
         going = was.undecided.any(axis=1, keepdims=True)
         assert (now | (state.tokens == was.tokens)).all()
         assert (now | (read == was.tokens) | ~going).all()
@@ -174,17 +175,17 @@ def test_what_is_written_and_what_has_changed_is_read(policy, seed):
     assert not (state.tokens == MASK).any() and (state.tokens == was.tokens).all(where=was.fixed)
 
 
-def test_an_end_of_text_that_closes_later_positions_makes_them_read_again():
+def test_positions_closed_by_an_end_of_text_are_computed_again():
     for policy in (PrefixCache(block_size=4), DelayedCache()):
         closed = 0
-        for was, read, now, state in passes_of(policy, eos=5, seed=2):
+        for was, read, now, state in steps_of(policy, eos=5, seed=2):
             assert (now | (read == was.tokens) | ~was.undecided.any(axis=1, keepdims=True)).all()
             closed += int((state.tokens == 5).sum() - (was.tokens == 5).sum() > 1)
         assert closed
 
 
-def test_blocks_are_read_whole_and_in_order():
-    for was, _, now, state in passes_of(DualCache(block_size=4)):
+def test_blocks_are_computed_whole_and_in_order():
+    for was, _, now, state in steps_of(DualCache(block_size=4)):
         at = np.arange(13) // 4
         for row in range(3):
             if was.undecided[row].any():
@@ -193,11 +194,11 @@ def test_blocks_are_read_whole_and_in_order():
                 assert (at[np.asarray(was.undecided[row] & ~state.undecided[row])] == block).all()
 
 
-def test_positions_read():
-    """16 open in 4 blocks, 8 passes: the first of a block reads all, and all are made up to quarters."""
+def test_positions_computed():
+    """16 undecided in 4 blocks, 8 steps: the first of a block computes all; widths are rounded up to quarters."""
     read = {}
     for name, policy in POLICIES.items():
-        *_, (_, _, _, state) = passes_of(policy, length=16, fixed=0.0, denoising_steps=8)
+        *_, (_, _, _, state) = steps_of(policy, length=16, fixed=0.0, denoising_steps=8)
         read[name] = int(state.positions_computed)
     assert read["dual"] == 4 * (16 + 4)
     assert read["prefix"] == (16 + 16) + (16 + 12) + (16 + 8) + (16 + 4)
@@ -206,26 +207,28 @@ def test_positions_read():
 
 @pytest.mark.parametrize("policy", [PrefixCache(block_size=4), DelayedCache()], ids=str)
 def test_in_one_layer_only_a_position_s_own_token_goes_stale(policy):
-    """Its keys hang on nothing else, so that reading what has changed is exact."""
+    """Its keys depend on nothing else, so that computing what has changed is exact."""
     assert texts_the_same(policy, layers=1) == 1.0
 
 
-def test_in_two_layers_what_is_said_goes_stale():
-    """Or these tests would see no cache at all."""
+def test_in_two_layers_predictions_go_stale():
+    """Otherwise these tests would see no cache at all."""
     assert texts_the_same(DualCache(block_size=4), layers=2) < 1.0
 
 
 def texts_the_same(policy, layers):
-    """The share of tokens that are those of the same writer when it reads everything in every pass."""
+    """The share of tokens equal to those of the same sampler when every step computes everything."""
     writers = (approximate(dataclasses.replace(policy, refresh_every=refresh)) for refresh in (0, 1))
-    texts = [[generate(writer, prompts(), seed, layers=layers).tokens for seed in range(6)] for writer in writers]
+    texts = [
+        [generate(text_sampler, prompts(), seed, layers=layers).tokens for seed in range(6)] for text_sampler in writers
+    ]
     return np.mean(np.array(texts[0]) == np.array(texts[1]))
 
 
-# A writer like others.
+# Text as of other samplers.
 
 
-def test_only_text_is_returned_and_nothing_behind_its_end(policy):
+def test_only_text_is_returned_and_nothing_after_its_end(policy):
     ended = 0
     for seed in range(8):
         generation = generate(approximate(policy), prompts(), seed)
@@ -237,12 +240,12 @@ def test_only_text_is_returned_and_nothing_behind_its_end(policy):
 
 
 def test_a_row_alone_is_the_row_in_a_ragged_batch(policy):
-    """Each row has blocks, and passes that read everything, of its own."""
-    writer = approximate(policy)
+    """Each row has blocks, and full passes, of its own."""
+    text_sampler = approximate(policy)
     for seed in range(3):
-        batch = generate(writer, prompts(), seed)
+        batch = generate(text_sampler, prompts(), seed)
         for row in (1, 2):
-            alone = generate(writer, prompts(), seed, rows=slice(row, row + 1))
+            alone = generate(text_sampler, prompts(), seed, rows=slice(row, row + 1))
             assert (alone.tokens[0] == batch.tokens[row]).all() and alone.positions_computed <= batch.positions_computed
 
 
@@ -255,18 +258,18 @@ def test_the_compiled_loop_is_a_plain_loop():
     compiled = generate(approximate(policy), prompt)
     at = np.asarray(prompt.length)[:, None] + np.arange(LENGTH)
     text = np.take_along_axis(np.asarray(state.tokens), at, axis=1)
-    written = np.arange(LENGTH)[None] < np.asarray(compiled.length)[:, None]
-    assert (text == compiled.tokens)[written].all()
+    returned = np.arange(LENGTH)[None] < np.asarray(compiled.length)[:, None]
+    assert (text == compiled.tokens)[returned].all()
     assert compiled.nfe == made and compiled.positions_computed == state.positions_computed
 
 
-def test_what_is_given_behind_the_prompt_stays():
+def test_a_suffix_stays():
     suffix = [MASK, 7, MASK, MASK, 8]
     generation = generate(approximate(DualCache(block_size=4)), prompts(suffix=suffix))
     assert (generation.length > 4).all() and (generation.tokens[:, jnp.array([1, 4])] == jnp.array([[7, 8]])).all()
 
 
-def test_history_is_the_canvas_as_it_cleared():
+def test_history_holds_each_step():
     plain, recorded = (
         generate(approximate(DualCache(block_size=4), record=record), prompts()) for record in (False, True)
     )
@@ -286,7 +289,7 @@ def test_history_is_the_canvas_as_it_cleared():
         lambda: generate(dataclasses.replace(approximate(DelayedCache()), canvas_length=15), prompts()),
     ],
 )
-def test_what_can_not_be_is_refused_in_a_line(bad):
+def test_impossible_values_are_refused_in_one_line(bad):
     with pytest.raises(ValueError) as error:
         bad()
     assert "\n" not in str(error.value)

@@ -1,11 +1,21 @@
-"""How answers are written: passes, ends, rows in a batch, and the compiled loop."""
+"""Generation by canvases: steps, ends of text, rows in a batch, and the compiled loop."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.canvas import recorded, step
-from support.text_samplers import NEVER, NO_TEXT, WRITERS, _generate, auto, autoregressive, canvases, generate, prompts
+from support.text_samplers import (
+    NEVER,
+    NO_TEXT,
+    TEXT_SAMPLERS,
+    _generate,
+    auto,
+    autoregressive,
+    canvases,
+    generate,
+    prompts,
+)
 from support.tiny import EOS, MASK, VOCAB, model
 
 from diffusion_lm.attention_patterns import BlockCausal, Causal
@@ -18,33 +28,33 @@ from diffusion_lm.types import Alignment, DenseLogits
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture(params=WRITERS, scope="module")
-def writer(request):
-    return WRITERS[request.param]
+@pytest.fixture(params=TEXT_SAMPLERS, scope="module")
+def text_sampler(request):
+    return TEXT_SAMPLERS[request.param]
 
 
-def generate_row(writer, prompt, length, row, seed=0):
+def generate_row(text_sampler, prompt, length, row, seed=0):
     """One row alone, without the batch's padding."""
     width = int(prompt.length[row])
     alone = Prompt(tokens=prompt.tokens[row : row + 1, :width], length=prompt.length[row : row + 1])
     keys = jax.random.split(jax.random.key(seed), 3)[row : row + 1]
-    return _generate(writer, model(), alone, keys, length)
+    return _generate(text_sampler, model(), alone, keys, length)
 
 
 @pytest.mark.parametrize(
-    ("name", "temperature"), [*((name, 1.0) for name in WRITERS), ("autoregressive", 0.0), ("confidence", 0.0)]
+    ("name", "temperature"), [*((name, 1.0) for name in TEXT_SAMPLERS), ("autoregressive", 0.0), ("confidence", 0.0)]
 )
 def test_a_row_alone_is_the_row_in_a_ragged_batch(name, temperature):
-    sampler, prompt = WRITERS[name](temperature=temperature), prompts([6, 1, 3])
+    sampler, prompt = TEXT_SAMPLERS[name](temperature=temperature), prompts([6, 1, 3])
     batch = generate(sampler, prompt, 10)
     alone = generate_row(sampler, prompt, 10, row=2)
     assert (alone.tokens[0] == batch.tokens[2]).all() and alone.length[0] == batch.length[2]
 
 
-def test_only_text_is_returned_and_nothing_behind_its_end(writer):
+def test_only_text_is_returned_and_nothing_after_its_end(text_sampler):
     ended = 0
     for seed in range(4):
-        generation = generate(writer(temperature=1.5), prompts([6, 1, 3]), 10, seed)
+        generation = generate(text_sampler(temperature=1.5), prompts([6, 1, 3]), 10, seed)
         for tokens, length in zip(np.asarray(generation.tokens), np.asarray(generation.length), strict=True):
             assert not np.isin(tokens[:length], (*NO_TEXT, EOS, MASK)).any()
             assert (tokens[length:] == MASK).all()
@@ -52,28 +62,28 @@ def test_only_text_is_returned_and_nothing_behind_its_end(writer):
     assert ended >= 2  # or this test would have seen no end
 
 
-def test_without_an_end_all_is_written(writer):
-    generation = generate(writer(eos=NEVER), prompts([6, 1, 3]), 10)
+def test_without_an_end_all_tokens_are_generated(text_sampler):
+    generation = generate(text_sampler(eos=NEVER), prompts([6, 1, 3]), 10)
     assert (generation.length == 10).all() and (generation.tokens < VOCAB).all()
 
 
-def test_the_same_keys_write_the_same_and_others_do_not(writer):
+def test_the_same_keys_give_the_same_text_and_others_do_not(text_sampler):
     prompt = prompts([6, 1, 3])
-    one, same, other = (generate(writer(), prompt, 10, seed).tokens for seed in (0, 0, 1))
+    one, same, other = (generate(text_sampler(), prompt, 10, seed).tokens for seed in (0, 0, 1))
     assert (one == same).all() and (one != other).any()
 
 
-# Passes of the network.
+# Forward passes.
 
 
 @pytest.mark.parametrize(("canvas", "passes", "per_canvas"), [(4, 1, 1), (4, 2, 2), (4, 3, 3), (4, 4, 4), (4, 50, 4)])
 def test_passes_of_confidence(canvas, passes, per_canvas):
-    """Prompt, passes, one commit after each canvas but the last. More passes than positions end when all is written."""
+    """The prompt, the steps, and one pass that appends each canvas but the last. Spare steps aren't made."""
     generation = generate(canvases(canvas_length=canvas, denoising_steps=passes, eos=NEVER), prompts([2, 2, 2]), 12)
     assert generation.nfe == 1 + 3 * per_canvas + 2
 
 
-def test_passes_of_other_writers():
+def test_passes_of_other_samplers():
     prompt = prompts([6, 1, 3])
     assert generate(autoregressive(eos=NEVER), prompt, 10).nfe == 10
     both = canvases(canvas_length=20, align=0, denoising_steps=5, eos=NEVER)
@@ -85,7 +95,7 @@ def test_passes_of_other_writers():
 
 
 class Ending:
-    """A model that ends the text in row b when it has read `after[b]` tokens; else it says 5."""
+    """A network that ends the text of row b after `after[b]` tokens; else it predicts 5."""
 
     def __init__(self, after):
         self.after = jnp.asarray(after, jnp.int32)
@@ -105,16 +115,18 @@ class Ending:
         return 100.0 * jax.nn.one_hot(token, VOCAB)
 
 
-def ending(writer, after, length=20):
+def ending(text_sampler, after, length=20):
     rows = len(after)
     prompt = Prompt(tokens=jnp.full((rows, 1), 1, jnp.int32), length=jnp.ones(rows, jnp.int32))
     keys = jax.random.split(jax.random.key(0), rows)
     return jax.jit(
-        lambda keys: writer.generate(Ending(after), jnp.zeros(rows, jnp.int32), prompt, keys, max_new_tokens=length)
+        lambda keys: text_sampler.generate(
+            Ending(after), jnp.zeros(rows, jnp.int32), prompt, keys, max_new_tokens=length
+        )
     )(keys)
 
 
-def test_writing_stops_when_every_row_has_ended():
+def test_generation_stops_when_every_row_has_ended():
     generation = ending(autoregressive(), [4, 2])
     assert generation.length.tolist() == [3, 1] and generation.nfe == 4
     assert generation.tokens[0, :5].tolist() == [5, 5, 5, MASK, MASK]
@@ -126,34 +138,36 @@ def test_writing_stops_when_every_row_has_ended():
 
 
 def test_an_end_at_once_and_an_end_at_the_last_token():
-    for writer in (autoregressive(), canvases(canvas_length=4, denoising_steps=2)):
-        assert ending(writer, [1, 1]).length.tolist() == [0, 0]
-        assert ending(writer, [20, 21]).length.tolist() == [19, 20]
+    for text_sampler in (autoregressive(), canvases(canvas_length=4, denoising_steps=2)):
+        assert ending(text_sampler, [1, 1]).length.tolist() == [0, 0]
+        assert ending(text_sampler, [20, 21]).length.tolist() == [19, 20]
 
 
-def test_one_token_can_be_asked_for(writer):
-    generation = generate(writer(eos=NEVER), prompts([6, 1, 3]), 1)
+def test_one_token_can_be_asked_for(text_sampler):
+    generation = generate(text_sampler(eos=NEVER), prompts([6, 1, 3]), 1)
     assert generation.tokens.shape == (3, 1) and (generation.tokens < VOCAB).all()
 
 
-# The loop, and what a pass does.
+# The loop, and what a step does.
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "confidence", "auto"])
 def test_the_compiled_loop_is_a_plain_loop(kind):
-    """Each writer's own steps, one at a time, in Python."""
-    writer, bound, prompt = WRITERS[kind](), model(), prompts([6, 1, 3])
+    """Each sampler's own steps, one at a time, in Python."""
+    text_sampler, bound, prompt = TEXT_SAMPLERS[kind](), model(), prompts([6, 1, 3])
 
     def begin(keys):
-        return writer.init(bound, bound.empty_cache(3, writer.slots(6, 10)), prompt, keys, max_new_tokens=10)
+        return text_sampler.init(
+            bound, bound.empty_cache(3, text_sampler.slots(6, 10)), prompt, keys, max_new_tokens=10
+        )
 
     state = jax.jit(begin)(jax.random.split(jax.random.key(0), 3))
-    for phase in writer.stages(10):
+    for phase in text_sampler.stages(10):
         state = phase.enter(bound, state) if phase.enter else state
         one_step, made = jax.jit(phase.stepper.step), 0
         while made < phase.max_steps and not phase.stepper.done(state).all():
             state, made = one_step(bound, state), made + 1
-    looped, compiled = writer.finish(state, max_new_tokens=10), generate(writer, prompt, 10)
+    looped, compiled = text_sampler.finish(state, max_new_tokens=10), generate(text_sampler, prompt, 10)
     assert (looped.tokens == compiled.tokens).all() and looped.nfe == compiled.nfe
 
 
@@ -170,7 +184,7 @@ def a_canvas(tokens, passes=0):
 
 
 @pytest.mark.parametrize("passes", [1, 3, 4, 8])
-def test_a_canvas_cleared_pass_by_pass_in_python(passes):
+def test_a_canvas_denoised_step_by_step_in_python(passes):
     sampler = Confidence(denoising_steps=passes, eos=NEVER)
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(2, 8, VOCAB)), jnp.float32)
@@ -179,12 +193,12 @@ def test_a_canvas_cleared_pass_by_pass_in_python(passes):
     for made in range(passes):
         assert not sampler.done(canvas).any()
         was, canvas = canvas, step(sampler, lambda tokens, t: logits, canvas)
-        assert (canvas.tokens == was.tokens)[~was.undecided].all()  # what stands is not touched
+        assert (canvas.tokens == was.tokens)[~was.undecided].all()  # committed tokens stay
         assert (record[made] == canvas.tokens).all()
     assert sampler.done(canvas).all() and (canvas.tokens == state.tokens).all() and (canvas.tokens < VOCAB).all()
 
 
-def test_confidence_commits_the_surest_evenly_many():
+def test_confidence_commits_evenly_many_of_the_most_certain():
     logits = jnp.zeros((1, 6, VOCAB)).at[0, :, 5].set(jnp.array([1.0, 6.0, 2.0, 5.0, 4.0, 3.0]))
     sampler = Confidence(denoising_steps=3, eos=NEVER, sampling=SamplingParams(temperature=0.0))
     canvas = step(sampler, lambda tokens, t: logits, a_canvas(np.full((1, 6), MASK)))
@@ -193,7 +207,7 @@ def test_confidence_commits_the_surest_evenly_many():
     assert canvas.tokens[0].tolist() == [MASK, 5, MASK, 5, 5, 5]
 
 
-def test_commit_closes_what_follows_an_end_of_text():
+def test_commit_closes_positions_after_an_end_of_text():
     canvas = a_canvas([[MASK, 5, MASK, 6, MASK]])
     chosen = jnp.array([[False, True, True, False, False]])
     after = commit(canvas, chosen, jnp.full((1, 5), EOS), jnp.full((1, 5), 0.5), eos=EOS)
@@ -208,16 +222,16 @@ def test_an_end_of_text_in_a_prompt_closes_nothing():
     assert after.tokens[0].tolist() == [EOS, 5, 5]
 
 
-def test_what_is_given_behind_an_end_of_text_stays():
+def test_fixed_tokens_after_an_end_of_text_stay():
     canvas = a_canvas([[MASK, MASK, 7, MASK]]).replace(fixed=jnp.array([[False, False, True, False]]))
     chosen = jnp.array([[True, False, False, False]])
     after = commit(canvas, chosen, jnp.full((1, 4), EOS), jnp.ones((1, 4)), eos=EOS)
     assert after.tokens[0].tolist() == [EOS, EOS, 7, EOS] and not after.undecided.any()
 
 
-def test_history_is_the_canvases_as_they_cleared():
-    writer = canvases(denoising_steps=3, record=True, eos=NEVER)
-    generation = generate(writer, prompts([2, 2, 2]), 8)
+def test_history_holds_each_step_of_each_canvas():
+    text_sampler = canvases(denoising_steps=3, record=True, eos=NEVER)
+    generation = generate(text_sampler, prompts([2, 2, 2]), 8)
     history = generation.history
     assert history.tokens.shape == (2, 3, 3, 4) and history.steps.tolist() == [3, 3]
     assert history.start.tolist() == [[2] * 3, [6] * 3]
@@ -244,17 +258,17 @@ def test_recording_changes_nothing():
         lambda: generate(canvases(canvas_length=8, align=0, clean=Causal()), prompts([6, 1, 3]), 10),
     ],
 )
-def test_what_can_not_be_is_refused_in_a_line(bad):
+def test_impossible_values_are_refused_in_one_line(bad):
     with pytest.raises(ValueError) as error:
         bad()
     assert "\n" not in str(error.value)
 
 
-# Whichever is faster.
+# Auto.
 
 
 @pytest.mark.parametrize("length", [3, 8])
-def test_auto_is_the_better_writer_where_one_is_better_throughout(length):
+def test_auto_is_the_cheaper_sampler_where_one_always_is(length):
     prompt = prompts([6, 1, 3])
     dear, cheap = (generate(auto(step_s=s), prompt, length, seed=2) for s in (100.0, 1e-3))
     assert (dear.tokens == generate(canvases(denoising_steps=2), prompt, length, seed=2).tokens).all()
@@ -262,8 +276,8 @@ def test_auto_is_the_better_writer_where_one_is_better_throughout(length):
     assert (auto(step_s=100.0).width(length), auto(step_s=1e-3).width(length)) == (4, 1)
 
 
-def test_auto_goes_on_token_by_token_as_autoregression_would():
-    """Two canvases, then what autoregression writes behind the same text with the same cache."""
+def test_auto_continues_token_by_token_as_autoregression_would():
+    """Two canvases, then what autoregression samples after the same text with the same cache."""
     prompt = prompts([6, 1, 3])
     whole = generate(auto(eos=NEVER, temperature=0.0), prompt, 10)
     assert (whole.length == 10).all()
@@ -278,20 +292,20 @@ def test_auto_goes_on_token_by_token_as_autoregression_would():
     assert (whole.tokens[:, 8:] == rest.tokens).all()
 
 
-def test_auto_goes_on_where_the_canvases_ended():
-    """Token by token behind two canvases, in the row that has not ended: the last of them is read once."""
+def test_auto_continues_where_the_canvases_ended():
+    """Token by token after two canvases, in the row that has not ended: the last token is appended once."""
     generation = ending(auto(), [6, 10], length=10)
     assert generation.length.tolist() == [5, 9]
     assert generation.cache.tolist() == [1 + 4, 1 + 9]  # canvases that ended, and ends, are not read
 
 
 def test_auto_ends_with_a_narrow_canvas_where_that_is_faster():
-    """2 passes over 3 positions at 0.9 beat 3 steps at 0.8."""
+    """2 passes over 3 positions at 0.9 cost less than 3 steps at 0.8."""
     prompt, plain = prompts([6, 1, 3]), canvases(denoising_steps=2)
     assert (generate(auto(), prompt, 11, seed=2).tokens == generate(plain, prompt, 11, seed=2).tokens).all()
 
 
 def test_a_short_answer_does_not_pay_for_a_canvas():
-    """The last canvas is as wide as what is left: no pass reads more than 3 positions here."""
+    """The last canvas is as wide as what is left: no pass has more than 3 positions here."""
     generation = generate(canvases(canvas_length=16, denoising_steps=16, eos=NEVER), prompts([6, 1, 3]), 3)
     assert (generation.length == 3).all() and generation.nfe == 1 + 3

@@ -1,4 +1,4 @@
-"""Samplers in a world where everything is known: what they write has the world's distribution, or the test says so."""
+"""Samplers with the true denoiser of a small world: their texts have the world's distribution, or a test says not."""
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ def cleared(sampler, denoise=lambda tokens, t: conditionals(tokens)):
     return jax.jit(lambda canvas: denoised(sampler, denoise, canvas))(blank(ROWS, seed=0)).tokens
 
 
-def written(sampler, model_class=OracleModel):
-    """4,096 texts behind a begin token."""
+def generated(sampler, model_class=OracleModel):
+    """4,096 texts after a begin token."""
     model = model_class(sampler.slots(1, LENGTH))
     prompt = Prompt(tokens=jnp.zeros((ROWS, 1), jnp.int32), length=jnp.ones(ROWS, jnp.int32))
     generate = jax.jit(lambda keys: sampler.generate(model, model.empty(ROWS), prompt, keys, max_new_tokens=LENGTH))
@@ -40,12 +40,12 @@ def ancestral(passes, schedule=Linear()):  # noqa: B008  (frozen)
 
 
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
-def test_ancestral_in_many_passes(schedule):
+def test_ancestral_in_many_steps(schedule):
     assert p_value(cleared(ancestral(120, schedule))) > SURE
 
 
 def test_autoregressive():
-    generation = written(AutoregressiveSampler(mask=MASK, eos=NEVER))
+    generation = generated(AutoregressiveSampler(mask=MASK, eos=NEVER))
     assert p_value(generation.tokens) > SURE
     assert generation.nfe == LENGTH
 
@@ -53,17 +53,19 @@ def test_autoregressive():
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_canvas_by_canvas(width):
     passes = 1 if width == 1 else 120
-    writer = BlockDiffusion(sampler=ancestral(passes), canvas_length=width, mask=MASK, eos=NEVER)
-    generation = written(writer)
+    text_sampler = BlockDiffusion(sampler=ancestral(passes), canvas_length=width, mask=MASK, eos=NEVER)
+    generation = generated(text_sampler)
     assert p_value(generation.tokens) > SURE
 
 
-def test_one_position_at_a_time_is_exact_whatever_commits_it():
-    writer = BlockDiffusion(sampler=Confidence(denoising_steps=1, eos=NEVER), canvas_length=1, mask=MASK, eos=NEVER)
-    assert p_value(written(writer).tokens) > SURE
+def test_one_position_at_a_time_is_exact():
+    text_sampler = BlockDiffusion(
+        sampler=Confidence(denoising_steps=1, eos=NEVER), canvas_length=1, mask=MASK, eos=NEVER
+    )
+    assert p_value(generated(text_sampler).tokens) > SURE
 
 
-# What the same test must and does refuse.
+# Wrong samplers and networks fail the same test.
 
 
 def test_all_at_once_is_noticed():
@@ -71,8 +73,8 @@ def test_all_at_once_is_noticed():
     assert p_value(cleared(ancestral(2))) < 1e-9
 
 
-def test_the_surest_draw_first_is_noticed():
-    """One position a pass, but which one is chosen by what was drawn: likely tokens are favoured."""
+def test_the_most_certain_first_is_noticed():
+    """One position a step, but the sampled tokens decide which: likely tokens are favoured."""
     assert p_value(cleared(Confidence(denoising_steps=LENGTH, eos=NEVER))) < 1e-9
 
 
@@ -81,23 +83,23 @@ def test_logits_of_the_wrong_position_are_noticed():
 
 
 class Shifted(OracleModel):
-    """A model off by one: it says of the next token what it should say of this one."""
+    """A network off by one: it predicts the token after the next."""
 
     def _said_at(self, tokens, start, width):
         return super()._said_at(tokens, start + 1, width)
 
 
 def test_a_shifted_model_is_noticed():
-    assert p_value(written(AutoregressiveSampler(mask=MASK, eos=NEVER), Shifted).tokens) < 1e-9
+    assert p_value(generated(AutoregressiveSampler(mask=MASK, eos=NEVER), Shifted).tokens) < 1e-9
 
 
 def test_another_temperature_is_noticed():
     warm = AutoregressiveSampler(mask=MASK, eos=NEVER, sampling=SamplingParams(temperature=1.2))
-    assert p_value(written(warm).tokens) < 1e-6
+    assert p_value(generated(warm).tokens) < 1e-6
 
 
-def test_given_positions_are_conditioned_on():
-    """The first position given: the others follow their distribution given it."""
+def test_fixed_positions_are_conditioned_on():
+    """With the first position fixed, the others have their conditional distribution."""
     canvas = blank(ROWS, fixed=np.arange(LENGTH)[None] == 0, prompt=2)
     done = jax.jit(lambda c: denoised(ancestral(120), lambda tokens, t: conditionals(tokens), c))(canvas)
     code = np.asarray(done.tokens) @ np.array([27, 9, 3, 1])

@@ -54,7 +54,7 @@ SAMPLERS = BLOCKS | {
         speculative=SPECULATIVE["PromptLookup"],
         costs=PassCosts(step_s=1.0, narrow_s=0.8, canvas_s=0.95),
     ),
-    "particles": ParticleSampler(block_diffusion=BLOCKS["ancestral"], num_particles=3),
+    "particles": ParticleSampler(sampler=CANVAS["ancestral"], canvas_length=4, num_particles=3, **COMMON),
     "full attention": BlockDiffusion(sampler=CANVAS["confidence"], canvas_length=16, align=0, **COMMON),
     "approximate cache": BlockDiffusion(
         sampler=Confidence(**STEPS | {"denoising_steps": 8}), canvas_length=16, align=0,
@@ -65,7 +65,7 @@ SAMPLERS = BLOCKS | {
 
 @struct.dataclass
 class Lengths:
-    """A cache that only knows how long it is."""
+    """A cache that only has a length."""
 
     length: jax.Array
     slots: int = struct.field(pytree_node=False, default=1)
@@ -73,7 +73,7 @@ class Lengths:
 
 @dataclasses.dataclass(frozen=True)
 class MaskLover:
-    """A network that likes the mask best, then the suppressed token, then one that depends on the position."""
+    """A network that prefers the mask, then the suppressed token, then a token that depends on the position."""
 
     def _logits(self, at):
         likes = jnp.asarray([VOCAB - 1, 7, 2, 0])[at % 4]

@@ -1,4 +1,4 @@
-"""Taking tokens back: the law of every pass, exactly, in a world where everything is known; ends, masks and keys."""
+"""Remasking: the exact distribution of every step with the true denoiser; ends of text, masks and keys."""
 
 import functools
 import itertools
@@ -31,8 +31,8 @@ def remasking(remask, passes, *, schedule=Linear(), eos=NEVER, **rest):  # noqa:
     )
 
 
-def pass_by_pass(sampler) -> np.ndarray:
-    """[passes, 256]: the law of the canvas after each pass of the true denoiser. Not for what remembers."""
+def step_by_step(sampler) -> np.ndarray:
+    """[steps, 256]: the distribution of the canvas after each step. Not for schedules that depend on confidence."""
     state = blank(len(CANVASES)).replace(tokens=CANVASES)
     logits = conditionals(CANVASES)
 
@@ -56,8 +56,8 @@ def texts(law) -> np.ndarray:
 
 
 def error(sampler) -> float:
-    """Total variation between what is written and the truth."""
-    return float(np.abs(texts(pass_by_pass(sampler)[-1]) - truth()).sum() / 2)
+    """Total variation between samples and the truth."""
+    return float(np.abs(texts(step_by_step(sampler)[-1]) - truth()).sum() / 2)
 
 
 def share_masked(laws) -> np.ndarray:
@@ -65,7 +65,7 @@ def share_masked(laws) -> np.ndarray:
 
 
 class Unlimited(Cap):
-    """Takes back more than may be."""
+    """Remasks more than allowed."""
 
     def sigma(self, t, most, standing, confidence):
         return jnp.full_like(most, self.eta)
@@ -73,18 +73,18 @@ class Unlimited(Cap):
 
 @pytest.mark.parametrize("remask", KINDS, ids=str)
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
-def test_the_truth_is_written_in_many_passes(remask, schedule):
-    """The error falls with the passes, in the end as their root (a loop's to some eta): what is revealed together is
-    what spoils it."""
+def test_many_steps_give_the_truth(remask, schedule):
+    """The error falls with the steps, in the end as their root (a loop's to some eta): tokens that are unmasked
+    together cause it."""
     errors = [error(remasking(remask, n, schedule=schedule)) for n in (8, 64, 512)]
     assert errors[0] > 2 * errors[1] > 3 * errors[2] and errors[2] < 0.02
 
 
 @pytest.mark.parametrize("remask", KINDS, ids=str)
-def test_masks_stay_on_their_schedule_however_many_are_taken_back(remask):
-    """Theorem 3.1: the share of masks after each pass is 1 - alpha, as without remasking."""
+def test_masks_stay_on_their_schedule_however_many_are_remasked(remask):
+    """Theorem 3.1: the share of masks after each step is 1 - alpha, as without remasking."""
     passes = 20
-    laws, s = pass_by_pass(remasking(remask, passes, schedule=Cosine())), 1 - jnp.arange(1, passes + 1) / passes
+    laws, s = step_by_step(remasking(remask, passes, schedule=Cosine())), 1 - jnp.arange(1, passes + 1) / passes
     _, at = remask.times(s + 1 / passes, s)
     expected = np.append(np.asarray(Cosine().one_minus_alpha(at))[:-1], 0.0)
     if isinstance(remask, Loop):  # ends behind t_off, in its first pass beyond it
@@ -92,15 +92,15 @@ def test_masks_stay_on_their_schedule_however_many_are_taken_back(remask):
     np.testing.assert_allclose(share_masked(laws), expected, atol=2e-5)
 
 
-def test_taking_back_more_than_may_be_is_noticed():
-    laws = pass_by_pass(remasking(Unlimited(eta=0.3), 512))
+def test_remasking_more_than_allowed_is_noticed():
+    laws = step_by_step(remasking(Unlimited(eta=0.3), 512))
     assert np.abs(texts(laws[-1]) - truth()).sum() / 2 > 0.05
     assert share_masked(laws)[-20] > 0.2
 
 
-def test_nothing_taken_back_is_ancestral_sampling():
+def test_no_remasking_is_ancestral_sampling():
     none, same, all_of_it = (
-        texts(pass_by_pass(remasking(k, 5))[-1]) for k in (Cap(eta=0.0), Rescale(eta=0.0), KINDS[2])
+        texts(step_by_step(remasking(k, 5))[-1]) for k in (Cap(eta=0.0), Rescale(eta=0.0), KINDS[2])
     )
     np.testing.assert_allclose(none, same, atol=1e-6)
     assert np.abs(none - all_of_it).sum() / 2 > 0.05
@@ -113,17 +113,17 @@ def cleared(sampler, rows=4_096):
 
 
 @pytest.mark.parametrize("remask", [Rescale(eta=1.0), Loop(eta=0.02)], ids=str)
-def test_the_sampler_follows_the_law_of_its_passes(remask):
+def test_the_sampler_has_the_distribution_of_its_steps(remask):
     sampler = remasking(remask, 6)
-    assert p_value(cleared(sampler), texts(pass_by_pass(sampler)[-1])) > 1e-3
+    assert p_value(cleared(sampler), texts(step_by_step(sampler)[-1])) > 1e-3
 
 
-def test_taking_back_the_unsure_writes_the_truth_nearly():
+def test_confidence_based_remasking_is_nearly_exact():
     assert p_value(cleared(remasking(ConfidenceBased(), 300))) > 1e-3
     assert p_value(cleared(remasking(ConfidenceBased(), 8))) < 1e-9
 
 
-# What is not its distribution.
+# Apart from its distribution.
 
 WIDE, PIECES, END = 7, 5, 4
 
@@ -152,7 +152,7 @@ def driver(remask, passes):
 @pytest.mark.usefixtures("quick_compile")
 @given(st.sampled_from(MIXED), st.sampled_from([(1, 1), (6, 9)]), st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
-def test_no_mask_is_left_and_what_was_given_stays(remask, size, seed):
+def test_no_mask_is_left_and_fixed_tokens_stay(remask, size, seed):
     (width, passes), rng = size, np.random.default_rng(seed)
     fixed = rng.random((2, width)) < rng.random()
     prompt = np.where(fixed, rng.integers(PIECES, size=fixed.shape), PIECES).astype(np.int32)
@@ -175,22 +175,22 @@ def test_the_compiled_loop_is_a_plain_loop_and_a_row_alone_is_the_row_in_a_batch
     sampler, canvas = sampler_of(remask, 12), blank(3, WIDE, PIECES)
     go = jax.jit(lambda c: recorded(sampler, said, c, lambda s: s.tokens))
     compiled, record = go(canvas)
-    step, state, taken_back = jax.jit(functools.partial(step_by_hand, sampler, said)), canvas, 0
+    step, state, remasked_count = jax.jit(functools.partial(step_by_hand, sampler, said)), canvas, 0
     for made in range(12):
         assert not sampler.done(state).any()
         was, state = state, step(state)
-        taken_back += int(((was.tokens != PIECES) & (state.tokens == PIECES)).sum())
+        remasked_count += int(((was.tokens != PIECES) & (state.tokens == PIECES)).sum())
         assert (record[made] == state.tokens).all()
     assert sampler.done(state).all() and (compiled.tokens == state.tokens).all()
-    assert taken_back > 0
+    assert remasked_count > 0
     alone = go(jax.tree.map(lambda a: a[1:2] if a.ndim else a, canvas))[0]
     assert (alone.tokens[0] == state.tokens[1]).all()
     other = go(canvas.replace(keys=jax.random.split(jax.random.key(9), 3)))[0]
     assert (other.tokens != state.tokens).any()
 
 
-def test_an_end_that_is_taken_back_opens_its_own_position():
-    """A text that ends at once: the end goes, what repeats it is the text's end from now on."""
+def test_an_end_that_is_remasked_opens_its_own_position():
+    """A text that ends at once: the end is remasked, and its repetition is now the text's end."""
     canvas = blank(1, 4, PIECES).replace(tokens=jnp.full((1, 4), END), step=jnp.array(1))
     state = step_by_hand(sampler_of(Unlimited(eta=1.0), 3), said, canvas)
     assert state.tokens[0].tolist() == [PIECES, END, END, END] and state.undecided.all()
@@ -217,7 +217,7 @@ def test_a_finished_row_is_left_alone():
         lambda: Remasking(process=Uniform(mask=MASK), denoising_steps=3, eos=-1, remask=Cap()),
     ],
 )
-def test_what_can_not_be_is_refused_in_a_line(bad):
+def test_impossible_values_are_refused_in_one_line(bad):
     with pytest.raises(ValueError, match=r"share|loop|denoising_steps|ancestral") as caught:
         bad()
     assert "\n" not in str(caught.value)

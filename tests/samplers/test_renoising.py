@@ -1,4 +1,4 @@
-"""Renoising: a canvas that may change its mind until it stands still."""
+"""Renoising: a canvas that may change until it is stable."""
 
 import jax
 import jax.numpy as jnp
@@ -26,26 +26,26 @@ def cleared(one, denoise, canvas, record=None):
 
 
 def said(peaks, sharpness):
-    """Logits that want token peaks[i] at position i, whatever stands there."""
+    """Logits that prefer token peaks[i] at position i, whatever the canvas."""
     return lambda tokens, t: jnp.broadcast_to(
         sharpness * jax.nn.one_hot(jnp.asarray(peaks), VOCAB)[None], (*tokens.shape, VOCAB)
     )
 
 
-def test_a_sure_network_needs_two_passes_and_its_likeliest_canvas_is_written():
-    """One to see the canvas, one to see that it stands still."""
+def test_a_certain_network_needs_two_steps_and_its_likeliest_canvas_is_committed():
+    """One to predict the canvas, one to see that it is stable."""
     peaks = [3, 1, 4, 1, 5, 2]
     state, _ = cleared(sampler(), said(peaks, 50.0), blank(4, WIDTH))
     assert state.step == 2 and (state.tokens == jnp.array(peaks)[None]).all() and not state.undecided.any()
     assert (state.confidence > 0.999).all()
 
 
-def test_an_unsure_network_takes_all_passes_and_ends():
+def test_an_uncertain_network_takes_all_steps_and_ends():
     state, _ = cleared(sampler(), said([3, 1, 4, 1, 5, 2], 1.0), blank(4, WIDTH))
     assert state.step == 8 and not state.undecided.any() and (state.tokens == jnp.array([3, 1, 4, 1, 5, 2])[None]).all()
 
 
-def test_a_canvas_that_never_stands_still_ends_too():
+def test_a_canvas_that_is_never_stable_ends_too():
     def restless(tokens, t):  # wants another token than the one that stands
         return 50.0 * jax.nn.one_hot((tokens + 1) % VOCAB, VOCAB)
 
@@ -53,7 +53,7 @@ def test_a_canvas_that_never_stands_still_ends_too():
     assert not state.undecided.any() and (state.tokens < VOCAB).all()
 
 
-def test_what_is_given_stays_and_noise_is_text():
+def test_fixed_tokens_stay_and_noise_is_text():
     canvas = blank(3, WIDTH)
     fixed = jnp.zeros_like(canvas.fixed).at[:, 1].set(True)
     canvas = canvas.replace(fixed=fixed, undecided=~fixed, tokens=jnp.where(fixed, 6, canvas.tokens))
@@ -61,8 +61,8 @@ def test_what_is_given_stays_and_noise_is_text():
     assert (seen[..., 1] == 6).all() and (seen < VOCAB).all()
 
 
-def test_what_may_be_drawn_together_is_kept_and_the_rest_is_noise():
-    """Positions 0 and 1 are sure, the others know nothing: these are drawn evenly, those stand in every pass."""
+def test_tokens_within_the_entropy_bound_are_kept_and_the_rest_is_noise():
+    """Positions 0 and 1 are certain and kept in every step; the others are uniform."""
     logits = jnp.zeros((WIDTH, VOCAB)).at[0, 3].set(60.0).at[1, 4].set(60.0)
     one = sampler(schedule=EntropyBound(bound=0.1), denoising_steps=30)
     denoise = lambda tokens, t: jnp.broadcast_to(logits[None], (*tokens.shape, VOCAB))  # noqa: E731
@@ -76,8 +76,8 @@ def test_what_may_be_drawn_together_is_kept_and_the_rest_is_noise():
     assert np.abs(counts / counts.sum() - 1 / VOCAB).max() < 0.02
 
 
-def test_the_temperature_falls_from_warm_to_cool():
-    """At the first pass the draw is as warm as 0.8, at the last but one nearly as cool as 0.4."""
+def test_the_temperature_falls():
+    """The first step has temperature 0.8, the last but one nearly 0.4."""
     logits = jnp.log(jnp.array([0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9, 1e-9]))
     one = sampler(schedule=EntropyBound(bound=1e9), denoising_steps=50)
     denoise = lambda tokens, t: jnp.broadcast_to(logits, (*tokens.shape, VOCAB))  # noqa: E731
@@ -87,7 +87,7 @@ def test_the_temperature_falls_from_warm_to_cool():
         assert np.abs(share - jax.nn.softmax(logits / temperature)).max() < 0.015
 
 
-def test_behind_an_end_of_text_the_end_is_repeated():
+def test_after_an_end_of_text_the_end_is_repeated():
     state, _ = cleared(sampler(eos=4), said([3, 1, 4, 1, 5, 2], 50.0), blank(2, WIDTH))
     assert state.tokens[0].tolist() == [3, 1, 4, 4, 4, 4]
 
@@ -103,7 +103,7 @@ def test_behind_an_end_of_text_the_end_is_repeated():
         lambda: sampler(sampling=SamplingParams(top_k=3)),
     ],
 )
-def test_what_can_not_be_is_refused_in_a_line(bad):
+def test_impossible_values_are_refused_in_one_line(bad):
     with pytest.raises(ValueError) as error:
         bad()
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Spans that are written again: which, when they stay, and what they cost."""
+"""Revised spans: which, when they are kept, and what they cost."""
 
 import functools
 
@@ -50,8 +50,8 @@ def driver(sampler):
     return jax.jit(lambda canvas: recorded(sampler, said, canvas, record))
 
 
-def test_the_least_sure_span_is_masked():
-    """Of neighbouring free positions: a given one between them doesn't count, nor what repeats an end."""
+def test_the_least_certain_span_is_masked():
+    """Of neighbouring free positions: fixed ones between them don't count, nor repeats of an end of text."""
     state = revision(inner(), span=2).init(blank(1, 8))
     state = state.replace(
         tokens=jnp.array([[1, 2, 3, 1, 2, END, END, END]]),
@@ -71,14 +71,14 @@ def test_the_least_sure_span_is_masked():
 
 
 def planted(tokens, t):
-    """Sure of 2 everywhere once it sees some text, unsure and wrong at two positions before."""
+    """Certain of 2 everywhere once there is some text; uncertain and wrong at two positions before."""
     none = jnp.all(tokens == BLANK, axis=1)[:, None]
     wrong = none & (jnp.isin(jnp.arange(tokens.shape[1], dtype=jnp.int32), jnp.array([3, 4]))[None])
     token = jnp.where(wrong, 1, 2)
     return jnp.where(wrong, 1.0, 5.0)[..., None] * jax.nn.one_hot(token, BLANK)
 
 
-def test_a_mistake_of_the_first_pass_is_mended():
+def test_a_mistake_of_the_first_step_is_corrected():
     sampler = inner(1, temperature=0.0, eos=NEVER)
     first, mended = (
         jax.jit(lambda canvas, s=s: denoised(s, planted, canvas))(blank(1, 8))
@@ -96,7 +96,7 @@ def test_no_rounds_is_the_inner_sampler_alone():
     assert (plain.tokens == revised.tokens).all() and revised.step == plain.step
 
 
-def test_a_round_costs_its_span_and_a_reading():
+def test_a_round_costs_its_span_and_one_more_pass():
     for span, passes, cost in ((2, 3, 3), (4, 3, 4)):
         sampler = revision(inner(passes, eos=NEVER), rounds=2, span=span)
         assert sampler.denoising_steps == passes + 2 * cost
@@ -104,14 +104,14 @@ def test_a_round_costs_its_span_and_a_reading():
 
 
 def test_with_all_spans_tried_it_stops():
-    """At temperature 0 nothing new comes: each span is tried once on the same text."""
+    """At temperature 0 nothing changes: each span is tried once on the same text."""
     sampler = revision(inner(6, temperature=0.0, eos=NEVER), rounds=500, span=2)
     state = driver(sampler)(blank(2, 6))[0]
     assert sampler.done(state).all() and state.step < sampler.denoising_steps / 4
 
 
-def test_a_round_keeps_the_text_that_reads_better():
-    """In a plain Python loop, which is also the compiled one: each judgement, worked out by hand."""
+def test_a_round_keeps_the_more_probable_text():
+    """In a plain Python loop that equals the compiled one: each comparison, worked out by hand."""
     sampler = revision(inner(3, temperature=1.5, eos=NEVER), rounds=8, span=2)
     canvas = blank(3, 6)
     compiled, (tokens, _) = driver(sampler)(canvas)
@@ -135,7 +135,7 @@ def test_a_round_keeps_the_text_that_reads_better():
 
 
 def test_a_row_alone_is_the_row_in_a_batch():
-    """Also where rows are filled after different numbers of passes."""
+    """Also where rows are full after different numbers of steps."""
     sampler = revision(inner(6, kind="threshold"), rounds=3)
     batch = driver(sampler)(blank(4, 6))[0]
     for row in (0, 2):
@@ -145,7 +145,7 @@ def test_a_row_alone_is_the_row_in_a_batch():
 
 @given(st.sampled_from(["threshold", "ancestral"]), st.sampled_from([(1, 1), (6, 3)]), st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
-def test_no_mask_is_left_and_what_was_given_stays(kind, size, seed):
+def test_no_mask_is_left_and_fixed_tokens_stay(kind, size, seed):
     (width, passes), rng = size, np.random.default_rng(seed)
     fixed = rng.random((2, width)) < rng.random()
     prompt = np.where(fixed, rng.integers(END, size=fixed.shape), BLANK).astype(np.int32)
@@ -156,7 +156,7 @@ def test_no_mask_is_left_and_what_was_given_stays(kind, size, seed):
 
 
 def test_texts_get_likelier():
-    """In the world where everything is known, after a first pass that wrote all at once."""
+    """With the true denoiser, after a first step that sampled all tokens at once."""
     denoise = lambda tokens, t: conditionals(tokens)  # noqa: E731
     means = []
     for rounds in (0, 6):
@@ -168,7 +168,7 @@ def test_texts_get_likelier():
 
 
 @pytest.mark.parametrize(("rounds", "span"), [(-1, 2), (2, 0)])
-def test_what_can_not_be_is_refused_in_a_line(rounds, span):
+def test_impossible_values_are_refused_in_one_line(rounds, span):
     with pytest.raises(ValueError, match="rounds") as caught:
         revision(inner(), rounds, span)
     assert "\n" not in str(caught.value)

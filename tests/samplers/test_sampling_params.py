@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-p, suppression."""
+"""From logits to a token: temperature, top-k, top-p, min-p, suppression."""
 
 import jax
 import jax.numpy as jnp
@@ -66,13 +66,13 @@ def test_min_p_is_a_share_of_the_likeliest(min_p):
     assert (kept == (law >= min_p * law.max(axis=-1, keepdims=True) * (1 - 1e-6))).all()
 
 
-def test_top_p_does_not_reweigh_what_it_keeps():
+def test_top_p_keeps_the_logits_of_what_it_keeps():
     draw = SamplingParams(top_p=0.8).sharpened(LOGITS)
     kept = np.isfinite(draw)
     assert (np.asarray(draw)[kept] == np.asarray(LOGITS)[kept]).all()
 
 
-def test_suppressed_tokens_are_never_drawn_nor_counted():
+def test_suppressed_tokens_are_never_sampled_nor_counted():
     logits = jnp.zeros((2_000, 6)).at[:, 3].set(50.0)
     for draw in (
         SamplingParams(suppressed=(3, 0)),

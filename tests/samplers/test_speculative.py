@@ -1,4 +1,4 @@
-"""Speculative text is the autoregressive one, whatever the guesses; guesses only change how many passes it takes."""
+"""Speculative text is the autoregressive text, whatever the drafts; drafts only change how many passes it takes."""
 
 import dataclasses
 import functools
@@ -30,14 +30,14 @@ DRAFTERS = [
 ]
 
 
-def written(writer, prompt, keys, length):
-    return _written(writer, prompt, keys, length, model())
+def generated(text_sampler, prompt, keys, length):
+    return _generated(text_sampler, prompt, keys, length, model())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _written(writer, prompt, keys, length, bound):
-    cache = bound.empty_cache(len(keys), writer.slots(prompt.tokens.shape[1], length))
-    return writer.generate(bound, cache, prompt, keys, max_new_tokens=length)
+def _generated(text_sampler, prompt, keys, length, bound):
+    cache = bound.empty_cache(len(keys), text_sampler.slots(prompt.tokens.shape[1], length))
+    return text_sampler.generate(bound, cache, prompt, keys, max_new_tokens=length)
 
 
 def prompts(rows, width=6, seed=0):
@@ -58,14 +58,14 @@ def test_the_text_is_the_autoregressive_one(drafter, temperature, break_even):
     """1,000 ragged prompts in one batch, token for token."""
     plain, speculative = pair(drafter, temperature, break_even=break_even)
     prompt, keys = prompts(1_000), jax.random.split(jax.random.key(1), 1_000)
-    one, other = written(plain, prompt, keys, 16), written(speculative, prompt, keys, 16)
+    one, other = generated(plain, prompt, keys, 16), generated(speculative, prompt, keys, 16)
     assert (one.tokens == other.tokens).all() and (one.length == other.length).all()
     assert (np.asarray(one.length) < 16).any() and (np.asarray(one.length) == 16).any()  # ends were met, and not
 
 
 @dataclasses.dataclass(frozen=True)
 class Prophet(Drafter):
-    """Guesses right, from a text known beforehand; `wrong` guesses a token that never stands."""
+    """Drafts from a text known beforehand; with `wrong`, a token that is never accepted."""
 
     text: tuple[int, ...]
     num_tokens: int
@@ -77,29 +77,29 @@ class Prophet(Drafter):
         return jnp.full_like(guess, MASK) if self.wrong else guess
 
 
-def test_right_guesses_save_passes_and_wrong_ones_cost_none():
+def test_right_drafts_save_passes_and_wrong_ones_cost_none():
     plain, _ = pair(DRAFTERS[0], 1.0, eos=NEVER)
     prompt = Prompt(tokens=jnp.array([[1, 5, 3]], jnp.int32), length=jnp.array([3]))
     keys = jax.random.split(jax.random.key(4), 1)
-    text = written(plain, prompt, keys, 21).tokens
+    text = generated(plain, prompt, keys, 21).tokens
     known = (1, 5, 3, *np.asarray(text[0]).tolist())
     for wrong, passes in ((False, 1 + 5), (True, 1 + 20)):  # the prompt's gives the first of 21; 20 = 5 x 4, or 20 x 1
         speculative = dataclasses.replace(pair(Prophet(known, 3, wrong), 1.0, eos=NEVER)[1])
-        generation = written(speculative, prompt, keys, 21)
+        generation = generated(speculative, prompt, keys, 21)
         assert (generation.tokens == text).all() and generation.nfe == passes
 
 
 @pytest.mark.parametrize("break_even", [0.0, 1.05])
-def test_a_pass_that_checks_makes_the_next_guess(break_even):
-    """So many passes as the guesses of a canvas behind each token, read apart from writing, must bring; with plain
-    steps to begin with, a few more."""
+def test_a_verifying_pass_makes_the_next_draft(break_even):
+    """As many passes as the drafts of a canvas after each token, predicted separately, allow; a few more with plain
+    steps at the start."""
     length, width, saved = 48, 2, 0
     plain, speculative = pair(TiDARDraft(num_tokens=width), 0.3, NEVER, break_even)
     prompt = Prompt(tokens=jnp.array([[1, 5, 3]], jnp.int32), length=jnp.array([3]))
     for seed in range(8):
         key = jax.random.split(jax.random.key(seed), 1)
-        text = written(plain, prompt, key, length).tokens
-        generation = written(speculative, prompt, key, length)
+        text = generated(plain, prompt, key, length).tokens
+        generation = generated(speculative, prompt, key, length)
         assert (generation.tokens == text).all()
         least = _least(np.concatenate([prompt.tokens, text], axis=1), 4, width)  # the prompt's pass says a token
         assert generation.nfe == least if not break_even else least <= generation.nfe <= length
@@ -108,7 +108,7 @@ def test_a_pass_that_checks_makes_the_next_guess(break_even):
 
 
 def _least(row, at, width):
-    """Passes that write row[:, at:], the prompt's among them, if each guesses for the next."""
+    """Passes that generate row[:, at:], the prompt's among them, if each drafts for the next."""
     guesses = np.asarray(_guessed(model(), jnp.asarray(row), width))
     passes, guess, row = 1, None, row[0]
     while len(row) - at > width:
@@ -118,7 +118,7 @@ def _least(row, at, width):
 
 
 WRAPPED = {
-    "a rule": lambda: ProcessedDenoiser(network=model(), mask=MASK, processor=NoRepeatNGram(size=2)),
+    "a logits processor": lambda: ProcessedDenoiser(network=model(), mask=MASK, processor=NoRepeatNGram(size=2)),
     "guidance": lambda: ProcessedDenoiser(
         network=model(), mask=MASK, cfg_scale=jnp.asarray(1.5), prompt_length=jnp.array([4, 2])
     ),
@@ -126,8 +126,8 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_canvases_behind_a_text_are_read_as_separate_ones(name):
-    """The network's are in nn/test_forked.py; this is what stands between it and a writer."""
+def test_canvases_after_a_text_are_predicted_as_separate_ones(name):
+    """With a logits processor or guidance; the network's own are in models/test_draft_and_verify.py."""
 
     @jax.jit
     def read(network):
@@ -152,22 +152,22 @@ def test_canvases_behind_a_text_are_read_as_separate_ones(name):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _guessed(bound, row, width):
-    """int32 [S, width]: what the canvas behind each token says of what comes after the next one."""
+    """int32 [S, width]: what the canvas after each token predicts to follow the next one."""
     ahead = bound.fork(bound.empty_cache(1, row.shape[1]), row, jnp.full(1, row.shape[1]), 1 + width)[1]
     return jnp.argmax(ahead.logits()[0].reshape(row.shape[1], 1 + width, -1)[:, 1:], axis=-1)
 
 
 @pytest.mark.parametrize("length", [1, 3, 6])
-def test_a_short_answer_is_written_plainly(length):
-    """Where the cache ends before a check does, drafts are left off."""
+def test_a_short_answer_takes_plain_steps(length):
+    """Where the cache ends before a verification does, nothing is drafted."""
     prompt, keys = prompts(2, width=2), jax.random.split(jax.random.key(4), 2)
     plain, speculative = pair(PromptLookup(num_tokens=4), 1.0, NEVER)
-    assert (written(speculative, prompt, keys, length).tokens == written(plain, prompt, keys, length).tokens).all()
+    assert (generated(speculative, prompt, keys, length).tokens == generated(plain, prompt, keys, length).tokens).all()
 
 
 @dataclasses.dataclass(frozen=True)
 class Flatterer(Drafter):
-    """Guesses right what is already written, and wrong what isn't; notes how often it was asked that."""
+    """Right about generated text, wrong about new text; records how often it drafted new text."""
 
     num_tokens: int
     num_passes: int
@@ -181,32 +181,33 @@ class Flatterer(Drafter):
 
 @pytest.mark.parametrize("passes, cost", [(0, 1.5), (1, 3.0)])
 def test_drafts_in_vain_cost_a_small_share(passes, cost):
-    """A look back always says yes, a check always no and loses what it costs beyond the step it saves: altogether at
-    most 1/64 of the steps, and one check more where guesses cost no pass."""
+    """The comparison always succeeds, the verification always fails and costs more than the step it saves: altogether
+    at most 1/64 of the steps, and one verification more where drafts cost no pass."""
     drafter, prompt, keys = Flatterer(3, passes), prompts(1), jax.random.split(jax.random.key(4), 1)
     speculative = pair(drafter, 1.0, NEVER, cost)[1]
-    jax.block_until_ready(written(speculative, prompt, keys, 480).tokens)
+    jax.block_until_ready(generated(speculative, prompt, keys, 480).tokens)
     jax.effects_barrier()
     tries = sum(map(bool, drafter.asked))
     assert tries >= 2 and tries * (cost - 1) <= 480 / 64 + (cost - 1) * (not passes)
 
 
 def test_drafts_that_pay_are_kept_on():
-    """Guesses that always stand: after the first look back, and but for a check that no longer fits, checks only."""
+    """Drafts that are always accepted: after the first comparison, verifications only (but for one that doesn't
+    fit)."""
     length, prompt, keys = 160, prompts(1), jax.random.split(jax.random.key(4), 1)
     plain, _ = pair(DRAFTERS[0], 1.0, eos=NEVER)
-    text = np.asarray(written(plain, prompt, keys, length).tokens[0]).tolist()
+    text = np.asarray(generated(plain, prompt, keys, length).tokens[0]).tolist()
     known = (*np.asarray(prompt.tokens[0, : int(prompt.length[0])]).tolist(), *text)
     speculative = pair(Prophet(known, 3), 1.0, NEVER, 1.5)[1]
-    generation = written(speculative, prompt, keys, length)
+    generation = generated(speculative, prompt, keys, length)
     assert generation.tokens[0].tolist() == text and generation.nfe <= 1 + 16 + length / 4 + 4
 
 
-def test_what_could_never_pay_is_never_tried():
-    """Three tokens at the price of five steps: autoregression's passes, and nobody asked for a guess."""
+def test_drafts_that_can_never_pay_are_never_tried():
+    """Three tokens at the cost of five steps: autoregression's passes, and no draft."""
     drafter, prompt, keys = Flatterer(3, 0), prompts(2), jax.random.split(jax.random.key(4), 2)
     plain, speculative = pair(drafter, 1.0, EOS, 5.0)
-    generation, expected = (written(way, prompt, keys, 40) for way in (speculative, plain))
+    generation, expected = (generated(way, prompt, keys, 40) for way in (speculative, plain))
     assert (generation.tokens == expected.tokens).all() and generation.nfe == expected.nfe
     jax.effects_barrier()
     assert not drafter.asked
@@ -225,15 +226,15 @@ def test_lookup_finds_what_followed_last_time():
 
 
 @pytest.mark.parametrize("drafter", [MaskedDraft(mask=WORLD_MASK, num_tokens=2), TiDARDraft(num_tokens=1)], ids=str)
-def test_the_world_is_written_with_its_distribution(drafter):
-    """At temperature 1, against the exact table; accepting every guess fails the same test."""
+def test_the_true_denoiser_gives_the_true_distribution(drafter):
+    """At temperature 1, against the exact table; accepting every draft fails the same test."""
     rows = 4_096
 
-    def texts(writer):
-        oracle = OracleModel(writer.slots(1, LENGTH))
+    def texts(text_sampler):
+        oracle = OracleModel(text_sampler.slots(1, LENGTH))
         prompt = Prompt(tokens=jnp.zeros((rows, 1), jnp.int32), length=jnp.ones(rows, jnp.int32))
         generate = jax.jit(
-            lambda keys: writer.generate(oracle, oracle.empty(rows), prompt, keys, max_new_tokens=LENGTH)
+            lambda keys: text_sampler.generate(oracle, oracle.empty(rows), prompt, keys, max_new_tokens=LENGTH)
         )
         return generate(jax.random.split(jax.random.key(1), rows)).tokens
 
@@ -242,7 +243,7 @@ def test_the_world_is_written_with_its_distribution(drafter):
 
 
 class Gullible(Speculative):
-    """A broken rule: whatever was guessed stands."""
+    """A broken rule: every draft is accepted."""
 
     def accept(self, state, draft, logits, max_new_tokens):
         sure = jax.nn.one_hot(draft, logits.shape[-1]) * 1e6

@@ -1,4 +1,4 @@
-"""How many positions a pass commits, and which."""
+"""How many positions a step commits, and which."""
 
 import itertools
 
@@ -29,13 +29,13 @@ def counted(schedule, values):
 
 @given(rows, st.floats(0.05, 0.95))
 @settings(deadline=None, max_examples=50)
-def test_threshold_takes_all_above_it(values, least):
+def test_threshold_commits_all_above_it(values, least):
     assert counted(Threshold(threshold=least), values) == sum(np.float32(v) > np.float32(least) for v in values)
 
 
 @given(rows, st.floats(0.1, 3.0))
 @settings(deadline=None, max_examples=50)
-def test_factor_takes_the_most_that_can_be_right_together(values, factor):
+def test_factor_commits_the_most_that_can_be_right_together(values, factor):
     p = np.sort(np.float32(values))[::-1]
     fits = [n for n in range(1, len(p) + 1) if np.float32(n + 1) * (1 - p[n - 1]) < np.float32(factor)]
     assert counted(Factor(factor=factor), values) == max(fits, default=0)
@@ -43,7 +43,7 @@ def test_factor_takes_the_most_that_can_be_right_together(values, factor):
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=7), st.integers(0, 20))
 @settings(deadline=None, max_examples=50)
-def test_entropy_bound_takes_while_those_before_fit(eighths, bound):
+def test_entropy_bound_commits_while_those_before_fit(eighths, bound):
     """In eighths of a nat, so that sums are exact."""
     entropies = sorted(e / 8 for e in eighths)
     before = [0.0, *itertools.accumulate(entropies)][:-1]
@@ -61,13 +61,13 @@ def said(tokens, t):
 
 
 def ragged():
-    """Three rows, one with given positions."""
+    """Three rows, one with fixed positions."""
     return blank(3, 6, MASK, fixed=jnp.zeros((3, 6), bool).at[1, :2].set(True), prompt=1)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("passes", [1, 2, 4, 50])
-def test_all_is_written_in_time_and_at_least_one_a_pass(schedule, passes):
+def test_all_is_committed_in_time_and_at_least_one_a_step(schedule, passes):
     sampler = Confidence(denoising_steps=passes, eos=-1, schedule=schedule, sampling=SamplingParams())
     state, opened = recorded(sampler, said, ragged(), lambda s: jnp.sum(s.undecided, axis=1))
     assert not state.undecided.any() and (state.tokens < VOCAB).all() and (state.tokens[1, :2] == 1).all()
@@ -76,23 +76,23 @@ def test_all_is_written_in_time_and_at_least_one_a_pass(schedule, passes):
     assert ((np.diff(left, axis=0) < 0) | (left[1:] == 0)).all()
 
 
-DIALS = [
+PAIRS = [
     (Threshold(threshold=0.1), Threshold(threshold=0.99)),
     (Factor(factor=5.0), Factor(factor=0.01)),
     (EntropyBound(bound=50.0), EntropyBound(bound=0.0)),
 ]
 
 
-@pytest.mark.parametrize(("loose", "strict"), DIALS, ids=str)
-def test_the_dial_turns(loose, strict):
+@pytest.mark.parametrize(("loose", "strict"), PAIRS, ids=str)
+def test_a_looser_schedule_takes_fewer_steps(loose, strict):
     samplers = [Confidence(denoising_steps=6, eos=-1, schedule=schedule) for schedule in (loose, strict)]
     passes = [int(denoised(sampler, said, ragged()).step) for sampler in samplers]
     assert passes[0] < passes[1] and passes[0] <= 2
 
 
 @pytest.mark.parametrize("score", ["probability", "margin", "entropy"])
-def test_the_surest_by_each_score_goes_first(score):
-    """Three positions, each the surest by one score only."""
+def test_the_most_certain_by_each_score_goes_first(score):
+    """Three positions, each the most certain by one score only."""
     p = np.array([[0.6, 0.399, 0.001, 0, 0], [0.5, 0.1, 0.1, 0.15, 0.15], [0.55, 0.15, 0.15, 0.15, 0]])
     first = {"probability": 0, "margin": 2, "entropy": 0}[score]
     sampler = Confidence(
@@ -106,6 +106,6 @@ def test_the_surest_by_each_score_goes_first(score):
 @pytest.mark.parametrize(
     "bad", [lambda: Threshold(threshold=1.5), lambda: Factor(factor=0.0), lambda: EntropyBound(bound=-1.0)]
 )
-def test_what_can_not_be_is_refused(bad):
+def test_impossible_values_are_refused(bad):
     with pytest.raises(ValueError, match=r"must|probability"):
         bad()

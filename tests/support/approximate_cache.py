@@ -36,14 +36,14 @@ def exact(*, eos=EOS, **rest):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _generate(writer, bound, prompt, keys):
-    cache = bound.empty_cache(prompt.length.shape[0], writer.slots(prompt.tokens.shape[1], LENGTH))
-    return writer.generate(bound, cache, prompt, keys, max_new_tokens=LENGTH)
+def _generate(text_sampler, bound, prompt, keys):
+    cache = bound.empty_cache(prompt.length.shape[0], text_sampler.slots(prompt.tokens.shape[1], LENGTH))
+    return text_sampler.generate(bound, cache, prompt, keys, max_new_tokens=LENGTH)
 
 
-def generate(writer, prompt, seed=0, rows=slice(None), layers=1):
+def generate(text_sampler, prompt, seed=0, rows=slice(None), layers=1):
     prompt = jax.tree.map(lambda a: a[rows], prompt)
-    return _generate(writer, model(layers), prompt, jax.random.split(jax.random.key(seed), 3)[rows])
+    return _generate(text_sampler, model(layers), prompt, jax.random.split(jax.random.key(seed), 3)[rows])
 
 
 def prompts(lengths=(6, 1, 3), suffix=None):

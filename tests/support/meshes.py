@@ -64,8 +64,8 @@ class InMemory(NamedTuple):
 
 def config_of(model: DenoiserSpec, shape: MeshShape) -> Config:
     return Config(
-        data=Data(path="none", seq_len=32), model=model, exec=Execution(compute_dtype="float32"), process=Absorbing(), objective=Joint(block_size=8), mesh=shape,
-        train=Train(batch_size=8, steps=3),
+        data=Data(path="none", seq_len=32), model=model, exec=Execution(compute_dtype="float32"), process=Absorbing(),
+        objective=Joint(block_size=8), mesh=shape, train=Train(batch_size=8, steps=3),
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def auto(eos=EOS, temperature=1.0, step_s=1.0):
     return Auto(block_diffusion=whole, speculative=tail, costs=PassCosts(step_s=step_s, narrow_s=0.8, canvas_s=0.95))
 
 
-WRITERS = {
+TEXT_SAMPLERS = {
     "autoregressive": autoregressive,
     "confidence": canvases,
     "ancestral": functools.partial(canvases, kind=Ancestral),
@@ -58,10 +58,10 @@ WRITERS = {
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _generate(writer, bound, prompt, keys, length):
+def _generate(text_sampler, bound, prompt, keys, length):
     rows, width = prompt.tokens.shape
-    cache = bound.empty_cache(rows, max(writer.slots(width, length), 1))
-    return writer.generate(bound, cache, prompt, keys, max_new_tokens=length)
+    cache = bound.empty_cache(rows, max(text_sampler.slots(width, length), 1))
+    return text_sampler.generate(bound, cache, prompt, keys, max_new_tokens=length)
 
 
 def prompts(lengths, width=6):
@@ -71,5 +71,5 @@ def prompts(lengths, width=6):
     return Prompt(tokens=jnp.asarray(tokens, jnp.int32), length=jnp.asarray(lengths, jnp.int32))
 
 
-def generate(writer, prompt, length, seed=0):
-    return _generate(writer, model(), prompt, jax.random.split(jax.random.key(seed), 3), length)
+def generate(text_sampler, prompt, length, seed=0):
+    return _generate(text_sampler, model(), prompt, jax.random.split(jax.random.key(seed), 3), length)

@@ -25,13 +25,13 @@ def model(layers: int = 1) -> BoundModel:
     return jax.tree.map(jax.numpy.asarray, BoundModel(module=module, params=params)).for_sampling()
 
 
-def written(network, writer, prompt, length=10, seed=0):
-    """What a writer writes behind the prompts, in one program; network: with `empty_cache`."""
+def generated(network, text_sampler, prompt, length=10, seed=0):
+    """What a text_sampler writes behind the prompts, in one program; network: with `empty_cache`."""
     keys = jax.random.split(jax.random.key(seed), len(prompt.length))
 
     @jax.jit
     def generate(network, keys):
-        cache = network.empty_cache(len(prompt.length), writer.slots(prompt.tokens.shape[1], length))
-        return writer.generate(network, cache, prompt, keys, max_new_tokens=length)
+        cache = network.empty_cache(len(prompt.length), text_sampler.slots(prompt.tokens.shape[1], length))
+        return text_sampler.generate(network, cache, prompt, keys, max_new_tokens=length)
 
     return generate(network, keys)

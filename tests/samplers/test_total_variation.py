@@ -1,5 +1,5 @@
-"""One table: how far from the truth each sampler of canvases writes, with a perfect network and many passes, for each
-noise that it takes. Correcting passes (`test_correcting`) and noise on vectors (`test_from_vectors`) have their own."""
+"""Total variation of each canvas sampler from the truth, with the true denoiser and many steps, for each noise.
+Corrector steps (`test_ancestral`) and noise on embeddings (`test_embedding_flow`) have tests of their own."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ FLOWS, SCORES = [MaskFlow(mask=MASK), UniformFlow(mask=MASK)], [AbsorbingScore(m
 
 
 def distance(sampler, process, passes: int = PASSES) -> float:
-    """Total variation between what is written in 8,192 rows and the world's law."""
+    """Total variation between 8,192 samples and the world's distribution."""
     tables = [chain.true_denoiser(process, i / passes) + chain.logits_of_even(process) for i in range(1, passes + 1)]
     tables = jnp.maximum(jnp.asarray(np.stack(tables), jnp.float32), -60.0)
 
@@ -52,13 +52,13 @@ def test_the_reverse_process_is_exact_in_the_limit(process):
     assert distance(Ancestral(process=process, denoising_steps=PASSES, eos=NEVER), process) < 1.25 * LEVEL
 
 
-def test_a_mixture_s_steps_fall_short_longer():
-    """Its noise goes with the root of the time that is left: 0.03 is still missing after 64 passes."""
+def test_a_mixture_needs_more_steps():
+    """Its noise falls with the root of the remaining time: 0.03 is still missing after 64 steps."""
     assert LEVEL < distance(Ancestral(process=MIXTURE, denoising_steps=PASSES, eos=NEVER), MIXTURE) < 0.06
 
 
 @pytest.mark.parametrize("remask", [Cap(eta=0.02), Rescale(eta=0.05), Loop(eta=0.02)], ids=str)
-def test_taking_tokens_back_is_exact_in_the_limit(remask):
+def test_remasking_is_exact_in_the_limit(remask):
     assert distance(Remasking(process=MASKS, denoising_steps=PASSES, eos=NEVER, remask=remask), MASKS) < 1.25 * LEVEL
 
 
@@ -70,13 +70,13 @@ def renoising(process):
     return Renoising(process=process, denoising_steps=PASSES, eos=NEVER)
 
 
-BIASED = {  # what seeks likely texts, however many passes: total variation from the truth, to 0.02
-    "remask the unsure": (
+BIASED = {  # samplers that favour likely texts, however many steps: total variation from the truth, to 0.02
+    "remask by confidence": (
         Remasking(process=MASKS, denoising_steps=PASSES, eos=NEVER, remask=ConfidenceBased()),
         MASKS,
         0.06,
     ),
-    "confidence, one a pass": (confidence(), MASKS, 0.50),
+    "confidence, one a step": (confidence(), MASKS, 0.50),
     "confidence, threshold 0.5": (confidence(schedule=Threshold(threshold=0.5)), MASKS, 0.50),
     "confidence, entropy bound 0.1": (confidence(schedule=EntropyBound(bound=0.1)), MASKS, 0.04),
     "revision": (revision(), MASKS, 0.63),
@@ -86,6 +86,6 @@ BIASED = {  # what seeks likely texts, however many passes: total variation from
 
 
 @pytest.mark.parametrize("name", BIASED)
-def test_what_the_others_are_off_by(name):
+def test_the_bias_of_the_others(name):
     sampler, process, stated = BIASED[name]
     assert abs(distance(sampler, process) - stated) < 0.02

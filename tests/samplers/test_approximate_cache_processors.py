@@ -1,4 +1,4 @@
-"""Rules and guidance over approximate caches: exact where all is read, kept under every policy."""
+"""Logits processors and guidance over approximate caches: exact if refreshed every step, applied under every policy."""
 
 import dataclasses
 import functools
@@ -38,17 +38,17 @@ def both(network, prompt, scale=1.5, rule=RULE):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _generate(writer, network, prompt, keys, length):
-    cache = network.empty_cache(prompt.length.shape[0], writer.slots(prompt.tokens.shape[1], length))
-    return writer.generate(network, cache, prompt, keys, max_new_tokens=length)
+def _generate(text_sampler, network, prompt, keys, length):
+    cache = network.empty_cache(prompt.length.shape[0], text_sampler.slots(prompt.tokens.shape[1], length))
+    return text_sampler.generate(network, cache, prompt, keys, max_new_tokens=length)
 
 
-def generate(writer, network, prompt, seed=0, rows=slice(None), length=LENGTH):
+def generate(text_sampler, network, prompt, seed=0, rows=slice(None), length=LENGTH):
     keys = jax.random.split(jax.random.key(seed), 3)[rows]
-    return _generate(writer, network, prompt, keys[: len(prompt.length)], length)
+    return _generate(text_sampler, network, prompt, keys[: len(prompt.length)], length)
 
 
-def test_refreshed_in_every_pass_it_is_the_exact_writer():
+def test_refreshed_every_step_it_is_exact():
     prompt = prompts()
     network = both(model(2), prompt)
     for seed in range(3):
@@ -58,49 +58,53 @@ def test_refreshed_in_every_pass_it_is_the_exact_writer():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_rule_is_kept_and_knows_where_what_it_is_asked_of_stands(policy):
-    """One position a pass, so that no pass's tokens escape one another; guidance beside it."""
+def test_a_processor_applies_at_the_right_columns(policy):
+    """One position a step, so that each token sees the others; with guidance."""
     prompt, banned, size = prompts((6, 2, 3)), (5, 8), 2
     network = both(
         model(), prompt, rule=Chain((SuppressTokens(tokens=banned), Alternating(), NoRepeatNGram(size=size)))
     )
-    written = np.asarray(generate(approximate(POLICIES[policy], eos=NEVER, denoising_steps=16), network, prompt).tokens)
+    generated = np.asarray(
+        generate(approximate(POLICIES[policy], eos=NEVER, denoising_steps=16), network, prompt).tokens
+    )
     columns = np.asarray(prompt.length)[:, None] + np.arange(LENGTH)
-    assert not np.isin(written, banned).any() and ((written - columns) % 2 == 0).all()
-    for row, length, tokens in zip(written, prompt.length, np.asarray(prompt.tokens), strict=True):
+    assert not np.isin(generated, banned).any() and ((generated - columns) % 2 == 0).all()
+    for row, length, tokens in zip(generated, prompt.length, np.asarray(prompt.tokens), strict=True):
         text = [*tokens[:length].tolist(), *row.tolist()]
         runs = [tuple(text[i : i + size]) for i in range(len(text) - size + 1)]
         fixed, new = runs[: int(length) - size + 1], runs[int(length) - size + 1 :]
         assert len(set(new)) == len(new) and not set(new) & set(fixed)
 
 
-def test_a_rule_is_asked_with_the_text_as_it_stands():
-    """Each pass says how many tokens stand, and writes one more."""
+def test_a_processor_sees_the_committed_tokens():
+    """Each step predicts the number of committed tokens, and commits one more."""
     prompt = Prompt(tokens=jnp.full((1, 2), 5), length=jnp.full(1, 2))
-    writer = dataclasses.replace(approximate(DualCache(block_size=4), eos=NEVER, denoising_steps=9), canvas_length=11)
-    written = generate(
-        writer, ProcessedDenoiser(network=model(), mask=MASK, processor=Tattling()), prompt, length=9
+    text_sampler = dataclasses.replace(
+        approximate(DualCache(block_size=4), eos=NEVER, denoising_steps=9), canvas_length=11
+    )
+    generated = generate(
+        text_sampler, ProcessedDenoiser(network=model(), mask=MASK, processor=Tattling()), prompt, length=9
     ).tokens[0]
-    assert sorted(written.tolist()) == list(range(2, 11))
+    assert sorted(generated.tolist()) == list(range(2, 11))
 
 
 def test_no_guidance_changes_nothing_and_guidance_does():
-    prompt, writer = prompts((6, 5, 3)), approximate(DualCache(block_size=4), eos=NEVER)
-    plain = generate(writer, ProcessedDenoiser(network=model(), mask=MASK, processor=RULE), prompt)
-    free, steered = (generate(writer, both(model(), prompt, scale), prompt) for scale in (0.0, 2.0))
+    prompt, text_sampler = prompts((6, 5, 3)), approximate(DualCache(block_size=4), eos=NEVER)
+    plain = generate(text_sampler, ProcessedDenoiser(network=model(), mask=MASK, processor=RULE), prompt)
+    free, steered = (generate(text_sampler, both(model(), prompt, scale), prompt) for scale in (0.0, 2.0))
     assert (free.tokens == plain.tokens).all() and free.positions_computed == plain.positions_computed
     assert (steered.tokens != plain.tokens).any()
 
 
 class Listening:
-    """A network that hands back what it was asked to read."""
+    """A network that returns its inputs."""
 
     def forward_positions(self, cache, tokens, at, t):
         return jnp.zeros((*tokens.shape, VOCAB)), (tokens, at, t)
 
 
-def test_half_of_the_rows_are_read_without_their_prompts():
-    """Wherever a pass reads; the first token stays, and so does what was written."""
+def test_half_of_the_rows_have_masked_prompts():
+    """At all positions; the first token stays, and so do generated tokens."""
     prompt = Prompt(tokens=jnp.zeros((2, 4), jnp.int32), length=jnp.array([4, 2]))
     tokens, at = jnp.array([[9, 2, 3, 7], [1, 2, 3, 6]]), jnp.array([[0, 2, 3, 4], [1, 2, 5, 8]])  # 8: nowhere
     _, cache = guided(Listening(), prompt).forward_positions(
@@ -112,9 +116,9 @@ def test_half_of_the_rows_are_read_without_their_prompts():
 
 
 def test_a_row_alone_is_the_row_in_a_ragged_batch():
-    prompt, writer = prompts(), approximate(DualCache(block_size=4), eos=NEVER)
-    batch = generate(writer, both(model(), prompt), prompt)
+    prompt, text_sampler = prompts(), approximate(DualCache(block_size=4), eos=NEVER)
+    batch = generate(text_sampler, both(model(), prompt), prompt)
     for row in (1, 2):
         alone = jax.tree.map(lambda a, row=row: a[row : row + 1], prompt)
-        one = generate(writer, both(model(), alone), alone, rows=slice(row, row + 1))
+        one = generate(text_sampler, both(model(), alone), alone, rows=slice(row, row + 1))
         assert (one.tokens[0] == batch.tokens[row]).all()

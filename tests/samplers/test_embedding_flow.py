@@ -1,4 +1,4 @@
-"""From noise on vectors to text: with the best network the world's own texts, by the diffusion and by the flow."""
+"""From noise on embeddings to text: with the true denoiser the world's distribution, by diffusion and by the flow."""
 
 import functools
 
@@ -39,17 +39,17 @@ def sampler(passes, churn=1.0):
 
 
 @pytest.mark.parametrize("churn", [0.0, 1.0])
-def test_the_best_network_writes_the_world(churn):
+def test_the_true_denoiser_gives_the_true_distribution(churn):
     many = cleared(sampler(64, churn), blank(4_096))
     assert p_value(many.tokens) > 1e-3 and not many.undecided.any() and many.step == 64
 
 
-def test_few_passes_draw_side_by_side_what_belongs_together():
+def test_few_steps_sample_dependent_tokens_independently():
     one, few = (p_value(cleared(sampler(n), blank(4_096)).tokens) for n in (1, 4))
     assert one < 1e-9 and one <= few < 1e-3
 
 
-def test_given_tokens_stay_and_are_seen():
+def test_fixed_tokens_stay_and_are_conditioned_on():
     canvas = blank(4_096)
     fixed = jnp.zeros_like(canvas.fixed).at[:, 1].set(True)
     canvas = canvas.replace(fixed=fixed, undecided=~fixed, tokens=jnp.where(fixed, 2, WORLD_MASK))
@@ -63,7 +63,7 @@ def test_given_tokens_stay_and_are_seen():
 
 @functools.cache
 def network() -> BoundModel:
-    """Small, random, told the time and what it said."""
+    """Small and random, with time conditioning and self-conditioning."""
     sizes = {"width": 16, "layers": 1, "heads": 2, "mlp_dim": 16}
     module = module_of(DenoiserSpec(**sizes, time_conditioning=True, self_conditioning=True), VOCAB)
     params = nn.meta.unbox(jax.jit(functools.partial(init_params, module))(jax.random.key(0)))
@@ -73,29 +73,29 @@ def network() -> BoundModel:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def generate(writer, bound, prompt, keys, length):
-    cache = bound.empty_cache(len(prompt.length), writer.slots(prompt.tokens.shape[1], length))
-    return writer.generate(bound, cache, prompt, keys, max_new_tokens=length)
+def generate(text_sampler, bound, prompt, keys, length):
+    cache = bound.empty_cache(len(prompt.length), text_sampler.slots(prompt.tokens.shape[1], length))
+    return text_sampler.generate(bound, cache, prompt, keys, max_new_tokens=length)
 
 
-def test_a_row_alone_is_the_row_in_a_batch_and_no_mask_is_written():
+def test_a_row_alone_is_the_row_in_a_batch_and_no_mask_is_emitted():
     process = Gaussian(mask=MASK, width=16)
     one = EmbeddingFlowSampler(process=process, denoising_steps=5, eos=NEVER)
-    writer = BlockDiffusion(sampler=one, canvas_length=12, mask=MASK, eos=NEVER, align=0, self_cond_dim=16)
+    text_sampler = BlockDiffusion(sampler=one, canvas_length=12, mask=MASK, eos=NEVER, align=0, self_cond_dim=16)
     prompt = Prompt(tokens=jnp.array([[1, 5, 3], [1, 0, 0], [1, 7, 0]]), length=jnp.array([3, 1, 2]))
     keys = lambda: jax.random.split(jax.random.key(0), 3)  # noqa: E731
-    batch = generate(writer, network(), prompt, keys(), 9)
+    batch = generate(text_sampler, network(), prompt, keys(), 9)
     assert (batch.tokens < MASK).all() and batch.nfe == 5
-    assert (generate(writer, network(), prompt, keys(), 9).tokens == batch.tokens).all()
+    assert (generate(text_sampler, network(), prompt, keys(), 9).tokens == batch.tokens).all()
     for row in range(3):
         alone = Prompt(tokens=prompt.tokens[row : row + 1], length=prompt.length[row : row + 1])
-        assert (generate(writer, network(), alone, keys()[row : row + 1], 9).tokens[0] == batch.tokens[row]).all()
+        assert (generate(text_sampler, network(), alone, keys()[row : row + 1], 9).tokens[0] == batch.tokens[row]).all()
 
 
 @pytest.mark.parametrize(
     "bad", [{"denoising_steps": 0}, {"churn": 1.5}, {"churn": float("nan")}, {"process": Absorbing(mask=MASK)}]
 )
-def test_what_can_not_be_is_refused_in_a_line(bad):
+def test_impossible_values_are_refused_in_one_line(bad):
     with pytest.raises(ValueError) as error:
         EmbeddingFlowSampler(**{"process": PROCESS, "denoising_steps": 4, "eos": NEVER} | bad)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""A decoding step writes its cache where it lies: a copy of it each token would cost more than the token."""
+"""A decoding step writes its cache in place: copying it for each token would cost more than the token."""
 
 import re
 
@@ -18,21 +18,21 @@ from diffusion_lm.samplers.speculative import Speculative
     jax.default_backend() != "cpu", reason="reads the CPU compiler's program; others name copies otherwise"
 )
 @pytest.mark.parametrize(
-    "writer",
+    "text_sampler",
     [
         AutoregressiveSampler(mask=MASK, eos=99),
         Speculative(mask=MASK, eos=99, drafter=PromptLookup(num_tokens=3), break_even=1.5),
         Speculative(mask=MASK, eos=99, drafter=TiDARDraft(num_tokens=1), break_even=1.5),
         BlockDiffusion(mask=MASK, eos=99, canvas_length=5, sampler=Confidence(denoising_steps=2, eos=99)),
     ],
-    ids=lambda writer: type(getattr(writer, "drafter", writer)).__name__,
+    ids=lambda text_sampler: type(getattr(text_sampler, "drafter", text_sampler)).__name__,
 )
-def test_no_step_copies_the_cache(writer):
-    network, slots = model(layers=2), writer.slots(2, 35)
+def test_no_step_copies_the_cache(text_sampler):
+    network, slots = model(layers=2), text_sampler.slots(2, 35)
     prompt = Prompt(tokens=jax.numpy.full((1, 2), 5), length=jax.numpy.full(1, 2))
 
     def generate(network, cache, keys):
-        return writer.generate(network, cache, prompt, keys, max_new_tokens=35)
+        return text_sampler.generate(network, cache, prompt, keys, max_new_tokens=35)
 
     cache, keys = network.empty_cache(1, slots), jax.random.split(jax.random.key(0), 1)
     program = jax.jit(generate, donate_argnums=1).lower(network, cache, keys).compile().as_text()

@@ -1,4 +1,4 @@
-"""Self-conditioned sampling: every pass is told what the last one said, inside any sampler and behind any wrapper."""
+"""Self-conditioning: every step receives the previous prediction, with any sampler, processor and guidance."""
 
 import functools
 
@@ -10,7 +10,7 @@ import pytest
 from support.oracle import blank
 from support.small import module_of
 from support.text_samplers import prompts
-from support.tiny import MASK, VOCAB, written
+from support.tiny import MASK, VOCAB, generated
 from support.tiny import model as plain_model
 
 from diffusion_lm.models.base import DenoiserSpec
@@ -47,11 +47,11 @@ def network() -> BoundModel:
     return BoundModel(module=module, params=params).for_sampling()
 
 
-class Told:
-    """A network that notes what it is told, and says something else each time."""
+class Recorder:
+    """A network that records its self-conditioning, and predicts something else each time."""
 
     def __init__(self):
-        self.told, self.said = [], []
+        self.self_conds, self.predictions = [], []
 
     def __call__(self, query, cache):
         logits = jax.random.normal(jax.random.fold_in(jax.random.key(0), cache), (*query.tokens.shape, VOCAB))
@@ -59,34 +59,34 @@ class Told:
         return logits, cache + 1
 
     def _note(self, self_cond, logits):
-        self.told.append(self_cond)
-        self.said.append(logits)
+        self.self_conds.append(self_cond)
+        self.predictions.append(logits)
 
     def expected_embedding(self, logits):
         return 2 * jax.nn.softmax(logits)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_pass_is_told_what_the_last_one_said(name):
-    sampler, model = SAMPLERS[name](), Told()
+def test_every_step_receives_the_previous_prediction(name):
+    sampler, model = SAMPLERS[name](), Recorder()
     canvas, count = blank(2, 5, MASK), jnp.zeros((), jnp.int32)
     out = denoise(sampler, model, canvas, cache=count, embed=model.expected_embedding, self_cond_dim=VOCAB)
     jax.effects_barrier()
-    assert (model.told[0] == 0).all() and len(model.told) == out.cache >= 3
-    for told, said in zip(model.told[1:], model.said[:-1], strict=True):
-        np.testing.assert_allclose(told, model.expected_embedding(said), rtol=1e-6)
+    assert (model.self_conds[0] == 0).all() and len(model.self_conds) == out.cache >= 3
+    for self_cond, logits in zip(model.self_conds[1:], model.predictions[:-1], strict=True):
+        np.testing.assert_allclose(self_cond, model.expected_embedding(logits), rtol=1e-6)
     assert out.state.step == out.cache and out.state.tokens.shape == (2, 5)
 
 
-def writer(name, canvas=4, **rest):
+def text_sampler(name, canvas=4, **rest):
     rest = {"self_cond_dim": WIDTH} | rest
     return BlockDiffusion(sampler=SAMPLERS[name](), canvas_length=canvas, mask=MASK, eos=NEVER, **rest)
 
 
 def test_a_row_alone_is_the_row_in_a_batch():
-    """Over canvases and a cache, recorded: each canvas begins with nothing said."""
-    prompt, one = prompts([6, 1, 3]), writer("renoising", record=True)
-    batch = written(network(), one, prompt, length=8)
+    """Over canvases and a cache, recorded: each canvas begins without a prediction."""
+    prompt, one = prompts([6, 1, 3]), text_sampler("renoising", record=True)
+    batch = generated(network(), one, prompt, length=8)
     assert (batch.tokens < MASK).all()
     alone = Prompt(tokens=prompt.tokens[2:, :3], length=prompt.length[2:])
     keys = jax.random.split(jax.random.key(0), 3)[2:]
@@ -95,25 +95,25 @@ def test_a_row_alone_is_the_row_in_a_batch():
     assert (row.tokens[0] == batch.tokens[2]).all()
 
 
-def test_rules_and_guidance_pass_on_what_moves_the_text():
-    prompt, told = prompts([6, 1, 3]), writer("confidence")
-    as_it_is = written(network(), told, prompt, length=8).tokens
+def test_processors_and_guidance_pass_self_conditioning_on():
+    prompt, told = prompts([6, 1, 3]), text_sampler("confidence")
+    as_it_is = generated(network(), told, prompt, length=8).tokens
     ruled = ProcessedDenoiser(
         network=network(), mask=MASK, processor=SuppressTokens(tokens=()), cfg_scale=jnp.zeros(()),
         prompt_length=prompt.length,
     )  # fmt: skip
-    assert (written(ruled, told, prompt, length=8).tokens == as_it_is).all()
-    untold = writer("confidence", self_cond_dim=0)
-    assert (written(network(), untold, prompt, length=8).tokens != as_it_is).any()
+    assert (generated(ruled, told, prompt, length=8).tokens == as_it_is).all()
+    untold = text_sampler("confidence", self_cond_dim=0)
+    assert (generated(network(), untold, prompt, length=8).tokens != as_it_is).any()
 
 
 def test_guidance_by_a_masked_prompt_is_refused():
     prompt = prompts([6, 1, 3])
     guided = ProcessedDenoiser(network=network(), mask=MASK, cfg_scale=jnp.ones(()), prompt_length=prompt.length)
     with pytest.raises(ValueError, match="needs its prompt in a cache"):
-        written(guided, writer("confidence", canvas=16, align=0), prompt)
+        generated(guided, text_sampler("confidence", canvas=16, align=0), prompt)
 
 
-def test_a_network_that_was_not_trained_so_says_it_in_a_line():
+def test_a_network_trained_without_it_is_refused_in_one_line():
     with pytest.raises(ValueError, match=r"set model\.self_conditioning=true"):
-        written(plain_model(), writer("confidence"), prompts([6, 1, 3]))
+        generated(plain_model(), text_sampler("confidence"), prompts([6, 1, 3]))

@@ -1,4 +1,4 @@
-"""ClassifierFreeGuidance text follows p(x | prompt)^(1 + w) / p(x)^w, position by position."""
+"""Classifier-free guidance: logits of p(x | prompt)^(1 + s) / p(x)^s, position by position."""
 
 import functools
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.text_samplers import WRITERS, prompts
-from support.tiny import MASK, model, written
+from support.text_samplers import TEXT_SAMPLERS, prompts
+from support.tiny import MASK, generated, model
 
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.base import Prompt
@@ -23,20 +23,20 @@ def guided(prompt, scale):
 
 @pytest.mark.parametrize("name", ["autoregressive", "confidence", "ancestral", "auto", "both ways"])
 def test_no_guidance_is_the_network_itself(name):
-    prompt, writer = prompts([6, 1, 3]), WRITERS[name]()
-    one, plain = (written(network, writer, prompt) for network in (guided(prompt, 0.0), model()))
+    prompt, text_sampler = prompts([6, 1, 3]), TEXT_SAMPLERS[name]()
+    one, plain = (generated(network, text_sampler, prompt) for network in (guided(prompt, 0.0), model()))
     assert (one.tokens == plain.tokens).all()
 
 
 @pytest.mark.parametrize("name", ["autoregressive", "confidence", "both ways"])
 def test_guidance_moves_the_text(name):
-    prompt, writer = prompts([6, 5, 3]), WRITERS[name]()
-    one, plain = (written(network, writer, prompt) for network in (guided(prompt, 2.0), model()))
+    prompt, text_sampler = prompts([6, 5, 3]), TEXT_SAMPLERS[name]()
+    one, plain = (generated(network, text_sampler, prompt) for network in (guided(prompt, 2.0), model()))
     assert (one.tokens != plain.tokens).any()
 
 
-def test_what_is_said_is_the_formula_s_behind_the_prompt_and_behind_what_was_written():
-    """Read by hand: the text with its prompt, and the text behind the first token alone."""
+def test_logits_follow_the_formula_after_the_prompt_and_after_more_text():
+    """By hand: the text with its prompt, and the text after the first token alone."""
     network, first, more = model(), jnp.array([[1, 5, 3, 7], [1, 4, 0, 0]]), jnp.array([[6, 2], [8, 3]])
     count, scale = np.array([4, 2]), 1.5
     prompt = Prompt(tokens=first, length=jnp.asarray(count))
@@ -65,7 +65,7 @@ def test_what_is_said_is_the_formula_s_behind_the_prompt_and_behind_what_was_wri
             assert np.allclose(ours[row], theirs, atol=2e-4)
 
 
-def test_a_canvas_that_holds_its_prompt_is_compared_with_one_whose_prompt_is_masked():
+def test_a_canvas_with_its_prompt_is_contrasted_with_a_masked_prompt():
     network, canvas = model(), jnp.array([[1, 5, 3, MASK, 7, MASK]])
     prompt = Prompt(tokens=canvas[:, :3], length=jnp.array([3]))
     steered, t = guided(prompt, 2.0), jnp.array([0.5])
@@ -76,10 +76,10 @@ def test_a_canvas_that_holds_its_prompt_is_compared_with_one_whose_prompt_is_mas
 
 
 def test_a_row_alone_is_the_row_in_a_batch():
-    prompt, writer = prompts([6, 1, 3]), WRITERS["confidence"]()
-    batch = written(guided(prompt, 1.5), writer, prompt)
+    prompt, text_sampler = prompts([6, 1, 3]), TEXT_SAMPLERS["confidence"]()
+    batch = generated(guided(prompt, 1.5), text_sampler, prompt)
     alone = Prompt(tokens=prompt.tokens[2:, :3], length=prompt.length[2:])
     network, keys = guided(alone, 1.5), jax.random.split(jax.random.key(0), 3)[2:]
-    cache = network.empty_cache(1, writer.slots(3, 10))
-    one = jax.jit(lambda keys: writer.generate(network, cache, alone, keys, max_new_tokens=10))(keys)
+    cache = network.empty_cache(1, text_sampler.slots(3, 10))
+    one = jax.jit(lambda keys: text_sampler.generate(network, cache, alone, keys, max_new_tokens=10))(keys)
     assert (one.tokens[0] == batch.tokens[2]).all()

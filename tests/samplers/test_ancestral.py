@@ -1,4 +1,4 @@
-"""Correcting passes for noise that turns tokens into others: exactly, over all canvases of a small world (`chain`)."""
+"""Corrector steps of ancestral sampling under noise that replaces tokens: exactly, over all canvases (`chain`)."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def back(process, t, s) -> np.ndarray:
 
 
 def law(process, steps, correct) -> np.ndarray:
-    """[81]: what is written in `steps` steps and `correct` correcting passes of the true denoiser."""
+    """[81]: the distribution after `steps` steps and `correct` corrector steps of the true denoiser."""
     canvases = chain.noised(process, 1.0)[0]
     for i in range(steps, 0, -1):
         canvases = canvases @ back(process, i / steps, (i - 1) / steps)
@@ -55,7 +55,7 @@ def error(process, steps, correct) -> float:
 
 
 @every
-def test_correcting_passes_mend_more_than_as_many_steps(process, steps=8):
+def test_corrector_steps_help_more_than_as_many_ordinary_steps(process, steps=8):
     plain, corrected, longer, more_steps = (
         error(process, *cost) for cost in ((steps, 0), (steps, steps), (steps, 3 * steps), (2 * steps, 0))
     )
@@ -64,8 +64,8 @@ def test_correcting_passes_mend_more_than_as_many_steps(process, steps=8):
 
 @every
 @pytest.mark.parametrize("times", [(0.0, 0.1), (0.25, 0.6), (0.25, 1.0)])
-def test_noise_laid_on_again_has_the_stated_law(process, times):
-    """And composed with the noise before, it is the noise of the later time."""
+def test_added_noise_has_the_stated_distribution(process, times):
+    """Composed with the earlier noise, it is the noise of the later time."""
     rows, (s, t) = 20_000, times
     expected = noised_again(process, s, t)
     np.testing.assert_allclose(chain.kernel(process, s) @ expected, chain.kernel(process, t), atol=1e-6)
@@ -78,8 +78,8 @@ def test_noise_laid_on_again_has_the_stated_law(process, times):
 
 
 @every
-def test_the_sampler_follows_the_law_of_its_passes(process):
-    """8 passes, of which 4 correct; without them the law is another."""
+def test_the_sampler_has_the_distribution_of_its_steps(process):
+    """8 steps, of which 4 correct; without them the distribution differs."""
     rows, steps = 4_096, 4
     times = [*(1 - i / steps for i in range(steps)), PER_STEP / steps]
     tables = jnp.asarray([chain.true_denoiser(process, t) for t in times], jnp.float32)
@@ -114,7 +114,7 @@ def test_noise_and_steps_back_never_draw_with_the_same_key(monkeypatch):
     assert len(np.unique(np.concatenate([noise, back]), axis=0)) == 8
 
 
-def test_given_positions_are_not_noised_again():
+def test_fixed_positions_get_no_noise():
     canvas = blank(64, fixed=np.array([[False, True, True, False]]), prompt=2)
     sampler = Ancestral(process=PROCESSES[0], denoising_steps=6, eos=NEVER, corrector_steps=5)
     said = jax.nn.one_hot(jnp.zeros((64, LENGTH), jnp.int32), VOCAB)
@@ -125,7 +125,7 @@ def test_given_positions_are_not_noised_again():
 @pytest.mark.parametrize(
     ("process", "correct"), [(PROCESSES[0], -1), (PROCESSES[0], 4), (Absorbing(mask=MASK), 1)], ids=str
 )
-def test_what_can_not_be_is_refused_in_a_line(process, correct):
+def test_impossible_values_are_refused_in_one_line(process, correct):
     with pytest.raises(ValueError, match="correct") as caught:
         Ancestral(process=process, denoising_steps=4, eos=NEVER, corrector_steps=correct)
     assert "\n" not in str(caught.value)
