@@ -237,3 +237,14 @@ def test_particles_generate_text(model, draw):
     assert nats[0] == model.tokenizer.bos
     with pytest.raises(ValueError, match="particles"):
         pipeline.generate(model, text_sampler, ["Line 1"] * 3, max_new_tokens=40, seed=0, drop_finished=True)
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "confidence"])
+def test_logits_that_are_not_finite_are_an_error_and_no_text(model, draw, kind):
+    options = {"canvas_length": 16, "denoising_steps": 4} if kind == "confidence" else {}
+    params = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), model.network.params)
+    broken = model._replace(network=model.network.replace(params=params), ready={})
+    with pytest.raises(ValueError, match="not finite"):
+        pipeline.generate(
+            broken, getattr(presets, kind)(model, sampling=draw, **options), [""], max_new_tokens=8, seed=0
+        )
