@@ -144,16 +144,16 @@ class DenoiserSpec:
             least = 0 if name in ("kv_heads", "head_dim", "mlp_dim") else 1
             if getattr(self, name) < least:
                 raise ValueError(f"model.{name} must be at least {least}, not {getattr(self, name)}")
-        attention = self.groups[0].layer.attention
-        if self.heads % attention.kv_heads:
-            raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
-        if attention.head_dim < 1 or attention.head_dim % 2:
-            raise ValueError(f"model.head_dim={attention.head_dim} must be even: rotary positions turn pairs")
         if self.num_experts < 0 or not (self.num_experts > 0) <= self.num_experts_per_token <= self.num_experts:
             raise ValueError(
                 f"model.num_experts_per_token={self.num_experts_per_token} must lie in "
                 f"1..model.num_experts={self.num_experts}; without experts both are 0"
             )
+        attention = self.groups[0].layer.attention
+        if self.heads % attention.kv_heads:
+            raise ValueError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
+        if attention.head_dim < 1 or attention.head_dim % 2:
+            raise ValueError(f"model.head_dim={attention.head_dim} must be even: rotary positions turn pairs")
         if self.router_aux_loss_weight < 0:
             raise ValueError(
                 f"model.router_aux_loss_weight={self.router_aux_loss_weight} must not be negative: it would reward "

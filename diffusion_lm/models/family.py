@@ -209,9 +209,11 @@ def attention_leaves(
     return found
 
 
-def mlp_leaves(path: Sequence[str], dim: int, width: int, prefix: str, bias: bool = False) -> list[Leaf]:
-    """gate_proj, up_proj, down_proj under a prefix."""
-    at, pair = (*path, "mlp"), ("gate_proj", "up_proj")
+def mlp_leaves(
+    path: Sequence[str], dim: int, width: int, prefix: str, bias: bool = False, name: str = "mlp"
+) -> list[Leaf]:
+    """gate_proj, up_proj, down_proj under a prefix. name: what our network calls it."""
+    at, pair = (*path, name), ("gate_proj", "up_proj")
     up = [
         Part(tensor=f"{prefix}{name}.weight", shape=(width, dim), inputs=1, place=(slice(None), i))
         for i, name in enumerate(pair)
@@ -224,6 +226,36 @@ def mlp_leaves(path: Sequence[str], dim: int, width: int, prefix: str, bias: boo
         parts = [Part(tensor=f"{prefix}{name}.bias", shape=(dim,), place=(i,)) for i, name in enumerate(pair)]
         found += [leaf((*at, "gate_up_bias"), *parts), vector((*at, "down_bias"), f"{prefix}down_proj.bias", width)]
     return found
+
+
+def experts_leaves(path: Sequence[str], spec: ExpertsSpec, width: int, prefix: str) -> list[Leaf]:
+    """gate (the router), experts.N and shared_experts under a prefix."""
+    at, gate, up, down = (*path, "experts"), f"{prefix}gate.", [], []
+    for n in range(spec.num_experts):
+        tensors = {name: f"{prefix}experts.{n}.{name}_proj.weight" for name in ("gate", "up", "down")}
+        for i, name in enumerate(("gate", "up")):
+            place = (n, slice(None), i)
+            up.append(Part(tensor=tensors[name], shape=(width, spec.dim), inputs=1, place=place))
+        down.append(Part(tensor=tensors["down"], shape=(spec.dim, width), inputs=1, place=(n,)))
+    router = Part(tensor=f"{gate}weight", shape=(width, spec.num_experts), inputs=1)
+    found = [
+        Leaf(path=(*at, "router"), parts=(router,), keep_float32=True),
+        leaf((*at, "gate_up"), *up),
+        leaf((*at, "down"), *down),
+    ]
+    if spec.selection_bias:
+        bias = Part(tensor=f"{gate}expert_bias", shape=(spec.num_experts,))
+        found.append(Leaf(path=(*at, "selection_bias"), parts=(bias,), keep_float32=True))
+    if spec.shared_dim:
+        found += mlp_leaves(path, spec.shared_dim, width, f"{prefix}shared_experts.", name="shared_expert")
+    return found
+
+
+def feed_forward_leaves(path: Sequence[str], one: LayerSpec, width: int, prefix: str) -> list[Leaf]:
+    """`mlp_leaves` or `experts_leaves`, as the layer is."""
+    if isinstance(one.mlp, ExpertsSpec):
+        return experts_leaves(path, one.mlp, width, prefix)
+    return mlp_leaves(path, one.mlp.dim, width, prefix, one.mlp.bias)
 
 
 def grouped(layers: Iterable[LayerSpec]) -> tuple[LayerGroup, ...]:
@@ -241,12 +273,13 @@ def decoder_leaves(
     *,
     layer: Callable[[int], str] = "model.layers.{}.".format,
     top: str = "model.",
+    embedding: str = "embed_tokens",
     of_layer: Callable[[Sequence[str], LayerSpec, str], Iterable[Leaf]] | None = None,
 ) -> list[Leaf]:
     """The names that Llama gave and most families kept. of_layer: a family's own (path, layer, prefix) -> leaves."""
     width, ids = spec.width, spec.vocabulary.size
     found = [
-        table(("embedding",), f"{top}embed_tokens.weight", ids, width),
+        table(("embedding",), f"{top}{embedding}.weight", ids, width),
         vector(("final_norm", "scale"), f"{top}norm.weight", width),
     ]
     if not spec.tie_embeddings:
@@ -259,13 +292,11 @@ def decoder_leaves(
 
 def llama_layer(path: Sequence[str], one: LayerSpec, prefix: str, width: int) -> list[Leaf]:
     """A layer of Llama's names."""
-    if isinstance(one.mlp, ExpertsSpec):
-        raise ValueError("a family with experts names them itself")
     return [
         vector((*path, "attention_norm", "scale"), f"{prefix}input_layernorm.weight", width),
         *attention_leaves(path, one, width, f"{prefix}self_attn."),
         vector((*path, "mlp_norm", "scale"), f"{prefix}post_attention_layernorm.weight", width),
-        *mlp_leaves(path, one.mlp.dim, width, f"{prefix}mlp.", one.mlp.bias),
+        *feed_forward_leaves(path, one, width, f"{prefix}mlp."),
     ]
 
 

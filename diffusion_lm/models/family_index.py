@@ -11,14 +11,19 @@ from diffusion_lm.models import (
     gemma3,
     gpt2,
     llada,
+    llada2,
+    lladamoe,
     llama,
     ministral3,
     qwen2,
     qwen3,
+    qwen3_moe,
     sdar,
 )
 
-FAMILIES = (a2d_qwen3, dream, fastdllm_v2, gemma3, gpt2, llada, llama, ministral3, qwen2, qwen3, sdar)
+FAMILIES = (
+    a2d_qwen3, dream, fastdllm_v2, gemma3, gpt2, llada, llada2, lladamoe, llama, ministral3, qwen2, qwen3, qwen3_moe, sdar,
+)  # fmt: skip
 
 
 def family_of(config: Mapping[str, Any], source: str = "config.json") -> ModuleType:

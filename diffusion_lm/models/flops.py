@@ -38,7 +38,7 @@ def of_pass(
         a, mlp = group.layer.attention, group.layer.mlp
         weights = a.head_dim * (2 * a.heads + 2 * a.kv_heads)
         if isinstance(mlp, ExpertsSpec):
-            weights += 3 * mlp.dim * mlp.num_experts_per_token + mlp.num_experts
+            weights += 3 * (mlp.dim * mlp.num_experts_per_token + mlp.shared_dim) + mlp.num_experts
         else:
             weights += (3 if mlp.gated else 2) * mlp.dim
         pairs = attention.num_pairs(length, a.window) + positions * min(past, a.window or past)

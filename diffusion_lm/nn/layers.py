@@ -129,7 +129,10 @@ class Block(nn.Module):
         x = x + gate[0] * h
         h = Norm(s.norm, name="mlp_norm")(x) * (1 + scale[1]) + shift[1]
         if isinstance(s.mlp, ExpertsSpec):
-            h, aux = Experts(s.mlp, self.exec, name="experts")(h, valid_mask(ranges))
+            mixed, aux = Experts(s.mlp, self.exec, name="experts")(h, valid_mask(ranges))
+            if s.mlp.shared_dim:
+                mixed += MLP(MLPSpec(dim=s.mlp.shared_dim), self.exec, name="shared_expert")(h)
+            h = mixed
         else:
             h = MLP(s.mlp, self.exec, name="mlp")(h)
         h = h if s.post_norm is None else Norm(s.post_norm, name="mlp_post_norm")(h)

@@ -22,8 +22,7 @@ _BLOCK = 512  # rows of a block at most
 
 
 class Experts(nn.Module):
-    """SwiGLUs (arXiv 2002.05202), of which each position uses the `num_experts_per_token` that the router scores highest,
-    weighted by the softmax over their scores."""
+    """SwiGLUs (arXiv 2002.05202), of which each position uses those that `choose` says, and their weighted sum."""
 
     spec: ExpertsSpec
     exec: Execution
@@ -43,10 +42,12 @@ class Experts(nn.Module):
         router = matrix(self, "router", (width, a.num_experts), ("embed", None), width)
         up = matrix(self, "gate_up", (a.num_experts, width, 2, a.dim), ("experts", "embed", None, "mlp"), width)
         down = matrix(self, "down", (a.num_experts, a.dim, width), ("experts", "mlp", "embed"), 0)
-        scores = dot("ble,ex->blx", x, router, "float32")
+        scores = [dot("ble,ex->blx", x, router, "float32")]
+        if a.selection_bias:
+            scores.append(matrix(self, "selection_bias", (a.num_experts,), (None,), 0))
         own, rows = ("batch", "length", None), ("routed", "length", None)
         # Each device's own: the partitioner would give every device the scores of all.
-        best, chosen = each_device(functools.partial(jax.lax.top_k, k=a.num_experts_per_token), (own,))(scores)
+        weights, chosen = each_device(functools.partial(choose, a), (own, (None,))[: len(scores)])(*scores)
         # A device has all positions of its rows, and the experts (of those, the hidden units) that lie on it.
         share = each_device(
             functools.partial(_share, compute_dtype=self.exec.compute_dtype),
@@ -55,8 +56,39 @@ class Experts(nn.Module):
         )
         numbers = jnp.arange(a.num_experts, dtype=jnp.int32)
         # What moves between devices is rounded before, not after.
-        mixed = share(x.astype(self.exec.compute_dtype), jax.nn.softmax(best, axis=-1), chosen, numbers, up, down)
-        return mixed, balance(scores, chosen, counted)
+        mixed = share(x.astype(self.exec.compute_dtype), weights, chosen, numbers, up, down)
+        logits = scores[0] if a.scoring == "softmax" else jax.nn.log_sigmoid(scores[0])
+        return mixed, balance(logits, chosen, counted)
+
+
+def choose(spec: ExpertsSpec, scores: Array, bias: Array | None = None) -> tuple[Array, Array]:
+    """Which experts each position uses, and their weights.
+
+    Args:
+        scores: float32 [B, L, X].
+        bias: float32 [X], the selection bias; None for none.
+
+    Returns:
+        Weights float32 [B, L, k] and experts int32 [B, L, k].
+    """
+    if spec.scoring == "softmax" and spec.normalize and bias is None and spec.num_groups == 1:
+        best, chosen = jax.lax.top_k(scores, spec.num_experts_per_token)
+        weights = jax.nn.softmax(best, axis=-1)  # over all and divided by the sum of the chosen is the same
+        return (weights if spec.scale == 1.0 else weights * spec.scale), chosen
+    each = jax.nn.softmax(scores, axis=-1) if spec.scoring == "softmax" else jax.nn.sigmoid(scores)
+    ranks = each if bias is None else each + bias[None, None]
+    if spec.num_groups > 1:
+        groups = ranks.reshape(*ranks.shape[:2], spec.num_groups, -1)
+        best = jnp.sum(jax.lax.top_k(groups, min(2, groups.shape[-1]))[0], axis=-1)
+        kept = jax.lax.top_k(best, spec.groups_per_token)[1]
+        index = jnp.arange(spec.num_groups, dtype=jnp.int32)[None, None, None]
+        open_ = jnp.any(kept[..., None] == index, axis=2)
+        ranks = jnp.where(open_[..., None], groups, -jnp.inf).reshape(ranks.shape)
+    chosen = jax.lax.top_k(ranks, spec.num_experts_per_token)[1]
+    weights = jnp.take_along_axis(each, chosen, axis=-1)
+    if spec.normalize:
+        weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20)
+    return weights * spec.scale, chosen
 
 
 def balance(scores: Array, chosen: Array, counted: Array | None = None) -> Array:

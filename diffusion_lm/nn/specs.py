@@ -127,11 +127,41 @@ class MLPSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertsSpec:
-    """`num_experts` SwiGLUs of `dim` hidden units, of which each position uses the best-scored `num_experts_per_token`."""
+    """A mixture of SwiGLUs, of which each position uses those that its router scores highest.
+
+    Args:
+        dim: hidden units of each expert.
+        num_experts, num_experts_per_token: how many there are, and how many each position uses.
+        scoring: scores become weights by "softmax" over all experts, or by the "sigmoid" of each.
+        normalize: whether the weights of the chosen experts are divided by their sum.
+        scale: what weights are multiplied by after that.
+        selection_bias: whether a bias is added to the weights to choose experts, and for nothing else (arXiv 2408.15664).
+        num_groups, groups_per_token: experts are chosen from the groups whose two best sum highest (arXiv 2412.19437,
+            section 2.1.2); 1 and 1 for no groups.
+        shared_dim: hidden units of a further SwiGLU that every position uses; 0 for none.
+    """
 
     dim: int
     num_experts: int
     num_experts_per_token: int
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    selection_bias: bool = False
+    num_groups: int = 1
+    groups_per_token: int = 1
+    shared_dim: int = 0
+
+    def __post_init__(self):
+        if not 1 <= self.num_experts_per_token <= self.num_experts:
+            raise ValueError(f"{self.num_experts_per_token} experts a token must lie in 1..{self.num_experts}")
+        if self.num_experts % self.num_groups or not 1 <= self.groups_per_token <= self.num_groups:
+            raise ValueError(
+                f"{self.num_experts} experts in {self.num_groups} groups, of which {self.groups_per_token} a token: "
+                "groups are of one size, and a token chooses among one of them to all"
+            )
+        if self.num_experts // self.num_groups * self.groups_per_token < self.num_experts_per_token:
+            raise ValueError(f"{self.groups_per_token} groups hold fewer than {self.num_experts_per_token} experts")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from support.small import FLOAT32, MASK, VOCAB, bound, extend, module_of, read, 
 from diffusion_lm.attention_patterns import Causal, Full
 from diffusion_lm.models import flops
 from diffusion_lm.models.base import DenoiserSpec, Execution
-from diffusion_lm.nn.moe import Experts, balance
+from diffusion_lm.nn.moe import Experts, balance, choose
+from diffusion_lm.nn.specs import ExpertsSpec
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import AXES, RULES
@@ -239,3 +240,45 @@ def test_positions_move_rounded_and_are_added_up_once_each_way():
     assert re.findall(r"(\w+)\[4,4,16\] = psum", text) == ["f32", "bf16"]
     assert re.findall(r"(\w+)\[4,(?:16,2,8|8,16)\] = psum", text) == ["f32", "f32"]
     assert re.findall(r"f32\[(\S+)\] \S+ = top_k", text) == ["2,4,2"]
+
+
+def chosen_by_hand(spec, scores, bias):
+    """{expert: weight} of one position, float64."""
+    each = np.exp(scores) / np.exp(scores).sum() if spec.scoring == "softmax" else 1 / (1 + np.exp(-scores))
+    groups = (each + bias).reshape(spec.num_groups, -1)
+    best = sorted(range(spec.num_groups), key=lambda g: -sum(sorted(groups[g])[-2:]))[: spec.groups_per_token]
+    allowed = [x for x in range(spec.num_experts) if x // groups.shape[1] in best]
+    found = sorted(allowed, key=lambda x: -(each + bias)[x])[: spec.num_experts_per_token]
+    total = sum(each[x] for x in found) if spec.normalize else 1.0
+    return {x: spec.scale * each[x] / total for x in found}
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_experts_are_chosen_as_by_hand(scoring, normalize, grouped):
+    groups = {"num_groups": 4, "groups_per_token": 2} if grouped else {}
+    spec = ExpertsSpec(dim=1, num_experts=12, num_experts_per_token=3, scoring=scoring, normalize=normalize,
+                       scale=2.5, selection_bias=grouped, **groups)  # fmt: skip
+    rng = np.random.default_rng(3)
+    scores, bias = rng.normal(size=(2, 9, 12)), grouped * rng.normal(scale=0.3, size=12)
+    weights, chosen = choose(spec, *map(jnp.float32, (scores, bias)[: 1 + grouped]))
+    for at in np.ndindex(2, 9):
+        expected = chosen_by_hand(spec, scores[at], bias)
+        assert sorted(expected) == sorted(np.asarray(chosen[at]))
+        for expert, weight in zip(np.asarray(chosen[at]), np.asarray(weights[at]), strict=True):
+            assert abs(expected[expert] - weight) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("bad", "cause"),
+    [
+        ({"num_experts_per_token": 9}, r"must lie in 1\.\.8"),
+        ({"num_groups": 3}, "groups are of one size"),
+        ({"num_groups": 4, "groups_per_token": 5}, "groups are of one size"),
+        ({"num_groups": 4, "groups_per_token": 1, "num_experts_per_token": 3}, "hold fewer than 3"),
+    ],
+)
+def test_groups_that_can_not_be_are_refused(bad, cause):
+    with pytest.raises(ValueError, match=cause):
+        ExpertsSpec(**({"dim": 1, "num_experts": 8, "num_experts_per_token": 2} | bad))

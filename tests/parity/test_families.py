@@ -10,19 +10,7 @@ import pytest
 
 from diffusion_lm.attention_patterns import BlockCausal, Causal, Full
 from diffusion_lm.convert.huggingface import open_folder
-from diffusion_lm.models import (
-    a2d_qwen3,
-    dream,
-    fastdllm_v2,
-    gemma3,
-    gpt2,
-    llada,
-    llama,
-    ministral3,
-    qwen2,
-    qwen3,
-    sdar,
-)
+from diffusion_lm.models import family_index, gpt2, llada2, llama
 from diffusion_lm.models.base import Execution
 from diffusion_lm.models.bound_model import BoundModel, unstacked
 from diffusion_lm.models.family import ConfigReader, stacked
@@ -30,12 +18,8 @@ from diffusion_lm.models.family_index import family_of, named
 from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.models.weights import check_names, load_parameters, write_tensors
 
-FAMILIES = {
-    "llama": llama, "qwen2": qwen2, "qwen3": qwen3, "sdar": sdar, "dream": dream, "fastdllm_v2": fastdllm_v2,
-    "llada": llada, "a2d_qwen3": a2d_qwen3, "gpt2": gpt2, "gemma3": gemma3,
-    "ministral3": ministral3,
-}  # fmt: skip
-CAUSAL = ("llama", "qwen2", "qwen3", "gpt2", "gemma3", "ministral3")
+FAMILIES = {family.__name__.rsplit(".")[-1]: family for family in family_index.FAMILIES} | {"llada21": llada2}
+CAUSAL = ("llama", "qwen2", "qwen3", "gpt2", "gemma3", "ministral3", "qwen3_moe")
 TOLERANCE = 3e-4
 
 
@@ -97,7 +81,7 @@ def patterns(name, io):
             size = part.removeprefix("block")
             pattern = {"forward": Causal() if name in CAUSAL else Full(), "bidirectional": Full()}.get(part)
             yield key, pattern or BlockCausal(int(size))
-        elif part == "forward" and array.startswith("block") and "logits" in array:
+        elif part == "forward" and array.startswith("block") and "logits" in array and "router" not in array:
             yield key, BlockCausal(int("".join(c for c in array.split("_")[0] if c.isdigit())))
         elif key == "forward/logits_shifted":
             yield key, Full()
@@ -124,6 +108,18 @@ def test_causal_logits_of_left_padded_rows(case):
     mask, ids = io["padded/attention_mask"], io["padded/input_ids"]
     found = loaded.logits(ids, Causal(), io["padded/position_ids"], mask)
     loaded.close(found, io["padded/logits"], mask.astype(bool))
+
+
+PADDED = {"llada": "logits_bidirectional_keymask", "a2d_qwen3": "logits", "lladamoe": "logits"}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_full_attention_of_padded_rows(shared, name):
+    folder, io = folder_of(shared, name)
+    loaded, mask = Loaded(FAMILIES[name], folder), io["padded/attention_mask"]
+    ids = io.get("padded/input_ids", io["forward/input_ids"])
+    found = loaded.logits(ids, Full(), segment_ids=mask)
+    loaded.close(found, io[f"padded/{PADDED[name]}"], mask.astype(bool))
 
 
 def test_greedy_tokens(case):
@@ -153,6 +149,7 @@ def without_query_growth(config):
 VARIANTS = {
     "use_bidirectional_attention": ("gemma3", lambda config: {"use_bidirectional_attention": True}, Full()),
     "no_llama4_scale": ("ministral3", without_query_growth, Causal()),
+    "no_norm_topk": ("qwen3_moe", lambda config: {"norm_topk_prob": False}, Causal()),
 }
 
 
