@@ -1,8 +1,8 @@
 """Attention patterns: which positions attend to which, and all that follows from it.
 
-A pattern is one frozen dataclass. It says which keys each query attends to, which token its logits predict, how a row is
-laid out, and which kernels can compute it. No other file asks a pattern for its class: a new pattern is one class here
-or in a user's own file.
+A pattern is one frozen dataclass. It says which keys each query attends to, which token its logits predict, how a row
+is laid out, and which kernels can compute it. No other file asks a pattern for its class: a new
+pattern is one class, here or in a user's own file.
 
 A pattern lays out a row as one or several *parts* of tokens (a text; its noisy copy and itself; a text and drafts).
 `join` concatenates parts and `split` takes a row apart again.

@@ -28,7 +28,7 @@ class Batch:
         tokens: int32 [B, L]; the mask id where there is no document.
         segment_ids: int32 [B, L], the document's number in its row, from 1; 0 where there is none.
         positions: int32 [B, L], 0, 1, ... from the document's (or the row's) first position.
-        context_mask: bool [B, L], context: never noised and never scored (begin of text, a row's first token, a prompt).
+        context_mask: bool [B, L], context: never noised or scored (begin of text, a row's first token, a prompt).
         loss_mask: bool [B, L], targets: noised by a process, scored and counted.
 
     Positions of a document that are neither repeat its end of text up to the end of its canvas. A process noises them
@@ -112,16 +112,16 @@ class LogitsHead(Protocol):
         """sum of weights * -log softmax(logits)[targets]; targets int32 [B, L] in 0..V-1 where weights is not 0."""
 
     def map_positions(self, function: Callable[..., Array], *arguments: Array) -> Array:
-        """function(logits [B, c, V], *arguments [B, c, ...]) -> [B, c, ...], applied to parts of the positions and joined
-        to [B, L, ...], in memory that doesn't grow with L x V; without gradient."""
+        """function(logits [B, c, V], *arguments [B, c, ...]) -> [B, c, ...], applied to parts of the positions and
+        joined to [B, L, ...], in memory that doesn't grow with L x V; without gradient."""
 
     def select(self, here: Array, other: "LogitsHead") -> "LogitsHead":
         """These predictions where `here`, bool [B, L]; elsewhere those of another head of the same network."""
 
     @property
     def embeddings(self) -> Array:
-        """float32 [W, E], W >= V: each token's input embedding, of norm sqrt(E). Only of a network that takes embeddings
-        as inputs (see `Denoise`)."""
+        """float32 [W, E], W >= V: each token's input embedding, of norm sqrt(E). Only of a network that takes
+        embeddings as inputs (see `Denoise`)."""
 
     def expected_embedding(self) -> Array:
         """softmax(logits) @ embeddings, float32 [B, L, E], in memory that doesn't grow with L x V; without gradient."""
@@ -151,8 +151,9 @@ class NoisyEmbeddings(NamedTuple):
     Args:
         signal_scale: float32 [B, L].
         noise: float32 [B, L, E].
-        logit_scale: float32 [B, L]; the network adds logit_scale * z . embedding(v) to the logit of each token v. That is
-            z's own log-likelihood of v up to a constant, as all embeddings have one norm. 0 where nothing is predicted.
+        logit_scale: float32 [B, L]; the network adds logit_scale * z . embedding(v) to the logit of each token v.
+            That is z's own log-likelihood of v up to a constant, as all embeddings have one norm. 0 where nothing is
+            predicted.
     """
 
     signal_scale: Array

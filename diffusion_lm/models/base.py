@@ -47,7 +47,7 @@ class Vocabulary:
 
 
 class ModelSpec(Protocol):
-    """What a network is; `TransformerSpec` says what each field means. Any dataclass with these can be a config's model."""
+    """What a network is: a dataclass with the fields that `TransformerSpec` describes."""
 
     width: int
     groups: tuple[LayerGroup, ...]
@@ -78,8 +78,8 @@ class TransformerSpec:
         tie_embeddings: whether the head's matrix is the embedding table.
         logit_softcap: logits are c tanh(logits / c); 0 for none.
         logit_shift: the network was trained to predict the next token at every position, under full attention too
-            (Dream). The head moves hidden states by one position, so that objectives and samplers see logits of the same
-            position. Causal attention predicts the next token as ever.
+            (Dream). The head moves hidden states by one position, so that objectives and samplers get logits of the
+            same position. Causal attention predicts the next token as always.
         time_conditioning: whether the time t is embedded, for layers with time_conditioning.
         self_conditioning: whether the network takes a prediction for the same tokens as a further input.
         router_aux_loss_weight: weight of the experts' load-balancing loss, for each layer (arXiv 2101.03961).

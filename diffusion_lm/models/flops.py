@@ -1,10 +1,9 @@
 """The operations that a network's products need, by formula: useful ones, whatever a compiler makes of them.
 
-Two for each multiplication and addition. Counted are the products with weights and those of attention, for pairs of
-positions that see each other; not the lookup of embeddings, norms, softmax, time conditioning, self-conditioning's own
-layer, or what a backward pass computes anew. Documents that end inside a row would make attention cheaper: each row
-counts as one document.
-(Appendix B of PaLM, arXiv 2204.02311, counts alike, but for a full square of attention.)
+Each multiplication and each addition counts as one. Counted are the products with weights and those of attention, for
+pairs of positions that attend to each other. Not counted: the lookup of embeddings, norms, softmax, time conditioning,
+the layer of self-conditioning, and what a backward pass computes anew. Each row counts as one document; several would
+make attention cheaper. (Appendix B of PaLM, arXiv 2204.02311, counts alike, but a full square of attention.)
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.nn.specs import ExpertsSpec
 from diffusion_lm.types import Batch
 
-BACKWARD = 3  # a step's operations for each of its forward pass: the pass, and two products for each of its products
+BACKWARD = 3  # a step's operations over those of its forward pass: the pass itself, and two products for each of its
 
 
 def of_pass(
@@ -47,25 +46,29 @@ def of_pass(
 
 
 def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
-    """One update's operations on a Batch (abstract will do): what `objective` asks of the network, and its gradient.
-    A network that is told what it said reads half of what is noised once before, for which there is no gradient.
+    """The operations of one update: the forward passes that `objective` makes, and their gradient.
 
-    objective: (denoise, teacher, key, batch) -> Losses; both are the network, of which teacher has no gradient.
+    With self-conditioning, half of the updates first predict what is noised without it, for which there is no gradient.
+
+    Args:
+        objective: (denoise, teacher, key, batch) -> Losses. Both are the network; teacher has no gradient.
+        batch: a Batch, abstract or not.
     """
     found = []
 
     def traced(params, key, batch):
-        bound = BoundModel(module=module, params=params)
+        network = BoundModel(module=module, params=params)
 
         def counting(times):
             def denoise(tokens, t, *, attention, positions, segment_ids, **vectors):
                 where = {"rows": len(positions), "length": positions.shape[1], "attention": attention}
                 found.append(times * of_pass(module, **where))
                 if times == BACKWARD and module.spec.self_conditioning and attention.may_be_noisy:
-                    found.append(_told(module, **where))
-                return bound.denoise(
-                    tokens, t, attention=attention, positions=positions, segment_ids=segment_ids, **vectors
-                )
+                    # Half of a first pass, and of the expected embeddings that follow from it.
+                    mean = 2 * where["rows"] * where["length"] * module.spec.width * module.vocabulary.size
+                    found.append((of_pass(module, **where, num_logits=where["length"]) + mean) // 2)
+                where = {"attention": attention, "positions": positions, "segment_ids": segment_ids}
+                return network.denoise(tokens, t, **where, **vectors)
 
             return denoise
 
@@ -74,9 +77,3 @@ def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
     params = nn.meta.unbox(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
     jax.eval_shape(traced, params, jax.random.key(0), batch)
     return sum(found)
-
-
-def _told(module: Transformer, rows: int, length: int, attention: AttentionPattern) -> int:
-    """Half of a first reading, and of the mean vectors that it gives."""
-    mean = 2 * rows * length * module.spec.width * module.vocabulary.size
-    return (of_pass(module, rows=rows, length=length, attention=attention, num_logits=length) + mean) // 2

@@ -105,7 +105,7 @@ class Transformer(nn.Module):
         return embeddings.signal_scale[..., None] * unit(rows) + embeddings.noise
 
     def _layers(self, x, cache, slots, time, positions, attention, ranges):
-        """All groups in a row: x, new keys and values of each layer, load-balancing losses of each group with experts."""
+        """All groups in a row: x, new keys and values of each layer, load-balancing losses of each group of experts."""
         new, uneven, groups = [], [], self.spec.groups
         for i, group in enumerate(groups):
             layer, rope = group.layer, group.layer.attention.rope
@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         return dot("bne,ef->bnf", hidden, second, self.exec.compute_dtype)
 
     def _shifted(self, x: Array, cache: KVCache | None, slots: Array | None, attention: AttentionPattern, segment_ids):
-        """Hidden states moved by one position, for a head that predicts the next token; and those that a cache keeps."""
+        """Hidden states moved by one position, for a head that predicts the next token, and what a cache keeps."""
         if cache is None:
             return attention.previous(x, segment_ids, None), x
         if slots is not None:

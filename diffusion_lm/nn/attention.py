@@ -116,64 +116,48 @@ def _in_chunks(
 
 
 def _chunked(q: Array, groups: int, multiple: int) -> Array:
-    """Queries [B, H, groups * L, D] -> [B, H, n, c, D]: n chunks of c, about 128 and a multiple of `multiple`; zeros fill
-    up each group's last.
+    """Queries [B, H, groups * L, D] -> [B, H, n, c, D]: n chunks of c queries, a multiple of `multiple`, with zeros
+    after each group's last query. Chunks are about _CHUNK long and nearly equal, so that few zeros are needed.
 
     Where a mesh cuts rows along their length, each device takes a part of every chunk: the end of a causal row attends
     to more than its beginning.
     """
     batch, heads, length, width = q.shape
-    length //= groups
-    count, size = _chunk_sizes(length, multiple)
+    length, ways = length // groups, ways_in_force("length")
+    ways = 1 if length % ways else ways
+    unit = math.lcm(multiple, ways)
+    units = -(-length // unit)
+    count = -(-units // max(1, _CHUNK * ways // unit))
+    size = min(unit * -(-units // count), length)
     q = jnp.pad(q.reshape(batch, heads, groups, length, width), ((0, 0),) * 3 + ((0, count * size - length), (0, 0)))
     return cut(q.reshape(batch, heads, groups * count, size, width), "batch", "heads", None, "length", None)
 
 
-def _chunk_sizes(length: int, block_size: int) -> tuple[int, int]:
-    """How many chunks, and their size: whole blocks, and nearly equal, so that little is filled up."""
-    ways = ways_in_force("length")
-    ways = 1 if length % ways else ways
-    unit = math.lcm(block_size, ways)
-    units = -(-length // unit)
-    count = -(-units // max(1, _CHUNK * ways // unit))
-    return count, min(unit * -(-units // count), length)
-
-
 def _attend(q: Array, sources: tuple[tuple[LayerKV, KeyRange], ...], length: int, compute_dtype: str) -> Array:
-    """`length` queries in chunks [B, H, n, c, D] over all sources together."""
+    """`length` queries in chunks [B, H, n, c, D] over all sources of keys together."""
     count, size = q.shape[2:4]
     spans = [(i * size, min((i + 1) * size, length)) for i in range(count)]
-    chunked = tuple((kv, key_range.chunked(count, size)) for kv, key_range in sources)
-    arrays, tree = jax.tree.flatten(chunked)
+    arrays, tree = jax.tree.flatten(tuple((kv, key_range.chunked(count, size)) for kv, key_range in sources))
+    together = -(-count // _WINDOWS)
 
     def here(q, *arrays):
-        return _attend_all(q, jax.tree.unflatten(tree, arrays), spans, compute_dtype, keep=length <= _KEEP_SCORES)
+        sources, parts = jax.tree.unflatten(tree, arrays), []
+        for first in range(0, count, together):  # neighbours share a window of keys, the widest that one of them needs
+            chunks = range(first, min(first + together, count))
+            some = [spans[i] for i in chunks]
+            views = tuple(view for source in sources if (view := _view(*source, some)) is not None)
+            parts.append(_attend_chunks(q, views, chunks, compute_dtype, keep=length <= _KEEP_SCORES))
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
 
     if ways_in_force("length") == 1:
         return here(q, *arrays)
-    return each_device(here, [("batch", "heads", None, "length", None), *map(_axes, arrays)])(q, *arrays)
-
-
-def _axes(array: Array) -> tuple[str | None, ...]:
-    """Each device has a part of each chunk of queries, and all keys: first and last [n, B, c], k and v, segment_ids."""
-    return {2: ("batch", None), 3: (None, "batch", "length"), 4: ("batch", "kv_heads", None, None)}[array.ndim]
-
-
-def _attend_all(q: Array, sources, spans: list[tuple[int, int]], compute_dtype: str, *, keep: bool) -> Array:
-    """Where there are many chunks, those that stand side by side share a window of keys, the widest that one needs."""
-    count = len(spans)
-    together = -(-count // _WINDOWS)
-    parts = []
-    for first in range(0, count, together):
-        chunks = range(first, min(first + together, count))
-        some = [spans[i] for i in chunks]
-        views = tuple(view for source in sources if (view := _view(*source, some)) is not None)
-        parts.append(_attend_chunks(q, views, chunks, compute_dtype, keep=keep))
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
+    # A device has a part of each chunk of queries, and all keys: segment_ids; first and last [n, B, c]; k and v.
+    axes = {2: ("batch", None), 3: (None, "batch", "length"), 4: ("batch", "kv_heads", None, None)}
+    return each_device(here, [("batch", "heads", None, "length", None), *(axes[a.ndim] for a in arrays)])(q, *arrays)
 
 
 class _View(NamedTuple):
-    """What some chunks see of one source: keys from index `start` on, of which each sees `width` from its offset on."""
+    """What some chunks attend to in one source: keys from index `start` on, each chunk `width` from its offset on."""
 
     kv: LayerKV
     segment_ids: Array | None
@@ -183,7 +167,7 @@ class _View(NamedTuple):
     offsets: tuple[int, ...]
 
     def by_blocks(self, queries: int) -> bool:
-        """Whether these are as many queries as keys, in whole blocks that each see themselves."""
+        """Whether a chunk has as many queries as keys, in whole blocks of which each attends to exactly itself."""
         block_size = self.key_range.block_size
         whole = all((self.start + offset) % self.width == 0 for offset in self.offsets)
         return 0 < block_size < queries == self.width and queries % block_size == 0 and whole
@@ -201,7 +185,7 @@ class _View(NamedTuple):
 
 
 def _view(kv: LayerKV, key_range: KeyRange, spans: list[tuple[int, int]]) -> _View | None:
-    """None where there is nothing to be seen."""
+    """None where these chunks attend to no key of the source."""
     windows = [key_range.window(*span) for span in spans]
     width = max(stop - start for start, stop in windows)
     if not width:
@@ -218,42 +202,44 @@ def _attend_chunks(q: Array, views: tuple[_View, ...], chunks: range, compute_dt
     def one(q, ranges, offsets):
         return _attend_chunk(q, views, ranges, offsets, compute_dtype)
 
-    def seen(which: int | slice):
-        return [
-            (v.key_range.first[which], v.key_range.last[which], _maybe(v.key_range.query_segment_ids, which))
-            for v in views
-        ]
+    def ranges_of(which: int | slice):
+        ranges = [(v.key_range.first, v.key_range.last, v.key_range.query_segment_ids) for v in views]
+        return jax.tree.map(lambda a: a[which], ranges)
 
     one = one if keep else jax.checkpoint(one, prevent_cse=len(chunks) == 1)
     if len(chunks) == 1:
-        return one(q[:, :, chunks.start], seen(chunks.start), [0 for _ in views])[:, :, None]
+        return one(q[:, :, chunks.start], ranges_of(chunks.start), [0 for _ in views])[:, :, None]
     some = slice(chunks.start, chunks.stop)
     offsets = [jnp.asarray(v.offsets, jnp.int32) for v in views]
-    each = jnp.moveaxis(q[:, :, some], 2, 0), seen(some), offsets
+    each = jnp.moveaxis(q[:, :, some], 2, 0), ranges_of(some), offsets
     return jnp.moveaxis(jax.lax.map(lambda chunk: one(*chunk), each), 0, 2)
 
 
-def _maybe(a: Array | None, which: int | slice) -> Array | None:
-    return None if a is None else a[which]
-
-
 def _attend_chunk(q: Array, views: tuple[_View, ...], ranges, offsets, compute_dtype: str) -> Array:
-    """q [B, H, c, D]; of each view, first, last and segment_ids [1 or B, c] of these queries, and the window's offset."""
+    """One chunk.
+
+    Args:
+        q: [B, H, c, D].
+        ranges: for each view, first, last and segment_ids of these queries, [1 or B, c].
+        offsets: for each view, where the chunk's window of keys begins.
+    """
     batch, heads, size, width = q.shape
     kv_heads = views[0].kv.k.shape[1]
     q = q.reshape(batch, kv_heads, heads // kv_heads, size, width) / math.sqrt(width)
     scores, values, mixes = [], [], []
-    for view, key_range, offset in zip(views, ranges, offsets, strict=True):
+    for view, (first, last, query_segment_ids), offset in zip(views, ranges, offsets, strict=True):
         kv, segment_ids = view.keys(offset)
         if view.by_blocks(size):
-            scores.append(
-                _scores_by_block(q, kv.k, key_range[2], segment_ids, view.key_range.block_size, compute_dtype)
-            )
-            mixes.append(_mixed_by_block)
+            how = view.key_range.block_size, compute_dtype
+            scores.append(_block_scores(q, kv.k, query_segment_ids, segment_ids, *how))
+            mixes.append(_block_mix)
         else:
-            index = view.start + offset + jnp.arange(view.width, dtype=jnp.int32)
+            index = (view.start + offset + jnp.arange(view.width, dtype=jnp.int32))[None, None]
+            mask = (first[:, :, None] <= index) & (index <= last[:, :, None])
+            if query_segment_ids is not None:
+                mask &= query_segment_ids[:, :, None] == segment_ids[:, None]
             score = dot("bgrqd,bgdk->bgrqk", q, kv.k, compute_dtype)
-            scores.append(jnp.where(_mask(*key_range, index, segment_ids)[:, None, None], score, _HIDDEN))
+            scores.append(jnp.where(mask[:, None, None], score, _HIDDEN))
             mixes.append(functools.partial(dot, "bgrqk,bgkd->bgrqd"))
         values.append(kv.v)
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
@@ -264,27 +250,18 @@ def _attend_chunk(q: Array, views: tuple[_View, ...], ranges, offsets, compute_d
     return mixed.reshape(batch, heads, size, width)
 
 
-def _scores_by_block(
-    q: Array,
-    k: Array,
-    query_segment_ids: Array | None,
-    key_segment_ids: Array | None,
-    block_size: int,
-    compute_dtype: str,
-) -> Array:
-    """Each block of queries [B, G, R, c, D] on its own keys [B, G, D, c]: [B, G, R, c, block]. (A chunk's keys all at
-    once are many times as many scores, to be made, masked, and thrown away.)"""
+def _block_scores(q: Array, k: Array, query_segment_ids, key_segment_ids, block_size: int, compute_dtype: str) -> Array:
+    """Each block of queries [B, G, R, c, D] on its own keys [B, G, D, c]: [B, G, R, c, block]. (On all keys of the
+    chunk there are many times as many scores, to be computed, masked, and thrown away.)"""
     k = jnp.moveaxis(k.reshape(*k.shape[:3], -1, block_size), 3, 2)
     score = dot("bgnrqd,bgndk->bgnrqk", _by_block(q, block_size), k, compute_dtype)
     if query_segment_ids is not None:
-        same = query_segment_ids.reshape(-1, k.shape[2], block_size, 1) == key_segment_ids.reshape(
-            -1, k.shape[2], 1, block_size
-        )
-        score = jnp.where(same[:, None, :, None], score, _HIDDEN)
+        queries, keys = (a.reshape(-1, k.shape[2], block_size) for a in (query_segment_ids, key_segment_ids))
+        score = jnp.where((queries[..., None] == keys[:, :, None])[:, None, :, None], score, _HIDDEN)
     return jnp.moveaxis(score, 2, 3).reshape(*q.shape[:4], block_size)
 
 
-def _mixed_by_block(weights: Array, value: Array, compute_dtype: str) -> Array:
+def _block_mix(weights: Array, value: Array, compute_dtype: str) -> Array:
     """Each block's weights [B, G, R, c, block] of its own values [B, G, c, D]: [B, G, R, c, D]."""
     block_size = weights.shape[-1]
     values = value.reshape(*value.shape[:2], -1, block_size, value.shape[3])
@@ -295,12 +272,3 @@ def _mixed_by_block(weights: Array, value: Array, compute_dtype: str) -> Array:
 def _by_block(a: Array, block_size: int) -> Array:
     """[B, G, R, c, D] -> [B, G, n, R, block, D]."""
     return jnp.moveaxis(a.reshape(*a.shape[:3], -1, block_size, a.shape[4]), 3, 2)
-
-
-def _mask(
-    first: Array, last: Array, query_segment_ids: Array | None, index: Array, key_segment_ids: Array | None
-) -> Array:
-    """bool [1 or B, queries, keys]: first, last [1 or B, queries] and the indices of the keys."""
-    index = index[None, None]
-    seen = (first[:, :, None] <= index) & (index <= last[:, :, None])
-    return seen if query_segment_ids is None else seen & (query_segment_ids[:, :, None] == key_segment_ids[:, None])

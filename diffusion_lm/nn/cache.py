@@ -33,7 +33,7 @@ class KVCache:
     Args:
         layers: one LayerKV of S slots a layer (not stacked: slicing a stack in a decoding loop copies it).
         length: int32 [B].
-        hidden: [B, S, E], the last hidden states, kept for a head that predicts the next token; None for other networks.
+        hidden: [B, S, E], the last hidden states, for a head that predicts the next token; None for other networks.
     """
 
     layers: tuple[LayerKV, ...]
@@ -55,7 +55,7 @@ class CachedLayer(NamedTuple):
 
 
 class NewEntries(NamedTuple):
-    """What a forward pass computed for a cache: a LayerKV a layer, and hidden states [B, L, E] where a cache keeps them."""
+    """What a forward pass adds to a cache: a LayerKV a layer, and hidden states [B, L, E] where a cache keeps them."""
 
     layers: tuple[LayerKV, ...]
     hidden: Array | None
@@ -88,7 +88,7 @@ def empty(*, heads: tuple[tuple[int, int], ...], batch: int, slots: int, dtype, 
 def after(x: Array, done: Array) -> Array:
     """The integers x, available once `done` has been computed.
 
-    An optimization barrier would say so, but XLA's CPU compiler removes barriers before it decides which buffers to copy.
+    An optimization barrier would say so, but XLA's CPU compiler removes those before it decides what to copy.
     This is a dependency of data instead: no float exceeds infinity, so nothing is added.
     """
     return x + (done[(0,) * done.ndim] > jnp.inf).astype(x.dtype)

@@ -1,7 +1,7 @@
-"""Attention by cuDNN's kernel for NVIDIA's GPUs, through `jax.nn.dot_product_attention`: lowered for them, run on none.
+"""Attention by cuDNN's kernel for NVIDIA's GPUs, through `jax.nn.dot_product_attention`: tested by lowering only.
 
-It reads causally or both ways, in bfloat16. Documents would take a mask of length squared: here a few more columns of
-queries and keys tell them apart, whose product is 0 inside a document and far below any score between two.
+It is causal or full, in bfloat16. Documents would take a mask of length squared. Here a few more columns of queries and
+keys keep them apart, whose product is 0 inside a document and far below any score between two.
 """
 
 import functools
@@ -15,7 +15,7 @@ from diffusion_lm.nn.cache import LayerKV
 from diffusion_lm.sharding import each_device, platform, ways_in_force
 
 Array = jax.Array
-_COLUMNS = 8  # the kernel takes heads whose width is a multiple of it
+_COLUMNS = 8  # the kernel needs heads whose width is a multiple of it
 _APART = 16.0  # two documents' scores are 2 x its square apart; whole multiples of it are exact in bfloat16
 
 _fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
@@ -25,7 +25,8 @@ def check_devices() -> None:
     """ValueError off GPUs, and where a mesh cuts rows along their length."""
     if platform() != "gpu":
         raise ValueError(
-            f"exec.attention_kernel=cudnn is for NVIDIA's GPUs and this runs on {platform()}: set exec.attention_kernel=auto"
+            f"exec.attention_kernel=cudnn is for NVIDIA's GPUs and this runs on {platform()}: set "
+            "exec.attention_kernel=auto"
         )
     if ways_in_force("length") > 1:
         raise ValueError(
@@ -35,9 +36,9 @@ def check_devices() -> None:
 
 
 def cudnn_attention(q: Array, new: LayerKV, kind: str, key_range: KeyRange, *, compute_dtype: str) -> Array:
-    """As `attention.dot_product_attention` for rows that see themselves alone: q [B, H, L, D] -> float32, alike.
+    """As `attention.dot_product_attention`, without a cache, for one group of queries: q [B, H, L, D] -> float32, as q.
 
-    ValueError for heads wider than the kernel takes.
+    ValueError for heads that are too wide for the kernel.
     """
     length, width = q.shape[2:]
     documents = _documents(kind, key_range, length)
@@ -58,19 +59,19 @@ def cudnn_attention(q: Array, new: LayerKV, kind: str, key_range: KeyRange, *, c
 
 
 def _documents(kind: str, key_range: KeyRange, length: int) -> Array | None:
-    """int32 [1 or B, L], 1 or more, for `_even` to fill up with another one; None where nobody could tell."""
+    """int32 [1 or B, L], 1 or more, for `_even` to pad with another one; None where that makes no difference."""
     if key_range.query_segment_ids is not None:
         return key_range.query_segment_ids + 1
     return jnp.ones((1, length), jnp.int32) if length % 2 and kind == "full" else None
 
 
 def _even(a: Array) -> Array:
-    """[B, L, ...], a zero more where L is odd: gradients of such aren't to be had."""
+    """[B, L, ...] with a zero more where L is odd: the kernel has no gradient of odd lengths."""
     return jnp.pad(a, ((0, 0), (0, a.shape[1] % 2)) + ((0, 0),) * (a.ndim - 2))
 
 
 def _widened(q: Array, k: Array, v: Array, documents: Array | None = None) -> tuple[Array, Array, Array]:
-    """[B, L, heads, D], each with as many columns more as documents need, and zeros up to a multiple of eight."""
+    """[B, L, heads, D] with the columns that keep documents apart, and zeros up to a multiple of eight."""
     if documents is not None:
         of_queries, of_keys = _codes(documents, q.shape[1])
         q, k = (

@@ -1,5 +1,5 @@
-"""The one way to make a weight matrix, and the one matrix product: bfloat16 factors and float32 sums, forward and backward;
-forward, if asked, int8 factors."""
+"""The one way to create a weight matrix, and the one matrix product: bfloat16 factors and float32 sums, forward and
+backward; forward, optionally, int8 factors."""
 
 import functools
 import math

@@ -89,7 +89,7 @@ class ChunkedLogits:
         shared: tuple[Array, ...] = (),
         teacher: "ChunkedLogits | None" = None,
     ) -> Array:
-        """See `types.LogitsHead`. Exact: gradients are computed chunk by chunk in the forward pass, no logits are kept."""
+        """See `types.LogitsHead`. Exact: gradients are computed chunk by chunk in the forward pass."""
         if teacher is not None:
             loss = functools.partial(_with_teacher, loss, teacher.spec)
             table = _gathered(teacher.table, teacher.spec.compute_dtype)
@@ -169,7 +169,7 @@ def _forward(hidden, table, weights, arguments, shared, loss, spec, ways):
 
 
 def _gathered(table: Array, compute_dtype: str) -> Array:
-    """The table in the products' type, gathered once: what is cut along its width would be gathered anew in each turn."""
+    """The table in the products' type, gathered once and not in each turn of a sweep."""
     return nn.with_logical_constraint(table.astype(compute_dtype), ("vocab", None))
 
 

@@ -1,7 +1,7 @@
-"""A mixture of experts: of many feed-forwards, each position takes a few, and none is ever turned away.
+"""A mixture of experts: of many feed-forward layers each position uses a few. There is no capacity limit.
 
-Positions are sorted by expert and go through in blocks of one expert each, as many as there are: what is computed is
-what was chosen, and up to a tenth more to fill the blocks. (`jax.lax.ragged_dot` computes every expert for every
+Positions are sorted by expert and computed in blocks of one expert each, as many as are needed: the chosen pairs of
+position and expert, and up to a tenth more to fill the blocks. (`jax.lax.ragged_dot` computes every expert for every
 position on CPUs and on NVIDIA's GPUs, jax 0.10.2.) A block's products are formed anew in the backward pass.
 """
 

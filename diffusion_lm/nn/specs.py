@@ -16,8 +16,8 @@ class Execution:
 
     Args:
         compute_dtype: the type of the factors of matrix products; sums are float32 in any case.
-        attention_kernel: "splash" is TPUs' kernel, "cudnn" is NVIDIA GPUs' (tested by lowering only) for plain causal and
-            full attention, both in bfloat16; "chunked" is plain XLA; "auto" is splash on TPUs, else chunked.
+        attention_kernel: "splash" is TPUs' kernel, "cudnn" is NVIDIA GPUs' (tested by lowering only) for plain causal
+            and full attention, both in bfloat16; "chunked" is plain XLA; "auto" is splash on TPUs, else chunked.
         remat: what a layer keeps for its backward pass: "none" keeps all, "dots" only its products, "full" nothing.
         quantization: "int8" multiplies in int8 in the forward pass of layers, at twice the rate of bfloat16 on some
             accelerators (as AQT does, github.com/google/aqt). All else, and the gradient, stays in `compute_dtype`.

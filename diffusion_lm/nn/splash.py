@@ -1,7 +1,7 @@
-"""Attention by the kernel that JAX has for TPUs, splash attention: scores never leave a core, and squares of queries
-and keys of which nobody sees anybody aren't computed.
+"""Attention by JAX's kernel for TPUs, splash attention: scores never leave a core, and squares of queries and keys in
+which no query attends to any key aren't computed.
 
-The squares follow from the same runs of keys that `nn.sight` speaks of; documents are told apart inside them.
+The squares follow from the pattern's key ranges; documents are masked inside them.
 """
 
 import functools
@@ -18,7 +18,7 @@ from diffusion_lm.nn.cache import LayerKV
 from diffusion_lm.sharding import cut, each_device, platform, ways_in_force
 
 Array = jax.Array
-_LANES = 128  # the kernel takes multiples of so many queries and keys
+_LANES = 128  # the kernel needs multiples of so many queries and keys
 _SQUARE = 512  # queries, and keys, of a square at most
 _NOBODY = -1  # the document of what only fills up squares
 
@@ -26,10 +26,10 @@ _NOBODY = -1  # the document of what only fills up squares
 def splash_attention(
     q: Array, new: LayerKV, pattern: AttentionPattern, ranges: Ranges, *, compute_dtype: str, window: int = 0
 ) -> Array:
-    """As `attention.dot_product_attention` for rows that see themselves alone: q [B, H, L, D] -> float32, alike.
+    """As `attention.dot_product_attention` without a cache: q [B, H, L, D] -> float32, alike.
 
     Where a mesh cuts rows along their length, each device takes a part of every chunk of queries, and so as much work
-    as others. Off TPUs the kernel is interpreted, slowly: for tests.
+    as the others. Off TPUs the kernel is interpreted, slowly: for tests.
     """
     batch, heads, length, width = q.shape
     ways = ways_in_force("length")
@@ -50,7 +50,7 @@ def splash_attention(
 
     shared = ("batch", "kv_heads", None, None)
     axes = ("batch", "heads", None, "length", None), shared, shared, ("batch", None, "length"), ("batch", None)
-    # Which squares there are is cut like the queries; what they look like inside isn't.
+    # The list of squares is cut like the queries; their masks aren't.
     axes += tuple((None, None, None) if a.dtype == bool else (None, "length", None) for a in kernel)
     of_queries = of_keys.reshape(batch, count, ways * square)
     found = each_device(here, axes)(q, k, v, of_queries, of_keys, *kernel)
@@ -69,7 +69,7 @@ def _documents(ranges: Ranges, batch: int, length: int, more: int) -> Array:
 def _kernel(
     pattern: AttentionPattern, length: int, ways: int, square: int, interpret: bool, window: int = 0
 ) -> kernels.SplashAttentionKernel:
-    """For queries chunked out to `ways` devices, `square` of each chunk; its arrays are numpy's."""
+    """For queries in chunks of `square` on each of `ways` devices; its arrays are numpy's."""
     whole = -(-length // (square * ways)) * square * ways
     order = np.arange(whole).reshape(-1, ways, square).swapaxes(0, 1).reshape(-1)
     first, last = (runs[:, order] for runs in _runs(pattern, length, whole, window))
@@ -106,8 +106,8 @@ def _runs(pattern: AttentionPattern, length: int, whole: int, window: int) -> tu
 
 
 class _Seen(masks.Mask):
-    """Who sees whom, by runs of keys: first and last [2, queries]. Made square by square, never as a whole; one in
-    which all or none see is a single number, as nothing but that is asked of it."""
+    """Which query attends to which key, by runs of keys: first and last [n, queries]. Computed square by square, never
+    as a whole. A square of all True or all False is a single number: the kernel needs no more."""
 
     def __init__(self, first: np.ndarray, last: np.ndarray):
         self._first, self._last = first, last

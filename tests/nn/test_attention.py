@@ -60,14 +60,16 @@ def arrays(length, slots=0):
     return [rng.normal(size=shape).astype("f4") for shape in shapes]
 
 
-def value_and_gradients(q, k, v, g, pattern, length, *, segment_ids=None, slots=0, kernel="chunked"):
+def value_and_gradients(q, k, v, g, pattern, length, *, segment_ids=None, slots=0, **how):
     """The first `slots` keys and values are a cache's."""
 
     def run(q, k, v):
         kv = LayerKV(k=k, v=v)
         past = CachedLayer(kv=kv.cut(0, slots), length=jnp.asarray(FILLED, jnp.int32), slots=None) if slots else None
         new, ranges = kv.cut(slots, kv.slots), pattern.key_ranges(length, segment_ids)
-        return dot_product_attention(q, new, pattern, ranges, past, compute_dtype="float32", kernel=kernel)
+        return dot_product_attention(
+            q, new, pattern, ranges, past, compute_dtype="float32", **{"kernel": "chunked"} | how
+        )
 
     def both(q, k, v, g):
         out, back = jax.vjp(run, q, k, v)
@@ -94,7 +96,9 @@ def in_documents(pattern, length, first, second, **how):
     halves = 2 if isinstance(pattern, BlockDiffusionTraining) else 1
     inputs = arrays(halves * length)
     doubled = np.concatenate([segment_ids] * halves, axis=1)
-    seen = who_sees_whom(pattern, length)[None] & (doubled[:, :, None] == doubled[:, None])
+    at, window = np.tile(np.arange(length), halves), how.get("window", 0) or length
+    near = abs(at[:, None] - at[None]) < window
+    seen = (near & who_sees_whom(pattern, length))[None] & (doubled[:, :, None] == doubled[:, None])
     found = value_and_gradients(*inputs, pattern, length, segment_ids=jnp.asarray(segment_ids), **how)
     return found, dense(*inputs[:3], seen, inputs[3])
 
@@ -104,6 +108,14 @@ def in_documents(pattern, length, first, second, **how):
 def test_a_reading_is_the_dense_one(kind):
     """In documents: two in one row, three in the other, none of which ends where a chunk or a block does."""
     close(*in_documents(*READINGS[kind], 20, 13))
+
+
+@pytest.mark.usefixtures("dealing")
+@pytest.mark.parametrize("kind", READINGS)
+@pytest.mark.parametrize("window", [3, 7])
+def test_a_sliding_window_is_the_dense_one(kind, window):
+    """Narrower and wider than a block."""
+    close(*in_documents(*READINGS[kind], 20, 13, window=window))
 
 
 LONGER = {
@@ -120,6 +132,12 @@ def test_the_kernel_is_the_dense_one(kind, monkeypatch):
     """Interpreted, in two or three squares of queries and as many of keys; one row is one document, the other three."""
     monkeypatch.setattr(splash, "_SQUARE", 128)
     close(*in_documents(*LONGER[kind], 200, 61, kernel="splash"))
+
+
+@pytest.mark.parametrize("kind", ["causal", "noisy, causal"])
+def test_the_kernels_sliding_window_is_the_dense_one(kind, monkeypatch):
+    monkeypatch.setattr(splash, "_SQUARE", 128)
+    close(*in_documents(*LONGER[kind], 200, 61, kernel="splash", window=9))
 
 
 def test_the_kernel_computes_no_square_of_which_nobody_sees_anybody():
