@@ -56,7 +56,11 @@ class Cosine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Polynomial:
-    """alpha = 1 - t^power, power > 0."""
+    """alpha = 1 - t^power.
+
+    Args:
+        power: above 0; 1 is `Linear`.
+    """
 
     power: float = 2.0
 
@@ -76,7 +80,12 @@ class Polynomial:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Geometric:
-    """alpha = exp(-low^(1-t) high^t), stretched to run from 1 to 0; the total noise grows by a constant factor."""
+    """alpha = exp(-low^(1-t) high^t), stretched to run from 1 to 0; the total noise grows by a constant factor.
+
+    Args:
+        low: total noise at t = 0, above 0.
+        high: total noise at t = 1, above `low`.
+    """
 
     low: float = 1e-3
     high: float = 10.0

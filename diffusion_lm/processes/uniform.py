@@ -16,8 +16,9 @@ _LEAST = 1e-12  # of alpha, which is nothing at t = 1
 class Uniform(Interpolating):
     """Uniform diffusion (D3PM, arXiv 2107.03006; UDLM, arXiv 2412.10193; Duo, arXiv 2506.10892).
 
-    A token that was written may be changed again in every later pass. mask: the mask's id, which this noise never
-    puts down; it is the number of pieces. `diffusion_lm.build` sets it.
+    Every later step may change a token again.
+
+    mask  the mask's id, which this noise never uses; `diffusion_lm.build` sets it
     """
 
     schedule: Schedule = dataclasses.field(default_factory=Linear)

@@ -27,7 +27,12 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupCosine:
-    """Linear up to 1 at update `warmup`, then half a cosine down to `final` at the last."""
+    """Linear warmup, then half a cosine down to the last update.
+
+    Args:
+        warmup: updates until the peak.
+        final: the last update's share of the peak, 0 to 1.
+    """
 
     warmup: int = 100
     final: float = 0.1
@@ -44,7 +49,13 @@ class WarmupCosine:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay:
-    """Linear up to 1 at update `warmup`, level, then linear over the last `decay` updates to `final`."""
+    """Linear warmup, a constant rate, then a linear decay (arXiv 2404.06395).
+
+    Args:
+        warmup: updates until the peak.
+        decay: updates of the decay, the last ones; 0 for none.
+        final: the last update's share of the peak, 0 to 1.
+    """
 
     warmup: int = 100
     decay: int = 100
@@ -71,7 +82,16 @@ def _check_shape(schedule) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """lr is the peak; clip the largest global gradient norm, 0 for none; decay spares norms and other vectors."""
+    """AdamW (arXiv 1711.05101).
+
+    Args:
+        lr: the peak learning rate.
+        schedule: its course over the updates.
+        b1, b2: decay of the first and second moment, in [0, 1).
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, per update and unit of learning rate; norms and other vectors are spared.
+        grad_clip_norm: the largest global gradient norm; larger gradients are scaled down to it. 0 for no limit.
+    """
 
     lr: float = 1e-3
     schedule: WarmupCosine | WarmupStableDecay = WarmupCosine()

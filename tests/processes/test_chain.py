@@ -1,8 +1,6 @@
 """Chain process's bound and way back, against all canvases of a small world (`chain`)."""
 
 import dataclasses
-import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +9,16 @@ import pytest
 from support import chain
 from support.canvas import denoised
 from support.oracle import LENGTH, MASK, NEVER, VOCAB, blank, entropy, p_value, truth
+from support.pages import example
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.flow import MaskFlow, UniformFlow
-from diffusion_lm.processes.interpolating import Interpolating, Noise
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.state_dependent import StateDependentMasking
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
-from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial, Schedule
+from diffusion_lm.schedules import Cosine, Geometric, Linear, Polynomial
 from diffusion_lm.types import DenseLogits
 
 TOKENWISE = StateDependentMasking(powers=(0.5, 1.0, 2.0), mask=MASK)
@@ -170,18 +168,9 @@ def test_exponents_that_fit_no_vocabulary_are_refused(powers):
         StateDependentMasking(powers=powers, mask=MASK)
 
 
-def readmes_process():
-    """The class that the README shows how to add."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(@dataclasses[^`]*class Blend[^`]*)```", text)
-    known = {"dataclasses": dataclasses, "jnp": jnp, "Interpolating": Interpolating, "Noise": Noise}
-    exec(code, known | {"Schedule": Schedule, "Linear": Linear}, made := {})
-    return made["Blend"]
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_the_readmes_process_passes_the_same(schedule):
-    process = readmes_process()(schedule=schedule, mask=MASK)
+def test_the_documented_process_passes_the_same(schedule):
+    process = example("my_package/process.py")["Blend"](schedule=schedule, mask=MASK)
     assert abs(chain.bound(process) - entropy()) < 1e-4
     coarse, fine = (np.abs(chain.written(process, n) - truth()).sum() / 2 for n in (2, 32))
     assert coarse > 3 * fine
