@@ -69,11 +69,12 @@ class Program(NamedTuple):
     flops: int
 
 
-class Pieces(NamedTuple):
-    """All that a program needs of a tokenizer."""
+class PlannedTokenizer(NamedTuple):
+    """What a program needs to know of a tokenizer that may not exist yet."""
 
     vocab: int
     eos: int = 1
+    bos: int = 1
 
     @property
     def mask(self) -> int:
@@ -121,7 +122,7 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
     train = dataclasses.replace(config.train, batch_size=batch, steps_per_call=1)
     config = dataclasses.replace(config, train=train)
     check_rows(config, mesh)
-    module, process = build_model(config, pieces(config))
+    module, process = build_model(config, planned_tokenizer(config))
     loss = build_loss(config, module, process)
     update = build_update(config, mesh, loss, build_init(module, process), {})
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -140,8 +141,8 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
 
 def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """Prompts of half the context and as many new tokens, by canvases if the objective trains them."""
-    module, process = build_model(config, pieces(config))
-    model = LoadedModel(config, pieces(config), process, network=None, step=0, meta=None, prepared={})
+    module, process = build_model(config, planned_tokenizer(config))
+    model = LoadedModel(config, planned_tokenizer(config), process, network=None, step=0, meta=None, prepared={})
     length = config.data.seq_len // 2
     prompt = config.data.seq_len - length
     if not config.objective.layout.denoises:
@@ -194,11 +195,11 @@ def _generation_flops(module: Transformer, rows: int, width: int, prompt: int, l
     return total
 
 
-def pieces(config: Config) -> Pieces:
-    """The size of the config's vocabulary, or its upper bound before the tokenizer is trained."""
+def planned_tokenizer(config: Config) -> PlannedTokenizer:
+    """The config's vocabulary, or its upper bound before the tokenizer is trained."""
     tokenizer = getattr(config.data, "tokenizer", None)
     tokenizer = SentencePiece.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    return Pieces(config.data.vocab_size if tokenizer is None else tokenizer.vocab)
+    return PlannedTokenizer(config.data.vocab_size if tokenizer is None else tokenizer.vocab)
 
 
 # ---- compilation ----
