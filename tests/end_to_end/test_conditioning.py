@@ -1,4 +1,4 @@
-"""Networks that are told more than the text: trained, asked, written with and distilled, as the launchers do it."""
+"""Networks with self-conditioning, time, learned noise or embeddings: trained, sampled and distilled from configs."""
 
 import dataclasses
 from pathlib import Path
@@ -36,7 +36,7 @@ def config_of(kind, text, *settings):
 
 
 def trained(kind, text, home, *settings):
-    """What three updates make of it."""
+    """The result of three updates, and the loaded run."""
     config = config_of(kind, text, *settings)
     run = build(config, home)
     return loop.run(run.job, config.train, home, run.checkpoints), load_for_inference(home)
@@ -49,7 +49,7 @@ def asked(model, **rest):
 
 
 def test_a_uniform_canvas_over_a_causal_prefix(text, tmp_path):
-    """DiffusionGemma's way, end to end; what doesn't go with it says so."""
+    """Like DiffusionGemma, end to end; what it doesn't support is refused."""
     result, model = trained("joint_uniform", text, tmp_path)
     assert np.isfinite(result.values["loss/canvas"]) and np.isfinite(result.values["loss/causal"])
     assert "self_conditioning" in model.network.params
@@ -66,7 +66,7 @@ def flow(text, tmp_path_factory):
 
 
 def test_a_flow_of_vectors(flow):
-    """What is reported is the bound, not what was trained."""
+    """The reported loss is the bound, not the training loss."""
     _, result, model = flow
     assert result.values["valid/canvas"] > 1.0 and model.process.width == 16
     writer = presets.reverse_process(model, **asked(model))
@@ -78,7 +78,7 @@ def test_a_flow_of_vectors(flow):
 
 
 def test_exponents_are_learned_with_the_network(text, tmp_path):
-    """They come back with it, and the text is written by them."""
+    """They are loaded with the network, and sampling uses them."""
     result, model = trained("learned", text, tmp_path / "learned", "train.eval_every=3", "train.ema_decay=0.5")
     powers = np.array(model.process.powers)
     assert powers.shape == (model.tokenizer.mask,) and 0 < np.abs(np.log(powers)).max() < 0.01
