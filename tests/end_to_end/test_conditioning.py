@@ -43,9 +43,8 @@ def trained(kind, text, home, *settings):
 
 
 def asked(model, **rest):
-    return {
-        "sampling": SamplingParams(suppressed=model.tokenizer.suppressed), "canvas_length": 0, "denoising_steps": 3, **rest,
-    }  # fmt: skip
+    sampling = SamplingParams(suppressed=model.tokenizer.suppressed)
+    return {"sampling": sampling, "canvas_length": 0, "denoising_steps": 3, **rest}
 
 
 def test_a_uniform_canvas_over_a_causal_prefix(text, tmp_path):
