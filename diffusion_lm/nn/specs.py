@@ -84,7 +84,13 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeSpec:
-    """Rotary position embedding (arXiv 2104.09864) of the first `fraction` of each head's width."""
+    """Rotary position embedding (arXiv 2104.09864).
+
+    Args:
+        theta: base of the rates.
+        fraction: the first part of each head's width that is rotated, in (0, 1].
+        scaling: stretched rates for longer texts; None for none.
+    """
 
     theta: float = 10_000.0
     fraction: float = 1.0
@@ -117,7 +123,14 @@ class AttentionSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MLPSpec:
-    """A feed-forward layer of `dim` hidden units; gated: activation(x W_gate) * (x W_up) W_down (arXiv 2002.05202)."""
+    """A feed-forward layer.
+
+    Args:
+        dim: hidden units.
+        gated: activation(x W_gate) * (x W_up) W_down (arXiv 2002.05202), in place of activation(x W_up) W_down.
+        activation: its nonlinearity; relu2 is relu squared.
+        bias: whether its products have biases.
+    """
 
     dim: int
     gated: bool = True
@@ -184,7 +197,12 @@ class LayerSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerGroup:
-    """`repeat` layers alike, one after the other."""
+    """Layers alike, one after the other.
+
+    Args:
+        layer: the layer.
+        repeat: how many.
+    """
 
     layer: LayerSpec
     repeat: int
