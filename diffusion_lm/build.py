@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,16 +22,14 @@ from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.objectives.learned_noise import LearnedNoise
 from diffusion_lm.objectives.self_conditioning import SelfConditionedObjective
 from diffusion_lm.processes.base import Process
-from diffusion_lm.training import state as train_state
 from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
 from diffusion_lm.training.loop import TrainLoop
-from diffusion_lm.training.step import LossFn, Step, make_step, make_steps
+from diffusion_lm.training.step import LossFn
+from diffusion_lm.training.update import Constants, InitFn, build_update
 from diffusion_lm.types import Batch, Loss
 from diffusion_lm.validation import check_config, check_kernel, check_rows, check_workdir, runnable
 
 Array = jax.Array
-Constants = Mapping[str, Any]  # frozen networks and arrays by name: see `training.step.LossFn`
-InitFn = Callable[[Array, Constants], Any]  # key and constants -> parameters, boxed with their logical axes
 
 
 class LoadedModel(NamedTuple):
@@ -59,19 +57,6 @@ class LoadedModel(NamedTuple):
         """(key, batch) -> the objective's negative log likelihood or its bound, by part; jitted."""
         loss = jax.jit(build_elbo(self.config, self.network.module, self.process))
         return lambda key, batch: loss(self.network.params, key, batch, {})
-
-
-class CompiledUpdate(NamedTuple):
-    """A run's jitted functions on a mesh; nothing has run yet.
-
-    initial   (key, constants) -> the state before the first step
-    abstract  the state's shapes and shardings
-    step      (state, key, batches [S, B, L], constants) -> state, metrics [S]; donates the state
-    """
-
-    initial: Callable[[Array, Constants], train_state.TrainState]
-    abstract: train_state.TrainState
-    step: Step
 
 
 class Experiment(NamedTuple):
@@ -106,9 +91,6 @@ def build(config: Config, workdir: Path | str) -> Experiment:
     job = build_job(config, data, mesh, *losses, build_init(module, process), constants)
     job = dataclasses.replace(job, flops=functools.cache(lambda: update_flops(config, module, process)))
     return Experiment(config, job, checkpoints, data, module, process)
-
-
-# ---- parts ----
 
 
 def read_data(config: Config, stored: CheckpointMeta | None = None) -> TokenizedData:
@@ -202,8 +184,7 @@ def load_constants(
     constants, init = {}, build_init(module, process)
     for name, workdir in config.objective.frozen.items():
         if not workdir:
-            kind = type(config.objective).__name__
-            raise ValueError(f"{kind} needs a trained workdir: --set=objective.{name}=WORKDIR")
+            raise ValueError(f"the objective needs a trained workdir: --set=objective.{name}=WORKDIR")
         model = load_for_inference(workdir, allow_import=allowed_by(config))
         _check_same(config, tokenizer, model, f"objective.{name}={workdir}")
         shardings = sharding.state_shardings(mesh, jax.eval_shape(init, jax.random.key(0), {}))
@@ -241,9 +222,6 @@ def abstract_batch(config: Config) -> Batch:
     return Batch(tokens=ids, segment_ids=ids, positions=ids, context_mask=flags, loss_mask=flags)
 
 
-# ---- training ----
-
-
 def build_job(
     config: Config,
     data: TokenizedData,
@@ -255,9 +233,9 @@ def build_job(
 ) -> TrainLoop:
     """All that the loop calls, jitted and laid out on the mesh. Raises ValueError if rows and objective don't fit."""
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-    update, rows = build_update(config, mesh, loss, init, constants), config.train.batch_size
+    update = build_update(config.train, config.optim, mesh, loss, init, constants)
     jax.eval_shape(loss, update.abstract.params, train_key, abstract_batch(config), constants)
-    mine = sharding.rows_here(mesh, rows)
+    rows, mine = config.train.batch_size, sharding.rows_here(mesh, config.train.batch_size)
     return TrainLoop(
         initial=lambda: update.initial(init_key, constants),
         abstract=update.abstract,
@@ -268,31 +246,6 @@ def build_job(
         evaluate=build_evaluate(config, data, mesh, elbo, constants, eval_key),
         key=jax.jit(lambda key: key, out_shardings=sharding.replicated(mesh))(train_key),
         meta=CheckpointMeta(config=to_json(config), tokenizer=encode(data.tokenizer), corpus=data.fingerprint),
-    )
-
-
-def build_update(
-    config: Config, mesh: jax.sharding.Mesh, loss: LossFn, init: InitFn, constants: Constants
-) -> CompiledUpdate:
-    """The jitted update and its state's layout. Runs nothing, so the mesh's devices need not exist.
-
-    `constants` may be abstract, with the shardings that they will have.
-    """
-    train, optim, key = config.train, config.optim, jax.random.key(0)
-    optimizer = optim.build(train.steps, jax.eval_shape(init, key, constants))
-
-    def initial(key: Array, constants: Constants) -> train_state.TrainState:
-        return train_state.initial(lambda key: init(key, constants), optimizer, train.ema_decay > 0, key)
-
-    rate, accumulate = optim.rate(train.steps), train.grad_accum_steps
-    steps = make_steps(make_step(loss, optimizer, rate, grad_accum_steps=accumulate, ema=train.ema_decay))
-    boxed = jax.eval_shape(initial, key, constants)
-    shardings, whole = sharding.state_shardings(mesh, boxed), sharding.replicated(mesh)
-    first = sharding.on(mesh, lambda key, constants: train_state.unboxed(initial(key, constants)))
-    return CompiledUpdate(
-        initial=jax.jit(first, out_shardings=shardings),
-        abstract=sharding.placed(train_state.unboxed(boxed), shardings),
-        step=jax.jit(sharding.on(mesh, steps), donate_argnums=0, out_shardings=(shardings, whole)),
     )
 
 
@@ -315,9 +268,6 @@ def build_evaluate(
         return {f"valid/{name}": float(total.mean) for name, total in totals.items()}
 
     return evaluate
-
-
-# ---- inference ----
 
 
 def load_for_inference(

@@ -1,4 +1,4 @@
-"""Noise schedules: alpha(t), the part of x0 still there at time t, lost(t) = 1 - alpha(t), and alpha's derivative.
+"""Noise schedules: alpha(t), the share of x_0 that is left at time t, 1 - alpha(t), and the derivative of alpha.
 
 Every schedule falls from alpha(0) = 1 to alpha(1) = 0. Times and results are float32 of any one shape.
 Linear, cosine, polynomial: MD4 (arXiv 2406.04329, table 1). Geometric: SEDD (arXiv 2310.16834, section 5),
@@ -28,7 +28,7 @@ class Schedule(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear:
-    """alpha = 1 - t: the masked share grows evenly."""
+    """alpha = 1 - t."""
 
     def alpha(self, t: Array) -> Array:
         return 1.0 - t
@@ -42,7 +42,7 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """alpha = 1 - cos(pi/2 (1 - t)): unmasks slowly at first, when little is known."""
+    """alpha = 1 - cos(pi/2 (1 - t)): unmasks slowly at first, when there is little context."""
 
     def alpha(self, t: Array) -> Array:
         return 1.0 - self.one_minus_alpha(t)

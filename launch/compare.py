@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from diffusion_lm import lock
 from diffusion_lm.build import LoadedModel, build, load_for_inference, read_text
 from diffusion_lm.config import Config, load, override
 from diffusion_lm.data import loader
@@ -56,27 +57,28 @@ def main() -> dict:
     command.needs("matplotlib", "viz", "the figure")
     kinds, records = _kinds(), {}
     home.mkdir(parents=True, exist_ok=True)
-    plan = _plan(home, kinds)
-    for kind in kinds:
-        record = records[kind] = Record(home / kind / "record.json")
-        config = _config(kind, plan["steps"])
-        if teacher := _teacher(kind, kinds):
-            config = override(config, [f"objective.teacher={home / teacher}"])
-            if "failed" in records[teacher]:
-                record.keep(failed=f"its teacher, {teacher}, failed")
-        if not _train(kind, config, home / kind, record):
-            return {"interrupted": kind, **plan}
-        if "failed" not in record:
-            model, judge = load_for_inference(home / kind), load_for_inference(home / "ar")
-            _score(model, record)
-            _sample(model, judge, record)
-    out, lines = Path(OUT.value or home), rows(records)
-    out.mkdir(parents=True, exist_ok=True)
-    table, figure = out / "table.md", out / f"figure.{FIGURE.value}"
-    write_whole(table, markdown(lines).encode())
-    draw(lines, figure)
-    seconds = round(time.perf_counter() - started, 1)
-    return {**plan, "rows": lines, "table": str(table), "figure": str(figure), "seconds": seconds}
+    with lock.hold(home / lock.NAME):
+        plan = _plan(home, kinds)
+        for kind in kinds:
+            record = records[kind] = Record(home / kind / "record.json")
+            config = _config(kind, plan["steps"])
+            if teacher := _teacher(kind, kinds):
+                config = override(config, [f"objective.teacher={home / teacher}"])
+                if "failed" in records[teacher]:
+                    record.keep(failed=f"its teacher, {teacher}, failed")
+            if not _train(kind, config, home / kind, record):
+                return {"interrupted": kind, **plan}
+            if "failed" not in record:
+                model, judge = load_for_inference(home / kind), load_for_inference(home / "ar")
+                _score(model, record)
+                _sample(model, judge, record)
+        out, lines = Path(OUT.value or home), rows(records)
+        out.mkdir(parents=True, exist_ok=True)
+        table, figure = out / "table.md", out / f"figure.{FIGURE.value}"
+        write_whole(table, markdown(lines).encode())
+        draw(lines, figure)
+        seconds = round(time.perf_counter() - started, 1)
+        return {**plan, "rows": lines, "table": str(table), "figure": str(figure), "seconds": seconds}
 
 
 def _kinds() -> list[str]:

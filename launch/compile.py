@@ -30,7 +30,6 @@ from diffusion_lm.build import (
     build_init,
     build_loss,
     build_model,
-    build_update,
     update_flops,
 )
 from diffusion_lm.config import Config
@@ -42,6 +41,7 @@ from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.training.update import build_update
 from diffusion_lm.validation import check_kernel, check_rows
 from launch import command, topologies
 from launch.flags import Flags
@@ -124,7 +124,7 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
     check_rows(config, mesh)
     module, process = build_model(config, planned_tokenizer(config))
     loss = build_loss(config, module, process)
-    update = build_update(config, mesh, loss, build_init(module, process), {})
+    update = build_update(config.train, config.optim, mesh, loss, build_init(module, process), {})
     key = jax.eval_shape(lambda: jax.random.key(0))
     part = abstract_batch(config)
     whole = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, batch, *a.shape[1:]), a.dtype), part)

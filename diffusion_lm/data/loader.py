@@ -19,6 +19,7 @@ import grain
 import numpy as np
 from absl import logging
 
+from diffusion_lm import lock
 from diffusion_lm.data.corpora import Corpus
 from diffusion_lm.data.tokenizer import Tokenizer, lossless
 from diffusion_lm.types import Batch
@@ -78,10 +79,12 @@ def tokenize(
     if path.suffix != ".npy":
         raise ValueError(f"tokens are written to a .npy file, not to {path}")
     key = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": tokenizer.fingerprint, "pad": pad}
-    if (counts := _kept_counts(path, key)) is not None:
-        stream.counts.update(counts)
-        return stream.array(np.load(path, mmap_mode="r"))
-    return _write(path, stream, key)
+    if (counts := _kept_counts(path, key)) is None:
+        with lock.hold(path.with_suffix(".lock"), wait=True):
+            if (counts := _kept_counts(path, key)) is None:  # nor has another run written them meanwhile
+                return _write(path, stream, key)
+    stream.counts.update(counts)
+    return stream.array(np.load(path, mmap_mode="r"))
 
 
 class _Stream:
@@ -167,7 +170,6 @@ def _kept_counts(path: Path, key: dict) -> dict[str, int] | None:
 
 def _write(path: Path, stream: _Stream, key: dict) -> TokenArray:
     sidecar = path.with_suffix(".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     sidecar.unlink(missing_ok=True)  # so that it never describes other tokens than those beside it
     with _replacing(path) as file:
         length = _write_npy(file, stream)

@@ -20,7 +20,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation(Objective):
-    """KL(teacher | student) at noisy tokens (SDTT, arXiv 2410.21035, section 3).
+    """KL(teacher | student) at noisy tokens (SDTT, arXiv 2410.21035).
 
     The teacher denoises a text from time t to t - 1/student_steps in `teacher_steps` passes. The student, at t, learns
     the teacher's distribution of each token in the last pass in which that token was still noise. A student of n steps

@@ -17,7 +17,9 @@ Array = jax.Array
 class Absorbing(Process):
     """Masked diffusion (MDLM, arXiv 2406.07524, section 3; MD4, arXiv 2406.04329, section 2).
 
-    mask: the mask's id; `diffusion_lm.build` sets it to the row after the tokenizer's last piece.
+    Args:
+        schedule: alpha(t).
+        mask: the mask's id; `sized` sets it.
     """
 
     schedule: Schedule = dataclasses.field(default_factory=Linear)
@@ -52,13 +54,13 @@ class Absorbing(Process):
 
     def reveal_probability(self, t: Array, s: Array) -> Array:
         """The chance that a position masked at t is not masked at s < t; 1 where s = 0."""
-        lost = self.schedule.one_minus_alpha
-        return jnp.where(s <= 0, 1.0, (lost(t) - lost(s)) / lost(t))
+        masked = self.schedule.one_minus_alpha
+        return jnp.where(s <= 0, 1.0, (masked(t) - masked(s)) / masked(t))
 
     def rate_weight(self, t: Array) -> Array:
-        """-alpha'(t) / (1 - alpha(t)): what -log p(x0 | xt) of a masked position counts in continuous time."""
+        """-alpha'(t) / (1 - alpha(t)): the weight of -log p(x_0 | x_t) of a masked position in continuous time."""
         return -self.schedule.dalpha(t) / self.schedule.one_minus_alpha(t)
 
     def step_weight(self, t: Array, s: Array) -> Array:
-        """(alpha_s - alpha_t) / (1 - alpha_t): the same for one of finitely many steps t -> s."""
+        """(alpha_s - alpha_t) / (1 - alpha_t): the same for a step t -> s of finitely many."""
         return self.reveal_probability(t, s)

@@ -74,7 +74,7 @@ class Gaussian(Process):
         return jnp.where(noisy, alpha / sigma**2, 0.0)
 
     def snr_rate(self, t: Array) -> Array:
-        """-1/2 d/dt (alpha / sigma)^2: the bound's weight of |e - m|^2, in nats (VDM, equation 15)."""
+        """-1/2 d/dt (alpha / sigma)^2: the bound's weight of |e - m|^2 in continuous time, in nats (VDM)."""
         return (1.0 - t) / (self.noise**2 * t**3)
 
     def reverse(self, keys: Array, mean: Array, z: Array, t: Array, s: Array, churn: float) -> Array:

@@ -1,12 +1,12 @@
-"""Noise that is part mask, part uniform over the vocabulary: the formulas that `mixture` and `uniform` share.
+"""Noise that is part masks, part uniform over the vocabulary: the formulas that `mixture` and `uniform` share.
 
-q(x_t | x_0) keeps x_0 with probability alpha, masks it with `masked`, else draws any of V pieces. A prediction p enters
-as q(x_t | p) = sum over v of p_v q(x_t | v), so that its optimum is what the *other* positions say of a token: UDLM
-(arXiv 2412.10193) and GIDD (2503.04482) ask that of a network which sees the token itself. Here the network is asked
-what *all* positions say, p(x_0 | x_t), and what the position's own token z told, q(z | v), is divided out (`others`):
-the same bound, and far quicker to learn (docs/compare.md).
-With base = uniform / V and kappa = alpha / base, q(v | p) / base = 1 + kappa p_v, so all that a bound needs of V
-numbers is S = sum over v of log(1 + kappa p_v).
+q(x_t | x_0) keeps x_0 with probability alpha, masks it with `masked`, else samples any of V tokens. A prediction p
+enters as q(x_t | p) = sum over v of p_v q(x_t | v), so that the optimal p is conditioned on the *other* positions: UDLM
+(arXiv 2412.10193) and GIDD (2503.04482) require that of a network whose input includes the token itself. Here it
+predicts p(x_0 | x_t) from *all* positions, and the likelihood q(z | v) of the position's own token z is divided out
+(`others`): the same bound, and much faster to learn (docs/results).
+With base = uniform / V and kappa = alpha / base, q(v | p) / base = 1 + kappa p_v, so that a bound needs only
+S = sum over v of log(1 + kappa p_v).
 """
 
 from typing import NamedTuple
@@ -19,12 +19,12 @@ from diffusion_lm.processes.base import Process, broadcast_times
 from diffusion_lm.types import LogitsHead, one_hot
 
 Array = jax.Array
-_LEAST = 1e-12  # a share of noise below this is none
+_LEAST = 1e-12  # smaller shares of noise count as none
 
 
 class Noise(NamedTuple):
-    """A time's noise, float32 of the time's shape: kept + masked + uniform = 1, and the rates at which the forward
-    chain turns a token into a mask and into a piece drawn evenly."""
+    """The noise at a time, float32 of the time's shape: kept + masked + uniform = 1, and the rates at which the forward
+    chain turns a token into a mask and into a uniform token."""
 
     kept: Array
     masked: Array
@@ -34,21 +34,22 @@ class Noise(NamedTuple):
 
 
 class Interpolating(Process):
-    """A process of which a dataclass says `noise(t) -> Noise`; `mask` is the mask's id and so the number of pieces."""
+    """A process given by `noise(t)`; `mask` is the mask's id and the number of tokens."""
 
     mask: int
 
     def noise(self, t: Array) -> Noise:
+        """The noise at t."""
         raise NotImplementedError
 
     def prior(self, key: Array, shape: tuple[int, ...]) -> Array:
-        return self._drawn(key, self.noise(jnp.ones((1,) * len(shape))), jnp.zeros(shape, jnp.int32), kept=0.0)
+        return self._sample(key, self.noise(jnp.ones((1,) * len(shape))), jnp.zeros(shape, jnp.int32), kept=0.0)
 
     def corrupt(self, key: Array, x0: Array, t: Array) -> Array:
         noise = Noise(*(broadcast_times(part, x0.shape[1]) for part in self.noise(t)))
-        return self._drawn(key, noise, x0, kept=noise.kept)
+        return self._sample(key, noise, x0, kept=noise.kept)
 
-    def _drawn(self, key: Array, noise: Noise, x0: Array, kept) -> Array:
+    def _sample(self, key: Array, noise: Noise, x0: Array, kept) -> Array:
         which, piece = jax.random.split(key)
         u = jax.random.uniform(which, x0.shape)
         pieces = jax.random.randint(piece, x0.shape, 0, self.mask, jnp.int32)
@@ -59,9 +60,9 @@ class Interpolating(Process):
         return jax.vmap(from_probabilities)(keys, self.posterior(logits, xt, t, s))
 
     def forward(self, keys: Array, xs: Array, s: Array, t: Array) -> Array:
-        """x_t ~ q(x_t | x_s), the noise between two times s < t, int32 [B, L]; keys [B], s and t [B]."""
+        """x_t ~ q(x_t | x_s) for s < t, int32 [B, L]; keys [B], s and t [B]."""
         _, _, stays, turned = self._between(t, s)
-        return jax.vmap(lambda key, x, kept, noise: self._drawn(key, noise, x, kept))(keys, xs, stays, turned)
+        return jax.vmap(lambda key, x, kept, noise: self._sample(key, noise, x, kept))(keys, xs, stays, turned)
 
     def posterior(self, logits: Array, xt: Array, t: Array, s: Array) -> Array:
         """p(x_s | x_t) up to a factor, float32 [B, L, V + 1]: by Bayes q(z | x_s) q(x_s | p), at each position by
@@ -75,12 +76,12 @@ class Interpolating(Process):
         return jnp.concatenate([pieces, masks], axis=-1)
 
     def others(self, logits: Array, xt: Array, kappa: Array) -> Array:
-        """What the other positions say, float32 [B, L, V]: softmax(logits) / q(z | v), and q(z | z) is 1 + kappa times
-        any other's; kappa float32 [B, 1]."""
+        """The prediction from the other positions, float32 [B, L, V]: softmax(logits) / q(z | v), normalised; q(z | z)
+        is 1 + kappa times q(z | v) of any other v. kappa is float32 [B, 1]."""
         return _others(logits, xt, kappa)
 
     def _between(self, t: Array, s: Array):
-        """Noise at t and at s < t, the chance that a token of x_s stays until t, and what noise comes in between."""
+        """The noise at t and at s < t, the probability that a token of x_s stays until t, and the noise in between."""
         now, then = self.noise(t), _clean_at_zero(self.noise(s), s)
         stays = now.kept / then.kept
         turned = then._replace(
@@ -93,8 +94,8 @@ class Interpolating(Process):
         return jnp.broadcast_to(s[:, None] <= 0, xs.shape)
 
     def nelbo(self, head: LogitsHead, x0: Array, xt: Array, t: Array, weights: Array, num_timesteps: int) -> Array:
-        """Continuous time: GIDD's equation 12, of which UDLM's equation 18 is the uniform case. T steps: the Kullback-
-        Leibler divergence between the posteriors given x_0 and given p."""
+        """Continuous time: GIDD's equation 12, of which UDLM's equation 18 is the uniform case. T steps: T times the KL
+        divergence between the posteriors given x_0 and given p."""
         if num_timesteps:
             return self._nelbo_of_step(head, x0, xt, t, weights, num_timesteps)
         noise = self.noise(t)
@@ -132,7 +133,7 @@ class Interpolating(Process):
 
 
 def _clean_at_zero(noise: Noise, t: Array) -> Noise:
-    """Noise at a time that rounding may have left beside 0."""
+    """No noise at time 0, also where rounding made that a small number."""
     clean = t < 1e-6
     return noise._replace(
         kept=jnp.where(clean, 1.0, noise.kept),
@@ -146,7 +147,7 @@ def _others(logits, xt, kappa):
 
 
 def _rate_nats(logits, x0, xt, kappa, base, rate, piece):
-    """rate x (KL(q(. | x_0) | q(. | p)) + the Itakura-Saito divergence of q(z | .), which a mask has none of)."""
+    """rate * (KL(q(. | x_0) | q(. | p)) + the Itakura-Saito divergence of q(z | .), which is 0 for masks)."""
     p = _others(logits, xt, kappa)
     log_ratio = _log_ratio(_picked(p, xt), kappa, xt == x0)
     itakura_saito = jnp.where(piece, jnp.expm1(log_ratio) - log_ratio, 0.0)

@@ -1,4 +1,4 @@
-"""Masks and uniform noise at once, in a mix that changes with time: both pure processes are its limits."""
+"""Masks and uniform noise in a mixture that changes with time; both pure processes are its limits."""
 
 import dataclasses
 
@@ -14,12 +14,15 @@ _LEAST = 1e-12  # of alpha, which is nothing at t = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture(Interpolating):
-    """GIDD's hybrid noise (arXiv 2503.04482, section 3.3): masks as under `schedule`, and uniform noise that comes and
-    goes between the ends, at most at alpha = 1/2. Wrong tokens are seen in training, so that sampling can mend them.
+    """GIDD's hybrid noise (arXiv 2503.04482, section 3.3): masks by `schedule`, and uniform noise between the ends.
 
-    uniform  the share of positions that hold uniform noise where alpha = 1/2 (GIDD's p_u). Towards 0 this is the
-             absorbing process; towards 1 the uniform one, run through in another time.
-    mask     the mask's id, which is also the number of pieces; `diffusion_lm.build` sets it
+    Training shows wrong tokens, so that sampling can correct them.
+
+    Args:
+        schedule: alpha(t) of the masks.
+        uniform: the share of uniform tokens at its maximum, where alpha = 1/2 (GIDD's p_u), in (0, 1). Towards 0 this
+            is the absorbing process; towards 1 the uniform one, in another time.
+        mask: the mask's id, which is the number of tokens; `sized` sets it.
     """
 
     schedule: Schedule = dataclasses.field(default_factory=Linear)

@@ -1,14 +1,13 @@
-"""Score entropy: the network says by what factor a text would be likelier with another token in one place.
+"""Score entropy (SEDD, arXiv 2310.16834): the network predicts the ratio s_y = p_t(x with y at i) / p_t(x).
 
-SEDD (arXiv 2310.16834): s_y ~ p_t(x with y at i) / p_t(x), trained by the diffusion-weighted denoising score entropy
-(theorem 3.6), which bounds -log p(x_0) in continuous time only. At position i with token z it is the rate from y to z,
-times K(s_y, r_y) = s_y - r_y log s_y + r_y log r_y - r_y, summed over y != z; r is the score that knows x_0.
+The loss is the diffusion-weighted denoising score entropy (theorem 3.6), which bounds -log p(x_0) in continuous time.
+At position i with token z it is the rate from y to z times K(s_y, r_y) = s_y - r_y log s_y + r_y log r_y - r_y, summed
+over y != z, where r is the score given x_0.
 
-Scores grow without limit as noise comes or goes; the logits l they are made of stay level. e^l / V stands where an x_0
-prediction's probabilities would, with nothing that makes their sum 1: at l = 0 all pieces are as likely. True scores
-have sum 1, a network's need not, and then the analytic step (SEDD, section 4) has negative probabilities. Setting
-those to 0 would reweigh what is left by an unknown amount. Here a step takes softmax(l) in place of e^l / V: scores of
-the nearest noise that there can be, for which the analytic step is a distribution and equals the inherited `reverse`.
+Scores are unbounded at both ends of time, so the network predicts logits l of constant scale: e^l / V takes the place
+of an x_0 prediction's probabilities, but its sum need not be 1. Where it isn't, the analytic step (SEDD, section 4) has
+negative probabilities, and setting those to 0 reweighs the others arbitrarily. A step here uses softmax(l) in place of
+e^l / V. Then the analytic step is a distribution, and equals the inherited `reverse`.
 """
 
 import dataclasses
@@ -31,8 +30,8 @@ class AbsorbingScore(Absorbing):
     """A mask's scores are s_y = alpha / (1 - alpha) e^l_y / V (SEDD scales so too, appendix C)."""
 
     def nelbo(self, head: LogitsHead, x0: Array, xt: Array, t: Array, weights: Array, num_timesteps: int) -> Array:
-        """-alpha' / (1 - alpha) (sum over y of e^l_y / V - log(e^l_x0 / V) - 1) at each mask. With a sum of 1 this is
-        the masked bound; ValueError where steps is not 0."""
+        """-alpha' / (1 - alpha) (sum over y of e^l_y / V - log(e^l_x0 / V) - 1) at each mask; the masked bound if the
+        sum is 1. Raises ValueError unless num_timesteps is 0."""
         _check_continuous(num_timesteps)
         weight = broadcast_times(self.rate_weight(t), x0.shape[1])
         weight = jnp.where(xt == self.mask, weight * weights, 0.0)
@@ -44,8 +43,8 @@ class UniformScore(Uniform):
     """Scores s_y = (1 + a e^l_y) / (1 + a e^l_z) with a = alpha / (1 - alpha): with a sum of 1, those of `Uniform`."""
 
     def nelbo(self, head: LogitsHead, x0: Array, xt: Array, t: Array, weights: Array, num_timesteps: int) -> Array:
-        """-alpha' / (alpha V) x the sum over y != z of K(s_y, r_y), r_y = (1 + V a [y = x0]) / (1 + V a [z = x0]);
-        ValueError where steps is not 0."""
+        """-alpha' / (alpha V) times the sum over y != z of K(s_y, r_y), r_y = (1 + V a [y = x0]) / (1 + V a [z = x0]).
+        Raises ValueError unless num_timesteps is 0."""
         _check_continuous(num_timesteps)
         alpha = jnp.maximum(self.schedule.alpha(t), _LEAST)
         rate, lead = (
@@ -57,7 +56,7 @@ class UniformScore(Uniform):
         return head.weighted_loss(_piece_nats, rate * weights, x0, xt, lead, known)
 
     def others(self, logits: Array, xt: Array, kappa: Array) -> Array:
-        """Scores say it at once."""
+        """Scores are conditioned on the other positions already."""
         del xt, kappa
         return jax.nn.softmax(logits, axis=-1)
 
@@ -75,11 +74,11 @@ def _mask_nats(logits, x0, log_vocab):
 
 
 def _piece_nats(logits, x0, xt, lead, known):
-    """Sum over y != z of r (e^d - 1 - d), d = log(s / r): nothing is lost where all ratios are near 1."""
+    """Sum over y != z of r (e^d - 1 - d), d = log(s / r): exact where all ratios are near 1."""
     at_x0, at_z = one_hot(logits, x0), one_hot(logits, xt)
-    said = jnp.logaddexp(logits + lead[..., None], 0.0)  # log(1 + a e^l)
-    here = jnp.sum(jnp.where(at_z, said, 0.0), axis=-1)
+    log_s = jnp.logaddexp(logits + lead[..., None], 0.0)  # log(1 + a e^l)
+    here = jnp.sum(jnp.where(at_z, log_s, 0.0), axis=-1)
     log_r = jnp.where(at_x0, known[..., None], 0.0) - jnp.where(xt == x0, known, 0.0)[..., None]
     others = ~at_z & (logits > -jnp.inf)
-    d = jnp.where(others, said - here[..., None] - log_r, 0.0)
+    d = jnp.where(others, log_s - here[..., None] - log_r, 0.0)
     return jnp.sum(jnp.exp(log_r) * (jnp.expm1(d) - d), axis=-1)

@@ -1,4 +1,4 @@
-"""The uniform process: a token survives to time t with probability alpha(t), else it is any piece, drawn evenly."""
+"""The uniform process: a token survives to time t with probability alpha(t), else it is a uniform random token."""
 
 import dataclasses
 

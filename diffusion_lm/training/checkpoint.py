@@ -210,8 +210,8 @@ class Checkpoints:
         )
 
     def _newest(self, read, step: int | None, finish, move: bool = False) -> Any:
-        """finish(step, read(reader, step)) for the newest step for which it works, or for `step` alone; None if there is
-        none. Each process reads for itself; all finish together, once all of them have read."""
+        """finish(step, read(reader, step)) for the newest step for which it works, or for `step` alone; None if there
+        is none. Each process reads for itself; all finish together, once all of them have read."""
         broken, steps = [], self.steps()
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.folder} holds no step {step}, only {steps}")

@@ -41,7 +41,7 @@ class WarmupCosine:
         _check_shape(self)
 
     def __call__(self, step: Array, steps: int) -> Array:
-        """The learning rate's multiple, float32 [], at update `step` (from 0) of `steps`."""
+        """The multiple of the peak, float32 [], at update `step` (from 0) of `steps`."""
         done = jnp.clip((step - self.warmup) / max(steps - 1 - self.warmup, 1), 0.0, 1.0)
         falling = self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
         return jnp.where(step < self.warmup, (step + 1) / (self.warmup + 1), falling)
@@ -67,7 +67,7 @@ class WarmupStableDecay:
             raise ValueError(f"schedule.decay must not be negative; got {self.decay}")
 
     def __call__(self, step: Array, steps: int) -> Array:
-        """The learning rate's multiple, float32 [], at update `step` (from 0) of `steps`."""
+        """The multiple of the peak, float32 [], at update `step` (from 0) of `steps`."""
         left = jnp.clip((steps - 1 - step) / self.decay, 0.0, 1.0) if self.decay else 1.0
         falling = self.final + (1 - self.final) * left
         return jnp.where(step < self.warmup, (step + 1) / (self.warmup + 1), falling)
@@ -124,7 +124,7 @@ class AdamW:
 
 
 def decayed(boxed: Any) -> Any:
-    """Which parameters decay: those with two axes or more, not counting the one that stacks layers. bool, unboxed."""
+    """Which parameters decay, a bool each: those with at least two axes, not counting the one that stacks layers."""
 
     def is_matrix(param) -> bool:
         value = nn.meta.unbox(param)

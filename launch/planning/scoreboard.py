@@ -28,6 +28,7 @@ from pathlib import Path
 
 import jax
 
+from diffusion_lm import lock
 from diffusion_lm.build import build, load_for_inference
 from diffusion_lm.config import Config, load, override
 from diffusion_lm.planning.results import Prediction, Setting, read_predictions, write_predictions
@@ -87,23 +88,24 @@ def main() -> dict:
     configs = {run: _config(*run) for run in runs}  # every error is reported before the first update
     out = Path(OUT.value or WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
-    found = []
-    for (task, kind, seed), config in configs.items():
-        folder = Path(WORKDIR.value) / f"{task}-{kind}-{seed}"
-        if not (folder / SUMMARY).exists() and not _train(folder, config):
-            return {"interrupted": True, "runs": len(found)}
-        wanted = decodings.settings(config.objective, DECODINGS.value, steps, BEST_OF.value)
-        _evaluate_earlier(folder, config, results_table.representative(config.data.task, wanted))
-        _evaluate(folder, config, wanted)
-        found.append(results_table.read(folder, config.data.task, task, kind))
-        results_table.write(found, out)
-        results_plots.write(found, out / "scoreboard.svg")
-        results_table.picture(folder, config.data.task, out)
-    return {
-        "rows": [row._asdict() for results in found for row in results.rows],
-        "table": str(out / "scoreboard.md"),
-        "plots": str(out / "scoreboard.svg"),
-    }
+    with lock.hold(Path(WORKDIR.value) / lock.NAME):
+        found = []
+        for (task, kind, seed), config in configs.items():
+            folder = Path(WORKDIR.value) / f"{task}-{kind}-{seed}"
+            if not (folder / SUMMARY).exists() and not _train(folder, config):
+                return {"interrupted": True, "runs": len(found)}
+            wanted = decodings.settings(config.objective, DECODINGS.value, steps, BEST_OF.value)
+            _evaluate_earlier(folder, config, results_table.representative(config.data.task, wanted))
+            _evaluate(folder, config, wanted)
+            found.append(results_table.read(folder, config.data.task, task, kind))
+            results_table.write(found, out)
+            results_plots.write(found, out / "scoreboard.svg")
+            results_table.picture(folder, config.data.task, out)
+        return {
+            "rows": [row._asdict() for results in found for row in results.rows],
+            "table": str(out / "scoreboard.md"),
+            "plots": str(out / "scoreboard.svg"),
+        }
 
 
 def _denoising_steps() -> list[int]:

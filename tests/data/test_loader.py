@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import threading
 
 import grain
 import jax
@@ -12,6 +13,7 @@ import pytest
 import sentencepiece
 from absl import logging
 
+from diffusion_lm import lock
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Texts
 from diffusion_lm.data.loader import PackedRows, TokenArray, eval_batches, tokenize, train_loader
@@ -93,6 +95,32 @@ def test_a_damaged_file_is_written_anew(tokens, tokenizer, tmp_path, name, caplo
         found = tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD, path=path)
     assert "damaged" in caplog.text
     assert np.array_equal(found.flat, tokens.flat)
+
+
+def test_two_runs_that_write_one_file(tokens, tokenizer, tmp_path, monkeypatch):
+    """The second one waits, and opens what the first one wrote."""
+    path, opened = tmp_path / "tokens.npy", []
+
+    def tokenize_again():
+        opened.append(tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD, path=path))
+
+    thread = threading.Thread(target=tokenize_again)
+    with lock.hold(tmp_path / "tokens.lock"):
+        thread.start()
+        thread.join(timeout=0.7)
+        assert thread.is_alive() and not path.exists()
+        key = json.loads(_written(tokenizer, tmp_path / "elsewhere.npy").read_text())
+        (tmp_path / "elsewhere.npy").rename(path)
+        (tmp_path / "tokens.json").write_text(json.dumps(key))
+        monkeypatch.setattr(loader, "_write_npy", None)  # not called again
+    thread.join()
+    assert opened[0].flat.tolist() == tokens.flat.tolist() and opened[0].targets == tokens.targets
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere.json", "tokens.json", "tokens.npy"]
+
+
+def _written(tokenizer, path):
+    tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD, path=path)
+    return path.with_suffix(".json")
 
 
 def test_a_failure_leaves_no_file(tokenizer, tmp_path):

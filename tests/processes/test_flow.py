@@ -82,7 +82,7 @@ def test_a_strong_corrector_is_cut_to_what_steps_leave(kind):
     """Chances stay chances, and all text is clean at the end."""
     process = kind(mask=MASK, corrector=1e3)
     t = jnp.arange(1, 9, dtype=jnp.float32) / 8
-    data, noise = process.chances(t, t - 1 / 8)
+    data, noise = process.jump_probabilities(t, t - 1 / 8)
     assert (data > 0).all() and (noise >= 0).all() and (data + noise <= 1 + 1e-6).all()
     assert data[0] == 1 and noise[0] == 0 and noise[1:-1].min() > 0
     assert abs(chain.written(process, 8).sum() - 1) < 1e-5
