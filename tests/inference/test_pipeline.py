@@ -243,7 +243,7 @@ def test_particles_generate_text(model, draw):
 def test_logits_that_are_not_finite_are_an_error_and_no_text(model, draw, kind):
     options = {"canvas_length": 16, "denoising_steps": 4} if kind == "confidence" else {}
     params = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), model.network.params)
-    broken = model._replace(network=model.network.replace(params=params), ready={})
+    broken = model._replace(network=model.network.replace(params=params), prepared={})
     with pytest.raises(ValueError, match="not finite"):
         pipeline.generate(
             broken, getattr(presets, kind)(model, sampling=draw, **options), [""], max_new_tokens=8, seed=0
