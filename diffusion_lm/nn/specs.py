@@ -70,7 +70,8 @@ class RopeScaling:
         low, high: wavelengths above original_length / low are stretched, those below original_length / high are not
             ("llama3"); the same two limits in turns over original_length ("yarn": beta_slow, beta_fast).
         magnitude: what cosines and sines are multiplied by ("yarn"); 0 for 0.1 log(factor) + 1.
-        query_growth: b, where queries are multiplied by 1 + b log(1 + floor(position / original_length)), as in Llama 4.
+        query_growth: b, where queries are multiplied by 1 + b log(1 + floor(position / original_length)), as in
+            Llama 4.
     """
 
     kind: Literal["linear", "llama3", "yarn"]

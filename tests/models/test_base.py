@@ -15,6 +15,7 @@ from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining,
 from diffusion_lm.models.base import DenoiserSpec, TransformerSpec, Vocabulary
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
+from diffusion_lm.nn.rope import rotate, rotation_of
 from diffusion_lm.nn.specs import (
     AttentionSpec,
     ExpertsSpec,
@@ -226,11 +227,9 @@ def _rates(scaling: RopeScaling, theta=10_000.0, pairs=16):
     ids=lambda s: s.kind,
 )
 def test_scaled_rope_turns_as_published(scaling):
-    """Seen in a network of one head: the scores of two positions depend on the angles between them."""
-    from diffusion_lm.nn.rope import rope_angles, rotate
-
+    """Angles frequency by frequency; a rotation keeps each vector's length, times YaRN's magnitude."""
     rope, positions = RopeSpec(scaling=scaling), jnp.asarray([[0, 1, 700]], jnp.int32)
-    angles = rope_angles(rope, positions, 32)
+    angles = rotation_of(rope, positions, 32).angles
     np.testing.assert_allclose(angles[0], np.array([0, 1, 700])[:, None] * _rates(scaling), rtol=1e-5)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 3, 32)), jnp.float32)
     magnitude = 0.1 * math.log(scaling.factor) + 1.0 if scaling.kind == "yarn" else 1.0
