@@ -22,7 +22,8 @@ from diffusion_lm.models import (
 )
 
 FAMILIES = (
-    a2d_qwen3, dream, fastdllm_v2, gemma3, gpt2, llada, llada2, lladamoe, llama, ministral3, qwen2, qwen3, qwen3_moe, sdar,
+    a2d_qwen3, dream, fastdllm_v2, gemma3, gpt2, llada, llada2, lladamoe, llama, ministral3,
+    qwen2, qwen3, qwen3_moe, sdar,
 )  # fmt: skip
 
 
