@@ -149,7 +149,7 @@ class ExpertsSpec:
         scoring: scores become weights by "softmax" over all experts, or by the "sigmoid" of each.
         normalize: whether the weights of the chosen experts are divided by their sum.
         scale: what weights are multiplied by after that.
-        selection_bias: whether a bias is added to the weights to choose experts, and for nothing else (arXiv 2408.15664).
+        selection_bias: whether a bias is added to the weights to choose experts only (arXiv 2408.15664).
         num_groups, groups_per_token: experts are chosen from the groups whose two best sum highest (arXiv 2412.19437,
             section 2.1.2); 1 and 1 for no groups.
         shared_dim: hidden units of a further SwiGLU that every position uses; 0 for none.
