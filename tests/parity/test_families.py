@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import parity
 
 from diffusion_lm.attention_patterns import BlockCausal, Causal, Full
 from diffusion_lm.convert.huggingface import open_folder
@@ -58,16 +59,13 @@ class Loaded:
         assert (difference if where is None else difference[where]).max() < TOLERANCE
 
 
-def folder_of(shared, name):
-    folder = shared / "parity" / name
-    if not folder.is_dir():
-        pytest.skip(f"no folder {name} of reference data")
-    return folder, dict(np.load(folder / "io.npz"))
+def folder_of(name):
+    return parity.folder(name), parity.arrays(name)
 
 
 @pytest.fixture(params=FAMILIES)
-def case(request, shared):
-    folder, io = folder_of(shared, request.param)
+def case(request):
+    folder, io = folder_of(request.param)
     return request.param, Loaded(FAMILIES[request.param], folder), io
 
 
@@ -114,8 +112,8 @@ PADDED = {"llada": "logits_bidirectional_keymask", "a2d_qwen3": "logits", "llada
 
 
 @pytest.mark.parametrize("name", PADDED)
-def test_full_attention_of_padded_rows(shared, name):
-    folder, io = folder_of(shared, name)
+def test_full_attention_of_padded_rows(name):
+    folder, io = folder_of(name)
     loaded, mask = Loaded(FAMILIES[name], folder), io["padded/attention_mask"]
     ids = io.get("padded/input_ids", io["forward/input_ids"])
     found = loaded.logits(ids, Full(), segment_ids=mask)
@@ -135,8 +133,8 @@ def test_greedy_tokens(case):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_rope_scalings(shared, name):
-    folder, io = folder_of(shared, name)
+def test_rope_scalings(name):
+    folder, io = folder_of(name)
     for file in folder.glob("rope_*.json"):
         changed = Loaded(FAMILIES[name], folder, {"rope_scaling": json.loads(file.read_text())})
         changed.close(changed.logits(io["forward/input_ids"][:1], Causal()), io[f"{file.stem}/logits"])
@@ -154,17 +152,17 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_setting_of_the_config_changed(shared, variant):
+def test_a_setting_of_the_config_changed(variant):
     name, changes, pattern = VARIANTS[variant]
-    folder, io = folder_of(shared, name)
+    folder, io = folder_of(name)
     changed, expected = Loaded(FAMILIES[name], folder, changes(open_folder(folder).config)), io[f"{variant}/logits"]
     changed.close(changed.logits(io["forward/input_ids"][: len(expected)], pattern), expected)
 
 
-def test_both_spellings_of_a_config_are_one_network(shared):
+def test_both_spellings_of_a_config_are_one_network():
     seen = 0
     for name, family in FAMILIES.items():
-        folder, _ = folder_of(shared, name)
+        folder, _ = folder_of(name)
         for file in folder.glob("config_transformers5.json"):
             reader = ConfigReader(json.loads(file.read_text()), str(file))
             assert family.describe(reader) == family.describe(ConfigReader(open_folder(folder).config))
@@ -173,8 +171,8 @@ def test_both_spellings_of_a_config_are_one_network(shared):
     assert seen
 
 
-def test_a_sharded_bfloat16_folder(shared):
-    folder, io = folder_of(shared, "llama")
+def test_a_sharded_bfloat16_folder():
+    folder, io = folder_of("llama")
     loaded = Loaded(llama, folder / "sharded_bf16")
     loaded.close(loaded.logits(io["forward/input_ids"][:1], Causal()), io["sharded_bf16/logits"])
 
@@ -188,8 +186,8 @@ def test_tensors_come_back_bit_for_bit(case):
         assert array.shape == stored.shape and array.tobytes() == stored.tobytes()
 
 
-def test_files_of_the_hub_name_gpt2s_tensors_without_a_prefix(shared, tmp_path):
-    folder, _ = folder_of(shared, "gpt2")
+def test_files_of_the_hub_name_gpt2s_tensors_without_a_prefix(tmp_path):
+    folder, _ = folder_of("gpt2")
     for name, other in (("config.json", "config.json"), ("model_hub_names.safetensors", "model.safetensors")):
         (tmp_path / other).symlink_to((folder / name).resolve())
     hub, ours = Loaded(gpt2, tmp_path), Loaded(gpt2, folder)
@@ -197,9 +195,9 @@ def test_files_of_the_hub_name_gpt2s_tensors_without_a_prefix(shared, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, hub.model.params, ours.model.params)
 
 
-def test_the_family_of_a_config_is_found_or_refused_by_name(shared):
+def test_the_family_of_a_config_is_found_or_refused_by_name():
     for name, family in FAMILIES.items():
-        folder, _ = folder_of(shared, name)
+        folder, _ = folder_of(name)
         assert family_of(open_folder(folder).config) is family
     with pytest.raises(ValueError, match=r"model_type='bert', which isn't implemented: known are .*, llama, "):
         family_of({"model_type": "bert"})
@@ -208,16 +206,16 @@ def test_the_family_of_a_config_is_found_or_refused_by_name(shared):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_stacked_layers_are_layers_apart(shared, name):
-    folder, io = folder_of(shared, name)
+def test_stacked_layers_are_layers_apart(name):
+    folder, io = folder_of(name)
     apart, together = Loaded(FAMILIES[name], folder), Loaded(FAMILIES[name], folder, scan=True)
     jax.tree.map(np.testing.assert_array_equal, apart.model.params, unstacked(together.model.params))
     ids = io["forward/input_ids"][:1]
     np.testing.assert_allclose(together.logits(ids, Causal()), apart.logits(ids, Causal()), rtol=0, atol=TOLERANCE)
 
 
-def test_what_a_config_asks_that_we_do_not_have_is_refused_by_name(shared):
-    folder, _ = folder_of(shared, "llama")
+def test_what_a_config_asks_that_we_do_not_have_is_refused_by_name():
+    folder, _ = folder_of("llama")
     for changes, cause in [
         ({"hidden_act": "swish"}, "hidden_act='swish'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
