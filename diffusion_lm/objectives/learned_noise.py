@@ -18,7 +18,7 @@ class LearnedNoise(ELBO):
     """The negative ELBO of `processes.state_dependent.LearnedMasking`, with its whole gradient.
 
     The exponents occur in the bound's weights, which a gradient reaches, and in the distribution q of x_t, which it
-    doesn't. As in MD4 the missing part is estimated by REINFORCE leave-one-out over two samples x, y of the noise at one
+    doesn't. As in MD4 the missing part is estimated by REINFORCE leave-one-out over two samples x, y of noise at one
     time, (f(x) - f(y)) / 2 * grad(log q(x) - log q(y)), where f is the loss of the row. So each row costs two passes.
     """
 
