@@ -84,7 +84,7 @@ def confidence(
 
 def approximate_cache(model: LoadedModel, *, policy: CachePolicy = DUAL, **options) -> BlockDiffusion:
     """`confidence`, whose options it takes, over an approximate cache, for a network with full attention: a step
-    computes what `policy` names and attends to the rest as it was. docs/caches.md has what that saves and costs.
+    computes what `policy` names and attends to the rest as it was (measured in docs/results/cache_drift.md).
 
     Raises ValueError where noise isn't masks, or the network has an exact cache.
     """

@@ -1,7 +1,7 @@
 """Approximate caches for networks with full attention: a step computes some positions anew, and no others.
 
 Such a network has no exact cache: from the second layer on, keys and values of any position depend on all tokens. How
-far predictions over stale ones drift from the exact ones is measured in docs/caches.md.
+far predictions over stale ones drift from the exact ones is measured in docs/results/cache_drift.md.
 """
 
 import dataclasses

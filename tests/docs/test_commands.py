@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import importlib
 import io
 import itertools
@@ -40,23 +41,24 @@ def home(tmp_path_factory, quick_compile):
     before = os.getcwd()
     os.chdir(home)
     sys.path.insert(0, str(home))
-    run("launch.quickstart", [])
+    run("launch.quickstart")
     yield home
     sys.path.remove(str(home))
     os.chdir(before)
 
 
-def run(module: str, arguments: list[str]) -> dict:
-    """The command in this process, on tiny settings."""
+@functools.cache
+def run(module: str, *arguments: str) -> None:
+    """Runs a command in this process, on tiny settings; one that several pages name runs once."""
     launcher = importlib.import_module(module)
     if "set" in launcher.FLAGS.values:
         text = ["data.path=input.txt"] if module == "launch.quickstart" else []
-        arguments = [*arguments, *(f"--set={s}" for s in (*TINY, *text))]
+        arguments += tuple(f"--set={s}" for s in (*TINY, *text))
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         status = command.call(launcher.main, launcher.FLAGS, arguments)
     assert status == 0, f"python -m {module} {' '.join(arguments)}"
-    return json.loads(out.getvalue().splitlines()[-1])
+    assert json.loads(out.getvalue().splitlines()[-1])
 
 
 @pytest.mark.parametrize("page", RUN, ids=name)
@@ -75,7 +77,7 @@ def test_page_runs(page, home):
             exec(compile(block.text, name(page), "exec"), names)
         elif block.language == "sh":
             for module, arguments in launches(block.text):
-                run(module, arguments)
+                run(module, *arguments)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
