@@ -21,6 +21,7 @@ from typing import Any, Literal
 from diffusion_lm.data.source import Data, DataSource
 from diffusion_lm.models.base import Execution, ModelSpec, check_execution
 from diffusion_lm.objectives.base import Objective
+from diffusion_lm.processes.base import Process
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.checkpoint import FORMAT, Checkpointing
 from diffusion_lm.training.loop import Train
@@ -50,7 +51,7 @@ class Config:
 
     data: DataSource
     model: ModelSpec
-    process: Any
+    process: Process
     objective: Objective
     exec: Execution = field(default_factory=Execution)
     optim: Optimizer = field(default_factory=AdamW)

@@ -134,13 +134,13 @@ def run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpoi
         LostHostError: another process of this run is gone.
         ValueError: the processes of this run have different configs, tokenizers or data.
     """
+    hosts.check_same("config, tokenizer or text", job.meta)  # before anything is written
     with lock.hold(Path(workdir) / lock.NAME) if hosts.is_first() else contextlib.nullcontext():
         return _run(job, train, workdir, checkpoints)
 
 
 def _run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpoints) -> Result:
     clock = Clock()
-    hosts.check_same("config, tokenizer or text", job.meta)
     # 1. The state and the data's position: restored, or initial.
     with clock.spend("start"):
         step, state = _restore(job, checkpoints, train.steps)

@@ -54,7 +54,7 @@ def test_the_judge_is_asked_as_of_clean_text_in_one_document():
 
 @pytest.mark.parametrize(("shape", "given"), [((1, 9), 2), ((4, 5), 2), ((4, 9), 0)])
 def test_too_little_to_judge_is_refused(shape, given):
-    with pytest.raises(ValueError, match="judge 2 texts or more"):
+    with pytest.raises(ValueError, match="measure at least 2 texts"):
         generation_quality.quality(np.zeros(shape), np.zeros(shape, int), given)
 
 

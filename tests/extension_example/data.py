@@ -28,10 +28,15 @@ class Utf8:
     eos: int = 257
     mask: int = 258
     unknown: int = -1
+    adds_bos: bool = True
 
     @property
     def vocab(self) -> int:
         return 258
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        return (self.eos,)
 
     @property
     def suppressed(self) -> tuple[int, ...]:

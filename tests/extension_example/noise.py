@@ -15,14 +15,14 @@ from diffusion_lm.objectives.base import (
     per_target,
     predict,
 )
-from diffusion_lm.processes.base import broadcast_times
+from diffusion_lm.processes.base import Process, broadcast_times
 from diffusion_lm.schedules import Polynomial, Schedule
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Erasing:
+class Erasing(Process):
     """A token is erased by time t with probability 1 - alpha(t); an erased one is the mask."""
 
     schedule: Schedule = dataclasses.field(default_factory=lambda: Polynomial(power=2.0))

@@ -85,7 +85,7 @@ def test_half_of_the_rows_gone_is_half_of_the_batch(monkeypatch):
         return advance(model, state, *rest, stage=stage)
 
     monkeypatch.setattr(runner, "_advance", noted)
-    driven(TEXT_SAMPLERS["autoregressive"](), prompts([6, 1, 3, 2, 5, 4, 6, 1]), 30, compact=True)
+    driven(TEXT_SAMPLERS["autoregressive"](), prompts([6, 1, 3, 2, 5, 4, 6, 1]), 30, drop_finished=True)
     assert batches[0] == 8 and all(b <= a / 2 for a, b in itertools.pairwise(batches)) and batches[-1] < 8
 
 

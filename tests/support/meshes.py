@@ -129,15 +129,15 @@ def check_kernel() -> None:
 
     def both(by, segment_ids, q, k, v, g):
         def read(q, k, v):
-            sights = attention.key_ranges(length, segment_ids)
+            ranges = pattern.key_ranges(length, segment_ids)
             return attention.dot_product_attention(
-                q, LayerKV(k=k, v=v), attention, sights, compute_dtype="float32", kernel=by
+                q, LayerKV(k=k, v=v), pattern, ranges, compute_dtype="float32", kernel=by
             )
 
         found, back = jax.vjp(read, q, k, v)
         return found, *back(g)
 
-    attention = BlockDiffusionTraining(5, Causal())
+    pattern = BlockDiffusionTraining(5, Causal())
     expected = jax.jit(functools.partial(both, "chunked"))(segment_ids, *arrays)
     cut_rows, whole_rows = MeshShape(data=2, sequence=2, tensor=2), MeshShape(data=2, fsdp=2, tensor=2)
     for by, shape, off in (("splash", cut_rows, 1e-5), ("cudnn", whole_rows, 3e-4)):

@@ -48,12 +48,14 @@ def test_no_repeats_are_an_error():
 def test_updates_follow_one_another_on_new_batches():
     made = []
 
-    def step(state, key, batch):
+    def step(state, key, batch, constants):
         made.append((int(state), np.asarray(batch).tolist()))
         return state + 1, {}
 
     batches = (np.array([n]) for n in range(10**9))
-    job = SimpleNamespace(initial=lambda: np.int32(0), key=None, batches=batches, put=lambda batch: batch, step=step)
+    job = SimpleNamespace(
+        initial=lambda: np.int32(0), key=None, batches=batches, constants={}, put=lambda batch: batch, step=step
+    )
     first, each = timing.updates(job, seconds=0.0)
     assert made == [(0, [[0]]), (1, [[1]])] and first > 0 < each
     timing.updates(job, seconds=0.01)
