@@ -52,6 +52,7 @@ PATTERNS = {  # what attention.svg shows, for rows of 8 positions
     "DraftAndVerify(4, 3)": DraftAndVerify(4, 3),
 }
 CELL, HEAD, GAP, ACROSS = 13, 24, 40, 3  # pixels; panels in a row
+LETTER = 7.5  # pixels, the width of a letter of a title
 
 
 def main() -> dict:
@@ -269,7 +270,7 @@ def attention_picture(length: int = 8) -> str:
     masks = {name: attended(pattern, length) for name, pattern in PATTERNS.items()}
     names = list(masks)
     rows = [names[i : i + ACROSS] for i in range(0, len(names), ACROSS)]
-    panel = max(len(mask) for mask in masks.values()) * CELL
+    panel = max(max(len(mask) for mask in masks.values()) * CELL, int(LETTER * max(map(len, masks))))
     heights = [HEAD + max(len(masks[name]) for name in row) * CELL + GAP for row in rows]
     width, height = ACROSS * (panel + GAP) + GAP, sum(heights) + GAP // 2
     parts = [
