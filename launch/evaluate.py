@@ -18,17 +18,21 @@ DATA = FLAGS.string(
 )
 NOISE_DRAWS = FLAGS.integer("noise_draws", 2, "Noise levels drawn for each batch; more lower the standard error.", 1)
 BATCH_SIZE = FLAGS.integer("batch_size", 16, "Rows a batch.", 1)
+SEQ_LEN = FLAGS.integer(
+    "seq_len", None, "Positions a row. Default: the network's context, which of a converted model is long: set 512.", 2
+)
 CHECKPOINT_STEP = FLAGS.integer("checkpoint_step", None, "Step of the checkpoint to load. Default: the newest.", 0)
 
 
 def main() -> dict:
     model = api.load(WORKDIR.value, CHECKPOINT_STEP.value, command.ALLOW_IMPORT.value)
-    found = api.evaluate(model, DATA.value, draws=NOISE_DRAWS.value, batch_size=BATCH_SIZE.value)
+    found = api.evaluate(model, DATA.value, draws=NOISE_DRAWS.value, batch_size=BATCH_SIZE.value, seq_len=SEQ_LEN.value)
     return {
         "objective": type(model.config.objective).__name__,
         "data": DATA.value or f"{model.config.data.path} (held out)",
         "tokens": found.tokens,
         "bytes": found.bytes,
+        "seq_len": SEQ_LEN.value or model.config.data.seq_len,
         "noise_draws": NOISE_DRAWS.value,
         "checkpoint_step": model.step,
         **{part: estimate._asdict() for part, estimate in found.parts.items()},

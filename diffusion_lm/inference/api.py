@@ -322,7 +322,13 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: LoadedModel, data: str | Corpus | None = None, *, draws: int = 2, batch_size: int = 16, seed: int = 0
+    model: LoadedModel,
+    data: str | Corpus | None = None,
+    *,
+    draws: int = 2,
+    batch_size: int = 16,
+    seq_len: int | None = None,
+    seed: int = 0,
 ) -> Evaluation:
     """Evaluates a network's likelihood of text: nats per token, bits per byte, with the Monte Carlo standard error.
 
@@ -331,11 +337,15 @@ def evaluate(
       data: a path (see `Data.path`) or a corpus; None: the held-out part of what the network was trained on.
       draws: of noise for each batch, at least 2.
       batch_size: rows a batch.
+      seq_len: positions a row, at most the network's context; None: its context, which of a converted model is long.
       seed: of the noise.
 
     Raises ValueError or OSError if there is no such text.
     """
     config = model.config
+    seq_len = config.data.seq_len if seq_len is None else seq_len
+    if not 2 <= seq_len <= config.data.seq_len:
+        raise ValueError(f"seq_len={seq_len} must lie in 2..{config.data.seq_len}, the network's context")
     if data is None:
         tokens = read_text(config, model.meta).valid
         if tokens is None:
@@ -344,6 +354,6 @@ def evaluate(
         form = config.data if isinstance(config.data, Data) else Data(path="", seq_len=config.data.seq_len)
         corpus = dataclasses.replace(form, path=data).corpus()
         tokens = loader.tokenize(corpus, model.tokenizer, pad=config.objective.layout.pad)
-    batches = loader.eval_batches(tokens, length=config.data.seq_len, batch=batch_size)
+    batches = loader.eval_batches(tokens, length=seq_len, batch=batch_size)
     found = held_out(model.elbo(), batches, tokens, jax.random.key(seed), draws=draws)
     return Evaluation(found, tokens.targets, tokens.bytes)

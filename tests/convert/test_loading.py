@@ -128,8 +128,10 @@ def test_evaluating_needs_a_text(workdir, tmp_path):
     done = launch("evaluate", f"--workdir={workdir}", home=tmp_path)
     assert done.returncode == 2 and "came without text" in done.stderr.splitlines()[-1]
     (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 20)
-    done = launch("evaluate", f"--workdir={workdir}", f"--data={tmp_path}/text.txt", "--batch_size=2", home=tmp_path)
+    done = launch("evaluate", f"--workdir={workdir}", f"--data={tmp_path}/text.txt", "--batch_size=2", "--seq_len=32",
+                  home=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["seq_len"] == 32
     assert json.loads(done.stdout.splitlines()[-1])["causal"]["standard_error"] == 0
 
 
