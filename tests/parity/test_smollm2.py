@@ -64,3 +64,5 @@ def test_greedy_text_is_the_same_token_for_token(model, io):
         ends = [i for i, token in enumerate(ids) if token in (0, *model.tokenizer.stops)]
         whole = ids[: ends[0]] if ends else ids
         assert tokens[: int(length)][: len(whole)].tolist() == whole.tolist()
+        if ends and ids[ends[0]] == model.tokenizer.eos:
+            assert int(length) == len(whole)  # it ends there, too
