@@ -34,6 +34,8 @@ _BUFFERS = ("rope_freqs.weight",)
 # general.architecture -> the hub's model_type, and whether q and k have their rows arranged for pairs of neighbours.
 _ARCHITECTURES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False)}
 _SMALLEST = 24  # bytes: magic, version and two counts
+# What reading values of another type, length or size than GGUF's own ends in.
+_NOT_AS_WRITTEN = (TypeError, IndexError, AttributeError, ArithmeticError, StopIteration)
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,16 @@ def open_gguf(path: Path | str) -> Checkpoint:
         raise ValueError(f"{path} is of architecture {architecture}; of GGUF files {known} can be read")
     try:
         config = _config(architecture, values, reader.tensors)
+        return Checkpoint(
+            source=path,
+            config=config,
+            tensors=_tensors(path, architecture, config, reader.tensors),
+            companions=_companions(path, values),
+        )
     except KeyError as error:
         raise ValueError(f"{path} doesn't say {error}: fetch it again") from None
-    return Checkpoint(
-        source=path,
-        config=config,
-        tensors=_tensors(path, architecture, config, reader.tensors),
-        companions=_companions(path, values),
-    )
+    except _NOT_AS_WRITTEN as error:
+        raise ValueError(f"{path} says what can't be ({type(error).__name__}: {error}): fetch it again") from None
 
 
 def _check_counts(path: Path) -> None:

@@ -122,3 +122,24 @@ def test_any_damage_is_read_or_refused_in_one_line(tmp_path_factory, data):
     else:
         for tensor in found.tensors.values():
             tensor.read()
+
+
+@pytest.mark.parametrize("as_type", [None, 4, 6, 7])  # missing; or of type uint32, float32, bool
+def test_each_value_that_is_missing_or_of_another_type_is_read_or_refused_in_one_line(tmp_path, as_type):
+    path = tmp_path / "x.gguf"
+    written(path)
+    whole = path.read_bytes()
+    names = [name for name in gguf.GGUFReader(path).fields if not name.startswith("GGUF.")]
+    assert len(names) > 12
+    for name in names:
+        content = bytearray(whole)
+        end = content.index(name.encode()) + len(name)
+        if as_type is None:
+            content[end - 1 : end] = b"?"
+        else:
+            content[end : end + 4] = as_type.to_bytes(4, "little")
+        path.write_bytes(content)
+        try:
+            open_gguf(path)
+        except ValueError as error:
+            assert "\n" not in str(error)
