@@ -4,6 +4,8 @@ The `gguf` package reads the file and undoes Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, the K
 """
 
 import json
+import mmap
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +35,9 @@ _NAMES = {
 _BUFFERS = ("rope_freqs.weight",)
 # general.architecture -> the hub's model_type, and whether q and k have their rows arranged for pairs of neighbours.
 _ARCHITECTURES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False)}
-_SMALLEST = 24  # bytes: magic, version and two counts
+# Kinds of values: those of fixed size with their bytes, and the two whose length is stored.
+_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
 # What reading values of another type, length or size than GGUF's own ends in.
 _NOT_AS_WRITTEN = (TypeError, IndexError, AttributeError, ArithmeticError, StopIteration)
 
@@ -101,13 +105,40 @@ def open_gguf(path: Path | str) -> Checkpoint:
 
 
 def _check_counts(path: Path) -> None:
-    """ValueError where the file says that it holds more than its bytes could."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(_SMALLEST)
-    tensors, values = (int.from_bytes(head[at : at + 8], "little") for at in (8, 16))
-    if len(head) < _SMALLEST or head[:4] != b"GGUF" or max(tensors, values) > size // 8:
-        raise ValueError(f"{path} is no whole GGUF file: fetch it again")
+    """ValueError where the file says that it holds more than its bytes could.
+
+    The package believes each length that it reads, and would allocate by it.
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            magic, _, tensors, values = struct.unpack_from("<4sIQQ", content)
+            if magic != b"GGUF" or tensors > len(content) // 8:
+                raise ValueError("another head")
+            at = 24
+            for _ in range(values):
+                at = _past(content, at, _STRING)
+                at = _past(content, at + 4, *struct.unpack_from("<I", content, at))
+    except (struct.error, KeyError, ValueError):
+        raise ValueError(f"{path} is no whole GGUF file: fetch it again") from None
+
+
+def _past(content: mmap.mmap, at: int, kind: int) -> int:
+    """Where the value that begins at `at` ends. Raises ValueError past the file's end, KeyError for an unknown kind."""
+    if kind == _STRING:
+        end = at + 8 + struct.unpack_from("<Q", content, at)[0]
+    elif kind == _ARRAY:
+        of, count = struct.unpack_from("<IQ", content, at)
+        at += 12
+        if of == _STRING:
+            for _ in range(count):  # each moves on by 8 bytes or more, so the file's end stops it
+                at = _past(content, at, _STRING)
+            return at
+        end = at + count * _BYTES[of]
+    else:
+        end = at + _BYTES[kind]
+    if end > len(content):
+        raise ValueError("past the end")
+    return end
 
 
 def _config(architecture: str, values: Mapping[str, Any], tensors: list) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """GGUF files: what the gguf package writes is read in the hub's names and order of rows, and damage is one line."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -122,6 +123,22 @@ def test_any_damage_is_read_or_refused_in_one_line(tmp_path_factory, data):
     else:
         for tensor in found.tensors.values():
             tensor.read()
+
+
+def test_a_length_in_the_head_is_believed_only_as_far_as_the_file_goes(tmp_path):
+    """Each u64 of the head in turn says 2^40: no more is allocated than the file holds (it was once the machine)."""
+    path = tmp_path / "x.gguf"
+    written(path)
+    whole = path.read_bytes()
+    tracemalloc.start()
+    for at in range(700):
+        path.write_bytes(whole[:at] + (2**40).to_bytes(8, "little") + whole[at + 8 :])
+        try:
+            open_gguf(path)
+        except ValueError as error:
+            assert "\n" not in str(error)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("as_type", [None, 4, 6, 7])  # missing; or of type uint32, float32, bool
