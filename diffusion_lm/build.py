@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,15 @@ from diffusion_lm.config import Config, allowed_by, decode, encode, from_json, t
 from diffusion_lm.data.source import TokenizedCorpus, TokenizedData
 from diffusion_lm.data.tokenizer import Tokenizer
 from diffusion_lm.models import flops
-from diffusion_lm.models.base import Vocabulary
-from diffusion_lm.models.bound_model import BoundModel, stored
+from diffusion_lm.models.base import FromInit, Vocabulary
+from diffusion_lm.models.bound_model import BoundModel, stacked, stored
 from diffusion_lm.models.transformer import Transformer, init_params
+from diffusion_lm.models.warm_start import WarmStart, warm_start
 from diffusion_lm.objectives.learned_noise import LearnedNoise
 from diffusion_lm.objectives.self_conditioning import SelfConditionedObjective
 from diffusion_lm.processes.base import Process
+from diffusion_lm.processes.gaussian import Gaussian
+from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
 from diffusion_lm.training.loop import TrainLoop
 from diffusion_lm.training.step import LossFn
@@ -29,6 +33,7 @@ from diffusion_lm.training.update import Constants, InitFn, build_update
 from diffusion_lm.types import Batch, Loss
 from diffusion_lm.validation import check_config, check_kernel, check_rows, check_workdir, runnable
 
+log = logging.getLogger(__name__)
 Array = jax.Array
 
 
@@ -81,22 +86,40 @@ def build(config: Config, workdir: Path | str) -> Experiment:
     check_rows(config, mesh)
     check_kernel(config, mesh)
     checkpoints = Checkpoints(workdir, config.checkpoint)
-    stored = checkpoints.meta()
+    stored, base = checkpoints.meta(), None
+    if config.train.init and stored is None:
+        base = load_for_inference(config.train.init, allow_import=allowed_by(config))
+    config = resolve(config, stored[1].config if stored else base and base.meta.config)
     if stored is not None:
         check_config(config, stored[1], checkpoints.path(stored[0]))
-    data = read_data(config, stored and stored[1])
+    data = read_data(config, stored and stored[1], base and base.tokenizer)
     module, process = build_model(config, data.tokenizer)
     losses = build_loss(config, module, process), build_elbo(config, module, process)
     constants = load_constants(config, data.tokenizer, module, process, mesh)
-    job = build_job(config, data, mesh, *losses, build_init(module, process), constants)
+    start = None if base is None else begin_with(config, module, process, base)
+    begun = {} if base is None else {"init": laid_out(base, mesh)}
+    job = build_job(config, data, mesh, *losses, build_init(module, process, start), constants, begun)
     job = dataclasses.replace(job, flops=functools.cache(lambda: update_flops(config, module, process)))
     return Experiment(config, job, checkpoints, data, module, process)
 
 
-def read_data(config: Config, stored: CheckpointMeta | None = None) -> TokenizedData:
-    """Opens what a config trains on. Raises ValueError if it isn't what the checkpoint `stored` was trained on."""
+def resolve(config: Config, other: dict | None) -> Config:
+    """The config with `model=FromInit()` replaced by the network of another config, as JSON. Raises ValueError without
+    one."""
+    if not isinstance(config.model, FromInit):
+        return config
+    if other is None:
+        raise ValueError("model=FromInit() is the network of another run: --set=train.init=WORKDIR")
+    return dataclasses.replace(config, model=from_json(other, allowed_by(config)).model)
+
+
+def read_data(
+    config: Config, stored: CheckpointMeta | None = None, tokenizer: Tokenizer | None = None
+) -> TokenizedData:
+    """Opens what a config trains on, for a given tokenizer or the checkpoint's. Raises ValueError if it isn't what the
+    checkpoint `stored` was trained on."""
     if stored is None:
-        return config.data.open(config.objective.layout)
+        return config.data.open(config.objective.layout, tokenizer=tokenizer)
     tokenizer = decode(stored.tokenizer, allowed_by(config), "tokenizer")
     data = config.data.open(config.objective.layout, tokenizer=tokenizer, fingerprint=stored.corpus)
     if data.fingerprint != stored.corpus:
@@ -124,18 +147,49 @@ def build_model(config: Config, tokenizer: Tokenizer) -> tuple[Transformer, Proc
     return Transformer(config.model, vocabulary, config.exec), process
 
 
-def build_init(module: Transformer, process: Process) -> InitFn:
+def build_init(module: Transformer, process: Process, start: WarmStart | None = None) -> InitFn:
     """Makes the initialiser of what is trained: the network's parameters, and the process's if it has any.
 
-    A student starts from the parameters of the constant "teacher".
+    They begin with those of the constant "init", as `start` says; without it a student begins as the constant
+    "teacher".
     """
     learned = process.init_params()
 
     def init(key: Array, constants: Constants) -> Any:
         boxed = init_params(module, key) | ({"noise": learned} if learned else {})
+        if start is not None:
+            return sharding.reboxed(boxed, start.fill(nn.meta.unbox(boxed), constants["init"].params))
         return sharding.reboxed(boxed, constants["teacher"].params) if "teacher" in constants else boxed
 
     return init
+
+
+def begin_with(config: Config, module: Transformer, process: Process, base: LoadedModel) -> WarmStart:
+    """How the network begins with the parameters of `base`; logs the table. Raises ValueError if they don't fit."""
+    own, theirs = (
+        nn.meta.unbox(jax.eval_shape(build_init(*parts), jax.random.key(0), {}))
+        for parts in ((module, process), build_model(base.config, base.tokenizer))
+    )
+    # Whether the base was ever given a mask: else its row of the table is whatever it was drawn as.
+    given_masks = base.config.objective.layout.denoises and not isinstance(base.process, Uniform | Gaussian)
+    spec, context = module.spec, module.spec.learned_positions
+    try:
+        if context and config.data.seq_len > context:
+            raise ValueError(f"has {context} learned positions: set data.seq_len to as many at most")
+        start = warm_start(spec, module.vocabulary, own, base.config.model, theirs, fresh_mask=not given_masks)
+    except ValueError as error:
+        raise ValueError(f"train.init={config.train.init} {error}") from None
+    trained_by = type(base.config.objective).__name__
+    log.info("begins with %s, step %d (%s)\n%s", config.train.init, base.step, trained_by, start.table())
+    return start
+
+
+def laid_out(model: LoadedModel, mesh: jax.sharding.Mesh) -> BoundModel:
+    """A loaded network on a mesh, its layers stacked as in training."""
+    module, process = build_model(model.config, model.tokenizer)
+    shardings = sharding.state_shardings(mesh, jax.eval_shape(build_init(module, process), jax.random.key(0), {}))
+    params = model.network.params if model.network.module.scan else stacked(model.network.params, module.spec)
+    return BoundModel(module=module, params=jax.device_put(jax.device_get(params), shardings))
 
 
 def objective_of(config: Config) -> Any:
@@ -181,15 +235,13 @@ def load_constants(
 
     Raises ValueError if one differs in network, process, objective or tokenizer from what is trained.
     """
-    constants, init = {}, build_init(module, process)
+    constants = {}
     for name, workdir in config.objective.frozen.items():
         if not workdir:
             raise ValueError(f"the objective needs a trained workdir: --set=objective.{name}=WORKDIR")
         model = load_for_inference(workdir, allow_import=allowed_by(config))
         _check_same(config, tokenizer, model, f"objective.{name}={workdir}")
-        shardings = sharding.state_shardings(mesh, jax.eval_shape(init, jax.random.key(0), {}))
-        params = jax.device_put(jax.device_get(model.network.params), shardings)
-        constants[name] = BoundModel(module=module, params=params)
+        constants[name] = laid_out(model, mesh).replace(module=module)
     return constants
 
 
@@ -230,14 +282,19 @@ def build_job(
     elbo: LossFn,
     init: InitFn,
     constants: Constants,
+    begun: dict[str, BoundModel] | None = None,
 ) -> TrainLoop:
-    """All that the loop calls, jitted and laid out on the mesh. Raises ValueError if rows and objective don't fit."""
+    """All that the loop calls, jitted and laid out on the mesh. Raises ValueError if rows and objective don't fit.
+
+    begun: further constants of `init` alone; the first call of the loop's `initial` empties it.
+    """
+    begun = {} if begun is None else begun
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
-    update = build_update(config.train, config.optim, mesh, loss, init, constants)
+    update = build_update(config.train, config.optim, mesh, loss, init, {**constants, **begun})
     jax.eval_shape(loss, update.abstract.params, train_key, abstract_batch(config), constants)
     rows, mine = config.train.batch_size, sharding.rows_here(mesh, config.train.batch_size)
     return TrainLoop(
-        initial=lambda: update.initial(init_key, constants),
+        initial=lambda: update.initial(init_key, {**constants, **{name: begun.pop(name) for name in list(begun)}}),
         abstract=update.abstract,
         step=update.step,
         constants=constants,

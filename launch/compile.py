@@ -30,6 +30,7 @@ from diffusion_lm.build import (
     build_init,
     build_loss,
     build_model,
+    resolve,
     update_flops,
 )
 from diffusion_lm.config import Config
@@ -41,6 +42,7 @@ from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.training.checkpoint import Checkpoints
 from diffusion_lm.training.update import build_update
 from diffusion_lm.validation import check_kernel, check_rows
 from launch import command, topologies
@@ -73,16 +75,15 @@ class PlannedTokenizer(NamedTuple):
     """What a program needs to know of a tokenizer that may not exist yet."""
 
     vocab: int
+    mask: int
     eos: int = 1
     bos: int = 1
-
-    @property
-    def mask(self) -> int:
-        return self.vocab
 
 
 def main() -> dict:
     out, config, topology = OUT(), CONFIG(), topologies.of(TOPOLOGY.value, NUM_SLICES.value)
+    begun = Checkpoints(config.train.init).meta() if config.train.init else None
+    config = resolve(config, begun and begun[1].config)
     memory = topology.memory if CHIP_GIB.value is None else int(CHIP_GIB.value * topologies.GIB)
     if BISECT.value and not memory:
         raise ValueError(f"--bisect: the memory of {TOPOLOGY.value} is unknown; give it as --chip_gib")
@@ -197,9 +198,12 @@ def _generation_flops(module: Transformer, rows: int, width: int, prompt: int, l
 
 def planned_tokenizer(config: Config) -> PlannedTokenizer:
     """The config's vocabulary, or its upper bound before the tokenizer is trained."""
+    if config.model.vocabulary is not None:
+        return PlannedTokenizer(config.model.vocabulary.size, config.model.vocabulary.mask)
     tokenizer = getattr(config.data, "tokenizer", None)
     tokenizer = SentencePiece.load(tokenizer) if isinstance(tokenizer, str) else tokenizer
-    return PlannedTokenizer(config.data.vocab_size if tokenizer is None else tokenizer.vocab)
+    size = config.data.vocab_size if tokenizer is None else tokenizer.vocab
+    return PlannedTokenizer(size, size)
 
 
 # ---- compilation ----

@@ -177,6 +177,14 @@ class DenoiserSpec:
         return (LayerGroup(layer=layer, repeat=self.layers),)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromInit:
+    """The network of `train.init`, whatever it is; `diffusion_lm.build` puts its spec in this one's place."""
+
+    # Not annotated, so no fields: what a config asks of any network before it is known.
+    groups, self_conditioning, vocabulary = (), False, None
+
+
 def check_execution(spec: ModelSpec, execution: Execution) -> None:
     """ValueError where a network can't run so."""
     if execution.quantization != "none" and any(isinstance(g.layer.mlp, ExpertsSpec) for g in spec.groups):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from diffusion_lm.attention_patterns import AttentionPattern, DraftAndVerify, Full
+from diffusion_lm.models.base import ModelSpec
 from diffusion_lm.models.transformer import Transformer
 from diffusion_lm.nn import cache as kv_cache
 from diffusion_lm.nn.cache import KVCache, NewEntries
@@ -168,3 +169,14 @@ def unstacked(params: dict) -> dict:
         apart += [jax.tree.map(lambda a, i=i: a[i], params[name]) for i in range(count)]
     rest = {name: value for name, value in params.items() if name not in groups}
     return rest | {f"layer_{i}": layer for i, layer in enumerate(apart)}
+
+
+def stacked(params: dict, spec: ModelSpec) -> dict:
+    """The inverse of `unstacked`: the names of `Transformer(scan=True)`."""
+    rest, start = {name: value for name, value in params.items() if not name.startswith("layer_")}, 0
+    for number, group in enumerate(spec.groups):
+        apart = [params[f"layer_{i}"] for i in range(start, start + group.repeat)]
+        name = "layers" if len(spec.groups) == 1 else f"layers_{number}"
+        rest[name] = jax.tree.map(lambda *layers: jnp.stack(layers), *apart)
+        start += group.repeat
+    return rest

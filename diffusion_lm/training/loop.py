@@ -38,6 +38,8 @@ class Train:
     """How long to train, and how much at a time.
 
     Args:
+        init: workdir of a run, or of a converted model, whose network, tokenizer and parameters the run begins with;
+            none: parameters are drawn.
         steps: updates in all.
         batch_size: rows per update, over all hosts.
         grad_accum_steps: parts in which a batch is processed, to save memory; divides batch_size.
@@ -48,6 +50,7 @@ class Train:
         eval_batches: batches of held-out data in one evaluation.
     """
 
+    init: str | None = None
     steps: int = 1000
     batch_size: int = 16
     grad_accum_steps: int = 1
