@@ -21,6 +21,7 @@ from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
 from diffusion_lm.visualize.frames import Trace, trace_from_history
 
 log = logging.getLogger(__name__)
+_MIN_WIDTH = 16
 _ROLLING = 2**31 - 1  # no sampler draws with the keys from here on down: each continuation's are one less
 
 
@@ -106,8 +107,8 @@ def infill(
         raise ValueError(f"a text with its holes takes more than the {holder} of {room} tokens: shorten it")
     prompts, suffixes = zip(*parts, strict=True)
     lengths = np.array([len(row) for row in suffixes], np.int32)
-    widest, canvas = int(lengths.max()), sampler.canvas_length
-    length = widest if sampler.align != 1 else -(-widest // canvas) * canvas  # each canvas is whole
+    widest, unit = int(lengths.max()), sampler.canvas_length if sampler.align == 1 else 1  # each canvas is whole
+    length = unit * few_widths(-(-widest // unit), context // unit)
     suffixes = [np.pad(row, (0, length - len(row)), constant_values=model.tokenizer.mask) for row in suffixes]
     generation = _Request(model=model, sampler=sampler, logits_processor=logits_processor)(
         list(prompts), row_keys(seed, len(parts)), max_new_tokens=length, suffix=np.stack(suffixes),
@@ -142,6 +143,12 @@ def encode_prompts(model: LoadedModel, prompts: Sequence[str]) -> list[np.ndarra
     return ids
 
 
+def few_widths(length: int, most: int) -> int:
+    """A width that holds `length`: a power of two from 16 on, but at most `most` where that is enough. Each width is a
+    program of its own to compile, so that inputs of all lengths are padded to a few."""
+    return max(length, min(max(_MIN_WIDTH, 1 << (length - 1).bit_length()), most))
+
+
 def _encoded(tokenizer, text: str) -> np.ndarray:
     ids = encode_prompt(tokenizer, text)
     return ids if len(ids) and not tokenizer.adds_bos else np.concatenate([[tokenizer.bos], ids]).astype(np.int32)
@@ -171,9 +178,13 @@ class _Request:
         suffix: np.ndarray | None = None,
         num_new_tokens: np.ndarray | None = None,
     ) -> Generation:
-        widest = max(len(row) for row in ids)
+        widest, align = max(len(row) for row in ids), getattr(self.sampler, "align", 1)
+        room = self.model.config.data.seq_len if align else self.sampler.canvas_length
+        room -= max_new_tokens if num_new_tokens is None else 0
+        # prompts narrower than `align` lie in the first canvas and cost no pass of their own
+        width = few_widths(widest, align - 1 if widest < align else room)
         prompt = Prompt(
-            tokens=jnp.asarray([np.pad(row, (0, widest - len(row))) for row in ids]),
+            tokens=jnp.asarray([np.pad(row, (0, width - len(row))) for row in ids]),
             length=jnp.asarray([len(row) for row in ids], jnp.int32),
             suffix=None if suffix is None else jnp.asarray(suffix),
             num_new_tokens=None if num_new_tokens is None else jnp.asarray(num_new_tokens),

@@ -2,6 +2,7 @@
 grows or finished rows leave the batch."""
 
 import functools
+import logging
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ import numpy as np
 from diffusion_lm.samplers.base import Generation, Prompt, Stage, TextSampler, decode_loop
 
 Array = jax.Array
+log = logging.getLogger(__name__)
+_asked: set[tuple] = set()  # what this process has been asked for, and so has compiled
 _MIN_SLOTS = 512  # slots that a cache begins with: attending to fewer saves nothing that is worth another program
 
 
@@ -36,6 +39,7 @@ def run(
     if drop_finished and not sampler.separable:
         raise ValueError("recorded rows and particles can't leave their batch: leave drop_finished out")
     static = {"sampler": sampler, "max_new_tokens": max_new_tokens}
+    _say_what_compiles(network, prompt, (sampler, max_new_tokens, drop_finished))
     if not (drop_finished and rows > 1) and (slots <= _MIN_SLOTS or stages[0].cache_growth is None):
         return _generate(network, network.empty_cache(rows, slots), prompt, keys, **static)
     size = _size(width, stages[0], slots)
@@ -48,6 +52,14 @@ def run(
             batch.state = _enter(network, cache, rest, index=index, **static)
         batch.run(stage)
     return batch.generation()
+
+
+def _say_what_compiles(network: Any, prompt: Prompt, options: tuple) -> None:
+    """One line before the first generation of its shapes and options, which waits for its programs."""
+    shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves((network, prompt)))
+    if (asked := (jax.tree.structure((network, prompt)), shapes, options)) not in _asked:
+        _asked.add(asked)
+        log.info("compiling for %d rows and prompts of up to %d tokens: this happens once", *prompt.tokens.shape)
 
 
 class _Batch:

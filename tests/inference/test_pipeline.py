@@ -98,6 +98,28 @@ def test_many_lengths_are_one_program_and_none_came_to_an_end(model, canvases, c
     assert sum("Compiling jit(_generate)" in record.getMessage() for record in caplog.records) == 1
 
 
+# ---- few programs ----
+
+
+def test_prompts_of_all_widths_share_a_few_programs(model, draw, caplog):
+    """Prompts of 1 to 56 tokens in a context of 64: widths of 16, 32, 60, and one line for each."""
+    text_sampler = presets.autoregressive(model, sampling=draw)
+    caplog.set_level("INFO", "diffusion_lm")
+    with jax.log_compiles():
+        for width in (*range(1, 40), 55):
+            pipeline.generate(model, text_sampler, ["a" * width], max_new_tokens=4, seed=0)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("Compiling jit(_generate)" in line for line in said) == 3
+    assert sum(line.startswith("compiling for 1 rows") for line in said) == 3
+
+
+def test_holes_of_all_lengths_share_a_few_programs(model, canvases, caplog):
+    with jax.log_compiles():
+        for hole in range(1, 28, 3):
+            pipeline.infill(model, canvases, [["Line " + "x" * hole, hole, ": the"]], seed=0)
+    assert sum("Compiling jit(_generate)" in record.getMessage() for record in caplog.records) == 2
+
+
 # ---- any length ----
 
 

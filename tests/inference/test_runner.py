@@ -24,6 +24,15 @@ def driven(text_sampler, prompt, length, **rest):
     return runner.run(text_sampler, model(), prompt, keys, max_new_tokens=length, **rest)
 
 
+@pytest.mark.parametrize("name", TEXT_SAMPLERS)
+def test_a_padded_prompt_is_the_prompt(name):
+    """`pipeline` pads prompts to a few widths."""
+    wide, text_sampler = prompts([5, 3], width=11), TEXT_SAMPLERS[name](eos=NEVER)
+    own = Prompt(tokens=wide.tokens[:, :5], length=wide.length)
+    (padded, alone) = (driven(text_sampler, prompt, 9) for prompt in (wide, own))
+    assert (padded.tokens == alone.tokens).all() and padded.nfe == alone.nfe
+
+
 @pytest.fixture
 def short(monkeypatch):
     """Caches that begin with 8 slots; the size of each, in order."""
