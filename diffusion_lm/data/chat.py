@@ -5,6 +5,7 @@ says must not become a control token: see `Rendered`.
 """
 
 import datetime
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,16 @@ class Rendered:
     @property
     def text(self) -> str:
         return "".join(text for text, _ in self.parts)
+
+    def after(self, beginning: "Rendered") -> "Rendered | None":
+        """What follows `beginning`; None where this doesn't begin with it."""
+        if not self.text.startswith(beginning.text):
+            return None
+        skip, parts = len(beginning.text), []
+        for text, meant in self.parts:
+            parts.append((text[skip:], meant))
+            skip = max(skip - len(text), 0)
+        return Rendered(parts=tuple((text, meant) for text, meant in parts if text))
 
 
 def render(
@@ -58,6 +69,27 @@ def render(
     return Rendered(parts=tuple((text, meant) for text, meant in parts if text))
 
 
+def answered_turns(template: str, messages: Sequence[Mapping[str, Any]], **how: Any) -> list[tuple[Rendered, Rendered]]:
+    """For each message of the assistant: what asks for it, and the answer with the template's text behind it.
+
+    how: as `render` takes it. Raises ValueError, too, where a template shows an answered chat otherwise than its own
+    question followed by the answer.
+    """
+    turns = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        asked = render(template, messages[:index], add_generation_prompt=True, **how)
+        answer = render(template, messages[: index + 1], add_generation_prompt=False, **how).after(asked)
+        if answer is None:
+            raise ValueError(
+                f"the chat template shows message {index + 1} otherwise than as an answer to what asks for it: train "
+                "on plain prompts and completions"
+            )
+        turns.append((asked, answer))
+    return turns
+
+
 def _without_control(message: Mapping[str, Any], control_tokens: Sequence[str], taken: list[str]) -> dict[str, Any]:
     content, tokens = message.get("content"), sorted(filter(None, control_tokens), key=len, reverse=True)
     if isinstance(content, str) and tokens:
@@ -73,10 +105,19 @@ def _without_control(message: Mapping[str, Any], control_tokens: Sequence[str], 
 def _fill(template: str, **variables: Any) -> str:
     try:
         import jinja2
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise ImportError("chat templates need Jinja: pip install -e '.[open]'") from error
+    try:
+        return _compiled(template).render(**variables)
+    except (jinja2.exceptions.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"the chat template refuses these messages: {' '.join(str(error).split())}") from None
+
+
+@functools.lru_cache(maxsize=8)  # compiling takes longer than filling in, and a data set has thousands of chats
+def _compiled(template: str) -> Any:
+    import jinja2
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
@@ -90,7 +131,4 @@ def _fill(template: str, **variables: Any) -> str:
         "raise_exception": refuse,
         "strftime_now": lambda form: datetime.datetime.now().strftime(form),
     }
-    try:
-        return environment.from_string(template).render(**variables)
-    except (jinja2.exceptions.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"the chat template refuses these messages: {' '.join(str(error).split())}") from None
+    return environment.from_string(template)

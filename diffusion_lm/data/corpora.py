@@ -125,8 +125,21 @@ def corpus(path: str, *, documents: str = "file", field: str = "text") -> Corpus
     for file, suffix in zip(files, suffixes, strict=True):
         if suffix in OTHERS:
             raise ValueError(f"{file}: {suffix} files can't be read: unpack or convert it to text or .jsonl")
-    read = functools.partial(_text_or_records, field=field)
+    read = functools.partial(_text_or_records, take=functools.partial(_field, field=field))
     return Files(files=files, root=root, read=read, reading=f"field {field}", unit=documents)
+
+
+def records(path: str, take: Callable[[object, str], str], *, reading: str) -> Corpus:
+    """A corpus of JSON records, one a line, or a .json file's list: take(record, where it is) -> its text.
+
+    Raises FileNotFoundError or ValueError if there is nothing to read, or files that hold no records.
+    """
+    root, files = _find(path)
+    for file in files:
+        if _suffix(file) not in (*RECORDS, ".json"):
+            raise ValueError(f"{file} holds no records: name files of JSON lines (.jsonl), by a glob if need be")
+    read = functools.partial(_text_or_records, take=take)
+    return Files(files=files, root=root, read=read, reading=reading, unit="file")
 
 
 def _suffix(file: Path) -> str:
@@ -291,15 +304,15 @@ def _whole(file: Path, root: Path) -> Iterator[str]:
     yield _text(file, _read(file))
 
 
-def _text_or_records(file: Path, root: Path, *, field: str) -> Iterator[str]:
+def _text_or_records(file: Path, root: Path, *, take: Callable[[object, str], str]) -> Iterator[str]:
     suffix = _suffix(file)
     if suffix == ".json":
-        return _listed(file, field)
-    return _records(file, field) if suffix in RECORDS else _whole(file, root)
+        return _listed(file, take)
+    return _records(file, take) if suffix in RECORDS else _whole(file, root)
 
 
-def _listed(file: Path, field: str) -> Iterator[str]:
-    """`field` of each object of a JSON list."""
+def _listed(file: Path, take: Callable[[object, str], str]) -> Iterator[str]:
+    """The text of each object of a JSON list."""
     hint = "give a list of objects, name it .jsonl if each line is one, or .txt to train on it as it stands"
     try:
         records = json.loads(_text(file, _read(file)))
@@ -308,15 +321,15 @@ def _listed(file: Path, field: str) -> Iterator[str]:
     if not isinstance(records, list):
         raise ValueError(f"{file}: it holds no list of objects: {hint}")
     for number, record in enumerate(records, 1):
-        yield _field(record, field, f"{file}, record {number}")
+        yield take(record, f"{file}, record {number}")
 
 
-def _records(file: Path, field: str) -> Iterator[str]:
-    """`field` of each line of JSON; an empty text for a blank line."""
+def _records(file: Path, take: Callable[[object, str], str]) -> Iterator[str]:
+    """The text of each line of JSON; an empty one for a blank line."""
     for number, line in enumerate(_lines(file), 1):
         where = f", line {number}"
         try:
-            yield _field(json.loads(_text(file, line, where)), field, f"{file}{where}") if line.strip() else ""
+            yield take(json.loads(_text(file, line, where)), f"{file}{where}") if line.strip() else ""
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}{where}: broken JSON: {error}") from error
 
@@ -332,7 +345,7 @@ def _lines(file: Path) -> Iterator[bytes]:
         raise ValueError(f"{file}: damaged ({error}): leave it out of the corpus") from error
 
 
-def _field(record: object, field: str, where: str) -> str:
+def _field(record: object, where: str, *, field: str) -> str:
     if not isinstance(record, dict) or field not in record:
         has = ", ".join(map(repr, record)) if isinstance(record, dict) else "no fields"
         raise ValueError(f"{where}: no field {field!r}, it has {has}: set field to the one with the text")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_lm.data.chat import render
+from diffusion_lm.data.chat import Rendered, answered_turns, render
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
 
@@ -165,20 +165,40 @@ class HuggingFaceTokenizer:
 
         Raises ValueError where the model has no template, or it refuses the messages.
         """
-        if not self.chat_template:
-            raise ValueError("this model has no chat template: give it a plain prompt")
-        settings = json.loads(self.settings_json)
-        named = {name: _text(settings.get(name)) for name in _SPECIAL}
-        rendered = render(
-            self.chat_template,
-            messages,
-            control_tokens=[
-                token.content for token in self._plain.get_added_tokens_decoder().values() if token.special
-            ],
-            **{name: token for name, token in named.items() if token} | variables,
-        )
+        return self._encode_rendered(render(self._template, messages, **self._rendering | variables))
+
+    def encode_turns(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[tuple[np.ndarray, ...]]:
+        """For each message of the assistant the ids before it, those of the answer up to its end of turn, and those
+        that the template puts behind it; each int32 [n]. See `data.chat.answered_turns`.
+
+        An answer that the template ends with none of `stops` ends with eos. Raises ValueError as `encode_chat`.
+        """
+        turns = []
+        for asked, answer in answered_turns(self._template, messages, **self._rendering | variables):
+            ids = self._encode_rendered(answer)
+            ends = np.flatnonzero(np.isin(ids, self.stops))
+            ids, end = (ids, ends[0] + 1) if len(ends) else (np.append(ids, np.int32(self.eos)), len(ids) + 1)
+            turns.append((self._encode_rendered(asked), ids[:end], ids[end:]))
+        return turns
+
+    def _encode_rendered(self, rendered: Rendered) -> np.ndarray:
         ids = [self.encode(text) if meant else self.encode_literally(text) for text, meant in rendered.parts]
         return np.concatenate(ids) if ids else np.zeros(0, np.int32)
+
+    @property
+    def _template(self) -> str:
+        if not self.chat_template:
+            raise ValueError("this model has no chat template: give it a plain prompt")
+        return self.chat_template
+
+    @functools.cached_property
+    def _rendering(self) -> dict[str, Any]:
+        """What `chat.render` is given of this tokenizer."""
+        settings = json.loads(self.settings_json)
+        named = {name: _text(settings.get(name)) for name in _SPECIAL}
+        added = self._plain.get_added_tokens_decoder().values()
+        control = [token.content for token in added if token.special]
+        return {"control_tokens": control, **{name: token for name, token in named.items() if token}}
 
 
 def _settings(files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import grain
 import numpy as np
@@ -291,13 +291,31 @@ def train_loader(
             f"a batch of {batch} rows can't be made from {len(rows)} rows of {length}: "
             "set train.batch_size or data.seq_len lower"
         )
+    endless = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat().random_map(rows.near)
+    return _batches(endless, lambda found: rows.batch(np.stack(found)), batch, mine)
+
+
+def shuffled_batches(
+    rows: Sequence[Any], make: Callable[[list[Any]], Batch], *, batch: int, seed: int, mine: Sequence[int] | None = None
+) -> grain.DatasetIterator:
+    """As `train_loader`, from rows that are there: each epoch takes every row once, in a new order.
+
+    make: some rows -> their Batch. Raises ValueError if the rows don't fill a batch, or for rows outside the batch.
+    """
+    if not 1 <= batch <= len(rows):
+        raise ValueError(f"a batch of {batch} rows can't be made from {len(rows)} rows: set train.batch_size lower")
+    endless = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+    return _batches(endless, lambda found: make([rows[i] for i in found]), batch, mine)
+
+
+def _batches(endless: grain.MapDataset, make: Callable, batch: int, mine: Sequence[int] | None) -> Any:
+    """An iterator of make(elements of an endless data set), `batch` at a time, or those numbered `mine` of them."""
     mine = range(batch) if mine is None else mine
     if not all(0 <= row < batch for row in mine):
         raise ValueError(f"rows {list(mine)} are not rows of a batch of {batch}")
-    endless = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat().random_map(rows.near)
 
     def share(number: int) -> Batch:
-        return rows.batch(np.stack([endless[number * batch + row] for row in mine]))
+        return make([endless[number * batch + row] for row in mine])
 
     batches = grain.MapDataset.range(len(endless) // batch).map(share)
     # a thread prefetches, so that no step waits for a disk

@@ -107,16 +107,25 @@ class Data:
         self, layout: Layout, *, tokenizer: Tokenizer | None = None, fingerprint: str | None = None
     ) -> "TokenizedCorpus":
         """See `DataSource`. Raises ValueError, too, if data.tokenizer is another than the checkpoint's."""
-        given = SentencePiece.load(self.tokenizer) if isinstance(self.tokenizer, str) else self.tokenizer
-        if tokenizer is not None and given is not None and given.fingerprint != tokenizer.fingerprint:
-            raise ValueError(f"data.tokenizer={self.tokenizer} is not the checkpoint's tokenizer; use a new workdir")
+        given = check_tokenizer(self.tokenizer, tokenizer)
         corpus = self.corpus()
         found = corpus.fingerprint()
         if fingerprint not in (None, found):
             raise ValueError(
                 f"data.path={self.path} is not the text that the checkpoint was trained on; use a new workdir"
             )
-        return TokenizedCorpus(data=self, corpus=corpus, given=tokenizer or given, fingerprint=found, pad=layout.pad)
+        return TokenizedCorpus(data=self, corpus=corpus, given=given, fingerprint=found, pad=layout.pad)
+
+
+def check_tokenizer(named: str | Tokenizer | None, found: Tokenizer | None) -> Tokenizer | None:
+    """The tokenizer that a config names, a .model file or a Tokenizer, or else the checkpoint's.
+
+    Raises ValueError if both are there and differ.
+    """
+    given = SentencePiece.load(named) if isinstance(named, str) else named
+    if found is not None and given is not None and given.fingerprint != found.fingerprint:
+        raise ValueError(f"data.tokenizer={named} is not the checkpoint's tokenizer; use a new workdir")
+    return found or given
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -89,6 +89,12 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return ids
 
 
+def with_bos(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """What a network is given of a prompt, int32 [n], n >= 1: after a begin of text, where the tokenizer's texts have
+    one, or where there is nothing else."""
+    return ids if len(ids) and not tokenizer.adds_bos else np.concatenate([[tokenizer.bos], ids]).astype(np.int32)
+
+
 def decode_continuation(tokenizer: Tokenizer, prompt_ids, ids) -> str:
     """The text of `ids` [n] as they follow `prompt_ids` [m].
 

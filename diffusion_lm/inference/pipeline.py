@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusion_lm.attention_patterns import BlockCausal
 from diffusion_lm.build import LoadedModel
-from diffusion_lm.data.tokenizer import decode_continuation, encode_prompt
+from diffusion_lm.data.tokenizer import decode_continuation, encode_prompt, with_bos
 from diffusion_lm.inference import runner
 from diffusion_lm.samplers.base import Generation, Prompt, TextSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
@@ -135,7 +135,8 @@ def encode_prompts(model: LoadedModel, prompts: Sequence[str]) -> list[np.ndarra
     """
     tokenizer, context = model.tokenizer, model.config.data.seq_len
     ids = [
-        _encoded(tokenizer, prompt) if isinstance(prompt, str) else np.asarray(prompt, np.int32) for prompt in prompts
+        with_bos(tokenizer, encode_prompt(tokenizer, p)) if isinstance(p, str) else np.asarray(p, np.int32)
+        for p in prompts
     ]
     widest = max(len(row) for row in ids)
     if widest >= context:
@@ -147,11 +148,6 @@ def few_widths(length: int, most: int) -> int:
     """A width that holds `length`: a power of two from 16 on, but at most `most` where that is enough. Each width is a
     program of its own to compile, so that inputs of all lengths are padded to a few."""
     return max(length, min(max(_MIN_WIDTH, 1 << (length - 1).bit_length()), most))
-
-
-def _encoded(tokenizer, text: str) -> np.ndarray:
-    ids = encode_prompt(tokenizer, text)
-    return ids if len(ids) and not tokenizer.adds_bos else np.concatenate([[tokenizer.bos], ids]).astype(np.int32)
 
 
 def row_keys(seed: int, rows: int) -> jax.Array:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 
+from diffusion_lm.data import packing
 from diffusion_lm.data.tokenizer import SentencePiece, Tokenizer
 from diffusion_lm.layouts import Layout
 from diffusion_lm.planning.tasks import base
@@ -102,31 +103,6 @@ def char_tokenizer(alphabet: str) -> SentencePiece:
     return SentencePiece(proto=model.getvalue())
 
 
-def pack(
-    layout: Layout, rows: Sequence[tuple[np.ndarray, np.ndarray] | None], length: int, tokenizer: Tokenizer
-) -> Batch:
-    """NumPy Batch [rows, length] of (prompt, answer) ids; None makes an empty row.
-
-    A sampler later meets the same arrangement. After an answer its end of text repeats to the end of its canvas (see
-    `types.Batch`). Positions beyond that, and before a prompt whose answer begins with a canvas, belong to no document.
-    """
-    tokens = np.full((len(rows), length), tokenizer.mask, np.int32)
-    segment_ids, positions = np.zeros_like(tokens), np.zeros_like(tokens)
-    context, loss = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
-    for i, row in enumerate(rows):
-        if row is None:
-            continue
-        prompt, answer = row
-        first = layout.answer_start(1 + len(prompt))
-        start, stop = first - len(prompt) - 1, first + len(answer) + 1
-        end = layout.canvas_end(stop, length)
-        tokens[i, start:end] = np.concatenate([[tokenizer.bos], prompt, answer, [tokenizer.eos] * (end - stop + 1)])
-        segment_ids[i, start:end] = 1
-        positions[i, start:end] = np.arange(end - start)
-        context[i, start:first], loss[i, first:stop] = True, True
-    return Batch(tokens=tokens, segment_ids=segment_ids, positions=positions, context_mask=context, loss_mask=loss)
-
-
 def min_seq_len(task: Task, layout: Layout) -> int:
     """The least `Examples.seq_len` that holds every example of a task under a layout."""
     prompt, answer = task.max_lengths
@@ -185,8 +161,14 @@ class ExampleRows:
     def __call__(self, examples: Sequence[Example | None]) -> Batch:
         # By a table, since a call of the tokenizer costs about as much as generating the example.
         encode = lambda text: self._table[np.frombuffer(text.encode("ascii"), np.uint8)]  # noqa: E731
-        pairs = [example and tuple(map(encode, example)) for example in examples]
-        return pack(self.layout, pairs, self.length, self.tokenizer)
+        rows = [[] if one is None else [self.tokens(*map(encode, one))] for one in examples]
+        return packing.pack(self.layout, rows, self.length, self.tokenizer)
+
+    def tokens(self, prompt: np.ndarray, answer: np.ndarray) -> packing.Example:
+        """Begin of text, prompt, answer and end of text; the last two are learned."""
+        targets = np.arange(len(prompt) + len(answer) + 2) > len(prompt)
+        tokens = np.concatenate([[self.tokenizer.bos], prompt, answer, [self.tokenizer.eos]]).astype(np.int32)
+        return packing.Example(tokens, targets)
 
 
 def _batch(task: Task, rows: ExampleRows, exclude, seed: int, batch: int, mine: Sequence[int], number: int) -> Batch:

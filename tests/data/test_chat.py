@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from diffusion_lm.data.chat import render
+from diffusion_lm.data.chat import answered_turns, render
 
 pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install -e '.[test]'")
 
@@ -64,3 +64,5 @@ def test_the_reference_chats(shared):
     for chat in chats:
         found = render(template, chat["messages"], add_generation_prompt=chat["add_generation_prompt"])
         assert found.text == chat["text"]
+        for asked, answer in answered_turns(template, chat["messages"]):
+            assert chat["text"].startswith(asked.text + answer.text) and answer.text == "Hello.<|im_end|>\n"

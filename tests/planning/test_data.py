@@ -9,7 +9,7 @@ from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
-from diffusion_lm.planning.data import Examples, char_tokenizer, min_seq_len, pack
+from diffusion_lm.planning.data import Examples, char_tokenizer, min_seq_len
 from diffusion_lm.planning.tasks import base
 from diffusion_lm.planning.tasks.base import Example
 from diffusion_lm.planning.tasks.countdown import Countdown
@@ -94,10 +94,10 @@ def test_canvases_lie_where_the_sampler_puts_them(objective):
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_min_seq_len_is_the_least_that_fits(objective):
     needed = min_seq_len(TASK, objective.layout)
-    longest = [np.zeros(n, np.int32) for n in TASK.max_lengths]
-    tokenizer = char_tokenizer(TASK.alphabet)
+    prompt, answer = TASK.max_lengths
     canvas = objective.layout.canvas_length(needed)
-    assert pack(objective.layout, [tuple(longest)], needed, tokenizer).loss_mask[0, -canvas:].any()
+    rows = source(objective).rows(needed)
+    assert rows([Example("1" * prompt, "1" * answer)]).loss_mask[0, -canvas:].any()
     with pytest.raises(ValueError, match=f"set it to {needed}"):
         source(objective, extra=-1)
     assert needed % canvas == 0
