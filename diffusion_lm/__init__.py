@@ -13,6 +13,7 @@ import importlib
 _EXPORTS = {
     "config": "Config override",
     "data.corpora": "Corpus Texts corpus",
+    "data.prompt_response": "PromptResponse",
     "data.source": "Data DataSource TokenizedData",
     "data.tokenizer": "SentencePiece Tokenizer train_tokenizer",
     "inference.api": "evaluate generate infill load log_likelihood make_sampler train",

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # Keys that may change between a checkpoint and the run that resumes it; any other would make it another experiment.
 MAY_CHANGE = (
     "checkpoint.", "data.path", "data.token_cache_dir", "data.tokenizer", "data.workers", "exec.", "mesh.",
-    "optim.", "train.eval_batches", "train.eval_every", "train.grad_accum_steps",
+    "optim.", "train.early_stopping_patience", "train.eval_batches", "train.eval_every", "train.grad_accum_steps",
     "train.log_every", "train.steps", "train.steps_per_call",
 )  # fmt: skip
 

@@ -69,9 +69,11 @@ class Flags:
         text = "Folder of the run: its checkpoints and metrics."
         return self.string("workdir", default, text, required=default is None)
 
-    def out(self) -> Callable[[], Path | None]:
+    def out(
+        self, text: str = "File that the JSON result is written to as well. Default: none."
+    ) -> Callable[[], Path | None]:
         """Defines --out, a file for the result; the result, called after parsing, checks that its folder exists."""
-        out = self.string("out", None, "File that the JSON result is written to as well. Default: none.")
+        out = self.string("out", None, text)
 
         def path() -> Path | None:
             if out.value and not Path(out.value).absolute().parent.is_dir():

@@ -4,17 +4,22 @@
     python -m launch.sample --workdir=runs/quickstart --sampler=autoregressive --max_new_tokens=100 --num_samples=4
     python -m launch.sample --workdir=runs/quickstart --infill='Return the [[3-8]] of the list.' --canvas_length=32
     python -m launch.sample --workdir=runs/quickstart --prompt='Return the' --best_of=8 --best_of_score=elbo
+    python -m launch.sample --workdir=runs/quickstart --prompts_file=prompts.txt --out=corpus.jsonl
 
 The last line on standard output is a JSON object: texts with their prompts, tokens, forward passes (nfe) and seconds.
+With --out=FILE.jsonl the texts go there instead, a record each, as `data.prompt_response` trains on them. The same
+command continues a file that a kill cut short.
 """
 
 import json
 import re
 import sys
 import time
+from pathlib import Path
 
 from diffusion_lm.build import LoadedModel, load_for_inference
 from diffusion_lm.inference import best_of_n, pipeline
+from diffusion_lm.inference.corpus import Asked, read_prompts, write_corpus
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.visualize.page import write_page, write_whole
 from diffusion_lm.visualize.terminal import play
@@ -24,6 +29,10 @@ from launch.flags import Flags
 FLAGS = Flags(command.FLAGS, profiler.FLAGS, sampler_flags.FLAGS)
 WORKDIR = FLAGS.workdir()
 PROMPT = FLAGS.multi_string("prompt", [], "Text to continue; may be repeated, one row each. Default: a new document.")
+PROMPTS_FILE = FLAGS.string(
+    "prompts_file", None, "With --out=FILE.jsonl: prompts instead of --prompt. .jsonl: each record's prompt, or its "
+    "messages without the last answer; other files: each line. Default: none.",
+)  # fmt: skip
 INFILL = FLAGS.multi_string(
     "infill", [], "Text with holes to fill in, instead of --prompt; may be repeated. [[5]]: 5 tokens are missing; "
     "[[2-8]]: 2 to 8, the most likely length is chosen.",
@@ -56,7 +65,11 @@ BEST_OF_SCORE = FLAGS.enum(
 )  # fmt: skip
 CHECKPOINT_STEP = FLAGS.integer("checkpoint_step", None, "Step of the checkpoint to load. Default: the newest.", 0)
 VIEW = FLAGS.string("view", None, "terminal or FILE.html: shows the first row's canvas after each step. Default: off.")
-OUT = FLAGS.out()
+OUT = FLAGS.out(
+    "File for the JSON result as well. FILE.jsonl: the texts, a record each, continued where there are some. "
+    "Default: none."
+)
+BATCH_SIZE = FLAGS.integer("batch_size", 32, "With --out=FILE.jsonl: texts that are generated together.", 1)
 SECONDS_PER_FRAME = 0.15
 HOLE = re.compile(r"\[\[(\d+)(?:-(\d+))?\]\]")
 
@@ -64,6 +77,8 @@ HOLE = re.compile(r"\[\[(\d+)(?:-(\d+))?\]\]")
 def main() -> dict:
     _check()
     out = OUT()
+    if out is not None and out.suffix == ".jsonl":
+        return _write_corpus(out)
     model = load_for_inference(WORKDIR.value, step=CHECKPOINT_STEP.value, allow_import=command.ALLOW_IMPORT.value)
     sampler = sampler_flags.text_sampler(model, record=bool(VIEW.value))
     sample = _infill if INFILL.value else _continue
@@ -109,8 +124,13 @@ def _check() -> None:
         raise ValueError("--best_of_score goes with --best_of")
     if SYSTEM.value is not None and not CHAT.value:
         raise ValueError("--system goes with --chat")
-    if CHAT.value and (not PROMPT.value or INFILL.value):
-        raise ValueError("--chat needs a --prompt, and goes without --infill")
+    if CHAT.value and (not (PROMPT.value or PROMPTS_FILE.value) or INFILL.value):
+        raise ValueError("--chat needs a --prompt (or --prompts_file), and goes without --infill")
+    corpus = (OUT() or Path()).suffix == ".jsonl"
+    if PROMPTS_FILE.value and (PROMPT.value or not corpus):
+        raise ValueError("--prompts_file goes with --out=FILE.jsonl, and without --prompt")
+    if corpus and (view or INFILL.value or BEST_OF.value or particles):
+        raise ValueError("--out=FILE.jsonl goes without --view, --infill, --best_of and --num_particles")
     if any(not text for text in STOP.value):
         raise ValueError("--stop is a string of at least one character")
     others = (PROMPT.value, BEST_OF.value, ROLLING_CONTEXT.value, DROP_FINISHED.value, sampler_flags.CFG_SCALE.value)
@@ -121,16 +141,35 @@ def _check() -> None:
         )
 
 
+def _write_corpus(out: Path) -> dict:
+    """Writes the texts as records."""
+    prompts = [Asked(prompt=prompt) for prompt in PROMPT.value or [""]]
+    asked = read_prompts(PROMPTS_FILE.value) if PROMPTS_FILE.value else prompts
+    if CHAT.value:
+        asked = [one if one.messages else Asked(messages=_messages(one.prompt)) for one in asked]
+    model = load_for_inference(WORKDIR.value, step=CHECKPOINT_STEP.value, allow_import=command.ALLOW_IMPORT.value)
+    sampler, options = sampler_flags.text_sampler(model, record=False), _options(model)
+    settings = {name: sampler_flags.FLAGS.values[name].value for name in sampler_flags.FLAGS.values}
+    settings |= {"stop": STOP.value, "rolling_context": ROLLING_CONTEXT.value, "checkpoint_step": model.step}
+    settings |= {"workdir": str(Path(WORKDIR.value).absolute()), "seed": SEED.value}
+    start = time.perf_counter()
+    written = write_corpus(
+        model, sampler, [one for one in asked for _ in range(NUM_SAMPLES.value)], out, settings=settings,
+        batch_size=BATCH_SIZE.value, cut=lambda text: cut([text])[0], **options,
+    )  # fmt: skip
+    return {
+        **written._asdict(),
+        "out": str(out),
+        "sampler": sampler_flags.SAMPLER.value,
+        "checkpoint_step": model.step,
+        "seed": SEED.value,
+        "seconds_including_compilation": round(time.perf_counter() - start, 3),
+    }
+
+
 def _continue(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], pipeline.GenerationOutput, dict]:
     """The prompts, one a text; the whole output; texts, and what else is reported."""
-    options = {
-        "max_new_tokens": MAX_NEW_TOKENS.value,
-        "seed": SEED.value,
-        "logits_processor": sampler_flags.logits_processor(model),
-        "cfg_scale": sampler_flags.CFG_SCALE.value,
-        "drop_finished": DROP_FINISHED.value,
-        "rolling_context": ROLLING_CONTEXT.value,
-    }
+    options = _options(model)
     prompts = [prompt for prompt in PROMPT.value or [""] for _ in range(NUM_SAMPLES.value)]
     if BEST_OF.value and BEST_OF_SCORE.value != "vote":
         score = SCORES[BEST_OF_SCORE.value]
@@ -148,14 +187,30 @@ def _continue(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], pipe
     return prompts, output, {"texts": texts[::each], **extra}
 
 
+def _options(model: LoadedModel) -> dict:
+    return {
+        "max_new_tokens": MAX_NEW_TOKENS.value,
+        "seed": SEED.value,
+        "logits_processor": sampler_flags.logits_processor(model),
+        "cfg_scale": sampler_flags.CFG_SCALE.value,
+        "drop_finished": DROP_FINISHED.value,
+        "rolling_context": ROLLING_CONTEXT.value,
+    }
+
+
 def _asked(model: LoadedModel, prompts: list[str]) -> list:
     """What the network continues: the prompts, or the ids of chats."""
     if not CHAT.value:
         return prompts
     if not hasattr(model.tokenizer, "encode_chat"):
         raise ValueError("--chat is for converted models with a chat template; this one was trained on plain text")
+    return [model.tokenizer.encode_chat(_messages(prompt)) for prompt in prompts]
+
+
+def _messages(prompt: str) -> list[dict[str, str]]:
+    """A chat in which a user says this."""
     system = [] if SYSTEM.value is None else [{"role": "system", "content": SYSTEM.value}]
-    return [model.tokenizer.encode_chat([*system, {"role": "user", "content": prompt}]) for prompt in prompts]
+    return [*system, {"role": "user", "content": prompt}]
 
 
 def cut(texts: list[str]) -> list[str]:

@@ -27,6 +27,7 @@ def main() -> dict:
     return {
         "steps": result.steps,
         "interrupted": result.interrupted,
+        **({} if result.best_step is None else {"best_step": result.best_step}),
         **{name: value for name, value in result.values.items() if name != "step"},
         "tokens_per_s": result.tokens_per_s,
         "chips": jax.device_count(),

@@ -30,8 +30,9 @@ class PromptResponse:
     """Records of prompts and answers as the `data` of a config (see `data.source.DataSource`).
 
     A record is {"prompt": text, "completion": text}, or {"messages": [{"role": ..., "content": ...}, ...]} with roles
-    system, user, assistant and tool, which may have "tools" beside it. The assistant's messages are the answers. With
-    "finished": false the last answer was cut off, and no end is learned after it. Other keys are not read.
+    system, user, assistant and tool, which may have "tools" beside it. The assistant's messages are the answers.
+    Records that a model wrote (`inference.corpus`) have "finished": where it is false the last answer was cut off, and
+    no end is learned after it; where it is true that answer may be empty. Other keys are not read.
 
     path          files of one JSON object a line (.jsonl, also compressed), or .json lists: a file, a folder or a glob
     chat          whether a prompt is a user's turn and its completion the assistant's, by the model's chat template, as
@@ -82,21 +83,21 @@ def _checked(record: Any, where: str) -> str:
     if not isinstance(finished, bool):
         raise ValueError(f"{where}: finished is true or false, not {finished!r:.40}")
     if "messages" in record:
-        _check_messages(record["messages"], where)
+        _check_messages(record["messages"], where, ends_at_once="finished" in record)
         kept = {"messages": record["messages"], **({"tools": record["tools"]} if record.get("tools") else {})}
     else:
         kept = {key: record[key] for key in ("prompt", "completion")}
         for key, text in kept.items():
             if not isinstance(text, str):
                 raise ValueError(f"{where}: {key} is {type(text).__name__}, not text")
-        if not kept["completion"].strip():
+        if not kept["completion"].strip() and "finished" not in record:
             raise ValueError(f"{where}: the completion is empty: there is nothing to learn from it, leave it out")
     if re.search("[\ud800-\udfff]", json.dumps(kept, ensure_ascii=False)):
         raise ValueError(f"{where}: half a surrogate pair, which is no character: remove it")
     return json.dumps(kept if finished else {**kept, "finished": False})
 
 
-def _check_messages(messages: Any, where: str) -> None:
+def _check_messages(messages: Any, where: str, *, ends_at_once: bool) -> None:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"{where}: messages is a list of objects with role and content")
     asked = False
@@ -110,7 +111,8 @@ def _check_messages(messages: Any, where: str) -> None:
             raise ValueError(f"{here}: content is {type(content).__name__}, not text")
         if role == "assistant" and not asked:
             raise ValueError(f"{here}: the assistant answers nothing: begin with a user's message")
-        if role == "assistant" and not calls and not content.strip():
+        may_be_empty = calls or (ends_at_once and number == len(messages))
+        if role == "assistant" and not may_be_empty and not content.strip():
             raise ValueError(f"{here}: the answer is empty: there is nothing to learn from it, leave the record out")
         asked = asked or role in ("user", "tool")
     if not messages or messages[-1]["role"] != "assistant":

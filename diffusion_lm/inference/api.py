@@ -13,6 +13,7 @@ from diffusion_lm.config import Config
 from diffusion_lm.convert.loading import PACKAGE, load_source
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Corpus, Texts
+from diffusion_lm.data.prompt_response import PromptResponse
 from diffusion_lm.data.source import Data
 from diffusion_lm.data.tokenizer import encode_prompt
 from diffusion_lm.evaluation.likelihood import Estimate, held_out
@@ -323,7 +324,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     model: LoadedModel,
-    data: str | Corpus | None = None,
+    data: str | Corpus | PromptResponse | None = None,
     *,
     draws: int = 2,
     batch_size: int = 16,
@@ -334,7 +335,8 @@ def evaluate(
 
     Args:
       model: what `load` returns.
-      data: a path (see `Data.path`) or a corpus; None: the held-out part of what the network was trained on.
+      data: a path (see `Data.path`), a corpus, or the held-out part of records of prompts and answers, of which only
+        answers are scored; None: the held-out part of what the network was trained on.
       draws: of noise for each batch, at least 2.
       batch_size: rows a batch.
       seq_len: positions a row, at most the network's context; None: its context, which of a converted model is long.
@@ -346,14 +348,20 @@ def evaluate(
     seq_len = config.data.seq_len if seq_len is None else seq_len
     if not 2 <= seq_len <= config.data.seq_len:
         raise ValueError(f"seq_len={seq_len} must lie in 2..{config.data.seq_len}, the network's context")
-    if data is None:
+    records = data if data is not None else config.data
+    if isinstance(records, PromptResponse):
+        records = dataclasses.replace(records, seq_len=min(seq_len, records.seq_len))
+        opened = records.open(config.objective.layout, tokenizer=model.tokenizer)
+        tokens, batches = opened.valid, opened.valid_batches(length=records.seq_len, batch=batch_size)
+    elif data is None:
         tokens = read_text(config, model.meta).valid
-        if tokens is None:
-            raise ValueError("the run held no text out (data.val_fraction=0): name a text with --data (data=)")
     else:
         form = config.data if isinstance(config.data, Data) else Data(path="", seq_len=config.data.seq_len)
         corpus = dataclasses.replace(form, path=data).corpus()
         tokens = loader.tokenize(corpus, model.tokenizer, pad=config.objective.layout.pad)
-    batches = loader.eval_batches(tokens, length=seq_len, batch=batch_size)
+    if tokens is None:
+        raise ValueError("nothing is held out (data.val_fraction=0): name a text with --data (data=)")
+    if not isinstance(records, PromptResponse):
+        batches = loader.eval_batches(tokens, length=seq_len, batch=batch_size)
     found = held_out(model.elbo(), batches, tokens, jax.random.key(seed), draws=draws)
     return Evaluation(found, tokens.targets, tokens.bytes)

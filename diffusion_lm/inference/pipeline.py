@@ -46,6 +46,7 @@ def generate(
     cfg_scale: float = 0.0,
     drop_finished: bool = False,
     rolling_context: bool = False,
+    first_row: int = 0,
 ) -> GenerationOutput:
     """Generates text after each prompt. Row i draws from key i of `seed`, whatever the batch.
 
@@ -60,6 +61,7 @@ def generate(
       drop_finished: rows that finish leave the batch (see `runner`).
       rolling_context: where the context is full, continue after its latter half. The generation then has neither cache
         nor history, and rows with prompts of different lengths are generated one group after the other.
+      first_row: the number of the first row, where these prompts are a part of many.
 
     Raises:
       ValueError: for what the model's context can't hold, and for options that don't go together.
@@ -76,7 +78,8 @@ def generate(
         drop_finished=drop_finished,
     )  # fmt: skip
     run = request if max_new_tokens <= room else functools.partial(rolling_generate, request)
-    return _output(model, run(ids, row_keys(seed, len(ids)), max_new_tokens=max_new_tokens), ids, max_new_tokens)
+    keys = row_keys(seed, len(ids), first_row)
+    return _output(model, run(ids, keys, max_new_tokens=max_new_tokens), ids, max_new_tokens)
 
 
 def infill(
@@ -150,9 +153,9 @@ def few_widths(length: int, most: int) -> int:
     return max(length, min(max(_MIN_WIDTH, 1 << (length - 1).bit_length()), most))
 
 
-def row_keys(seed: int, rows: int) -> jax.Array:
-    """A key a row: row i draws the same in every batch."""
-    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(rows))
+def row_keys(seed: int, rows: int, first: int = 0) -> jax.Array:
+    """A key for each of the rows first, first + 1, ...: row i draws the same in every batch."""
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(rows))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

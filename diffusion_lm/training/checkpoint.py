@@ -39,7 +39,8 @@ class Checkpointing:
 
     Args:
         save_every: updates between checkpoints; the last update is always saved.
-        max_to_keep: how many checkpoints are kept, the newest.
+        max_to_keep: how many checkpoints are kept, the newest; and that of the lowest held-out loss beside them where
+            train.early_stopping_patience asks for it.
     """
 
     save_every: int = 500
@@ -85,7 +86,7 @@ class Checkpoints:
     def __init__(self, workdir: Path | str, options: Checkpointing | None = None):
         self.folder = Path(workdir).absolute() / FOLDER
         self.options = options or Checkpointing()
-        self._writer = None
+        self._writer, self._kept = None, _NewestAndBest(self.options.max_to_keep)
 
     def steps(self) -> list[int]:
         """Steps that were saved whole, oldest first."""
@@ -147,6 +148,10 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder} holds no checkpoint; train one with launch.train")
         return found
 
+    def keep(self, step: int) -> None:
+        """Keeps this step from now on, and no longer the one that was named before."""
+        self._kept.best = step
+
     def save(self, step: int, state: TrainState, data: Any, meta: CheckpointMeta) -> None:
         """Starts writing a checkpoint, after the previous one is written. data: the loader's position, as JSON."""
         self._save(step, _trees(state), data, meta)
@@ -203,11 +208,8 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _open_writer(self) -> ocp.CheckpointManager:
-        keep = ocp.checkpoint_managers.LatestN(self.options.max_to_keep)
-        return _Writer(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True),
-        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, cleanup_tmp_directories=True)
+        return _Writer(self.folder, options=options)
 
     def _newest(self, read, step: int | None, finish, move: bool = False) -> Any:
         """finish(step, read(reader, step)) for the newest step for which it works, or for `step` alone; None if there
@@ -253,6 +255,17 @@ class Checkpoints:
 
     def _writing(self, step: int | None):
         return _OneLine(f"can't save checkpoint {self.folder if step is None else self.path(step)}")
+
+
+class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the newest `count` checkpoints, and `best`."""
+
+    def __init__(self, count: int):
+        self.count, self.best = count, None
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        first = len(checkpoints) - self.count
+        return [i >= first or checkpoint.step == self.best for i, checkpoint in enumerate(checkpoints)]
 
 
 class _Writer(ocp.CheckpointManager):

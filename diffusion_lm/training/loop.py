@@ -48,6 +48,8 @@ class Train:
         log_every: updates between rows of metrics.jsonl.
         eval_every: updates between evaluations, which also happen at the end; 0 for only then.
         eval_batches: batches of held-out data in one evaluation.
+        early_stopping_patience: evaluations in a row without a lower held-out loss after which the run stops; the
+            checkpoint of the lowest is kept. 0: the run goes to the end.
     """
 
     init: str | None = None
@@ -59,6 +61,7 @@ class Train:
     log_every: int = 10
     eval_every: int = 500
     eval_batches: int = 8
+    early_stopping_patience: int = 0
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "grad_accum_steps", "steps_per_call", "log_every", "eval_batches"):
@@ -66,6 +69,11 @@ class Train:
                 raise ValueError(f"train.{name} must be positive; got {getattr(self, name)}")
         if self.eval_every < 0:
             raise ValueError(f"train.eval_every can't be negative (0: never); got {self.eval_every}")
+        if self.early_stopping_patience < 0 or (self.early_stopping_patience and not self.eval_every):
+            raise ValueError(
+                f"train.early_stopping_patience={self.early_stopping_patience} counts evaluations: it must be at least "
+                "0, and needs train.eval_every"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay must lie in [0, 1); got {self.ema_decay}")
         if self.batch_size % self.grad_accum_steps:
@@ -110,7 +118,8 @@ class Result(NamedTuple):
     """What a run did.
 
     tokens_per_s is None if it made fewer than two calls of the device (a finished run started again makes none), mfu
-    where the device's peak is unknown. seconds counts everything, `spent` splits it by kind (see `clock`).
+    where the device's peak is unknown. seconds counts everything, `spent` splits it by kind (see `clock`). best_step is
+    that of the lowest held-out loss, whose checkpoint is kept; None without train.early_stopping_patience.
     """
 
     steps: int
@@ -122,6 +131,7 @@ class Result(NamedTuple):
     spent: dict[str, float]
     goodput: float
     mfu: float | None
+    best_step: int | None = None
 
 
 def run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpoints) -> Result:
@@ -147,7 +157,7 @@ def _run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpo
     # 1. The state and the data's position: restored, or initial.
     with clock.spend("start"):
         step, state = _restore(job, checkpoints, train.steps)
-    first, saved = step, step or None
+    first, saved, stopped = step, step or None, False
     with (
         _Interrupt() as interrupt,
         _closing(checkpoints),
@@ -155,7 +165,13 @@ def _run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpo
         contextlib.closing(ProgressBar(step, train.steps, lambda step: _cost(job, clock, step - first))) as progress,
     ):
         pending = _Pending(train, metrics, progress, checkpoints)
-        while step < train.steps and not interrupt.requested():
+        if step == 0 and metrics.best is None and (train.init or train.early_stopping_patience):
+            with clock.spend("evaluate"):
+                _evaluate(job, state, step, metrics)  # what the run begins with
+            if train.early_stopping_patience and metrics.best is None:
+                raise ValueError("train.early_stopping_patience needs held-out data: set data.val_fraction above 0")
+        stopped = _is_over(train, metrics, checkpoints)
+        while step < train.steps and not stopped and not interrupt.requested():
             # 2. The next batches, and their position in the data. After a run that was stopped between two calls, the
             #    first call is shorter: all counts of steps are multiples of steps_per_call.
             count = train.steps_per_call - step % train.steps_per_call
@@ -173,8 +189,10 @@ def _run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpo
                 pending.drain()
                 with clock.spend("evaluate"):
                     _evaluate(job, state, step, metrics)
+                stopped = _is_over(train, metrics, checkpoints)
             # 6. A checkpoint, if all metrics so far are finite; the last one comes in 7.
-            if step % checkpoints.options.save_every == 0 and step < train.steps:
+            best = train.early_stopping_patience and metrics.best[0] == step
+            if step < train.steps and not stopped and (best or step % checkpoints.options.save_every == 0):
                 pending.drain()
                 with clock.spend("save"):
                     checkpoints.save(step, state, job.batches.get_state(), job.meta)
@@ -187,7 +205,7 @@ def _run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpo
             checkpoints.wait()
     return Result(
         steps=step,
-        interrupted=step < train.steps,
+        interrupted=step < train.steps and not stopped,
         values=metrics.last,
         tokens_per_s=progress.tokens_per_s,
         seconds=clock.total,
@@ -195,7 +213,19 @@ def _run(job: TrainLoop, train: Train, workdir: Path | str, checkpoints: Checkpo
         spent=clock.seconds,
         goodput=clock.goodput,
         mfu=clock.utilisation(lambda: job.flops() * (step - first)),
+        best_step=metrics.best[0] if train.early_stopping_patience else None,
     )
+
+
+def _is_over(train: Train, metrics: Metrics, checkpoints: Checkpoints) -> bool:
+    """Whether the held-out loss has not fallen for long enough; keeps the checkpoint of the lowest."""
+    if not train.early_stopping_patience:
+        return False
+    step, since = metrics.best
+    checkpoints.keep(step)
+    if since >= train.early_stopping_patience:
+        log.info("stops: no lower held-out loss than at step %d in %d evaluations", step, since)
+    return since >= train.early_stopping_patience
 
 
 def _cost(job: TrainLoop, clock: Clock, updates: int) -> dict[str, float]:

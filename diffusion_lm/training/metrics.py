@@ -27,6 +27,9 @@ class Metrics:
         first = is_first()  # all processes have the same metrics
         rows = _rows_until(self.path, step)
         self.last = {name: value for row in rows for name, value in row.items()}
+        self._held_out = {}  # step -> loss
+        for row in rows:
+            self._note(row["step"], row)
         if first:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _replace(self.path, rows)
@@ -36,9 +39,25 @@ class Metrics:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends a row and flushes it: a checkpoint of this step must not outlive it."""
         self.last |= {"step": step, **values}
+        self._note(step, values)
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         self.show(step, values)
+
+    def _note(self, step: int, values: dict[str, float]) -> None:
+        parts = [value for name, value in values.items() if name.startswith("valid/")]
+        if parts:
+            self._held_out[step] = sum(parts)
+
+    @property
+    def best(self) -> tuple[int, int] | None:
+        """The step of the lowest held-out loss, all parts together, and how many evaluations came after it; None before
+        the first."""
+        if not self._held_out:
+            return None
+        steps = list(self._held_out)
+        best = min(steps, key=self._held_out.get)
+        return best, len(steps) - 1 - steps.index(best)
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """Writes to TensorBoard only: for speeds, as rows of metrics.jsonl are reproducible."""

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import os
 import signal
@@ -194,6 +195,35 @@ def test_constants_are_arguments_without_gradient_or_optimizer_state(tmp_path):
     assert set(state.params) == {"bias", "table"}
     text = job.step.lower(job.initial(), job.key, toy.stacked(0, TRAIN.batch_size), constants).as_text()
     assert "0.25" not in text  # no number of theirs is compiled in
+
+
+@pytest.mark.parametrize("stopped", [20, 6])
+def test_stops_once_the_held_out_loss_rises_and_keeps_the_lowest(tmp_path, stopped):
+    """Also where the run is stopped in between: what was lowest is read from the metrics."""
+    losses = iter([5.0, 4.0, 3.0, 4.0, 3.5, 1.0])
+
+    def go(steps):
+        how = Train(steps=steps, batch_size=4, eval_every=2, early_stopping_patience=2)
+        job = dataclasses.replace(toy.job(how), evaluate=lambda params: {"valid/next": next(losses)})
+        return run(job, how, tmp_path, Checkpoints(tmp_path, Checkpointing(save_every=6, max_to_keep=1)))
+
+    if stopped < 20:
+        assert go(stopped).best_step == 4
+    result = go(20)
+    assert (result.steps, result.best_step, result.interrupted) == (8, 4, False)
+    assert Checkpoints(tmp_path).steps() == [4, 8]
+    rows = [row for row in metrics.read(tmp_path) if "valid/next" in row]
+    assert [(row["step"], row["valid/next"]) for row in rows] == [(0, 5.0), (2, 4.0), (4, 3.0), (6, 4.0), (8, 3.5)]
+    assert go(20).steps == 8  # nothing is left to do
+
+
+def test_early_stopping_needs_evaluations(tmp_path):
+    with pytest.raises(ValueError, match=r"needs train\.eval_every"):
+        Train(eval_every=0, early_stopping_patience=1)
+    how = Train(steps=2, batch_size=4, eval_every=1, early_stopping_patience=1)
+    job = dataclasses.replace(toy.job(how), evaluate=lambda params: {})
+    with pytest.raises(ValueError, match="needs held-out data"):
+        run(job, how, tmp_path, Checkpoints(tmp_path))
 
 
 def test_a_row_cut_short_by_a_kill_is_dropped(tmp_path, uninterrupted):
