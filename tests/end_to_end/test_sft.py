@@ -10,8 +10,8 @@ from diffusion_lm.models.base import FromInit
 from diffusion_lm.training import metrics
 
 
-@pytest.mark.parametrize("objective", [dlm.Joint(block_size=16)], ids=str)
-def test_answers_are_learned(trained, model, tmp_path, objective):
+@pytest.mark.usefixtures("quick_compile")
+def test_answers_are_learned(trained, model, tmp_path):
     path = tmp_path / "answers.jsonl"
     rows = [{"prompt": f"Line {i}:", "completion": " the owl sat on the cat."} for i in range(60)]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -21,7 +21,7 @@ def test_answers_are_learned(trained, model, tmp_path, objective):
         data=data,
         model=FromInit(),
         process=dlm.Absorbing(),
-        objective=objective,
+        objective=dlm.Joint(block_size=16),
         optim=dlm.AdamW(lr=1e-2, schedule=dlm.WarmupCosine(warmup=1)),
         train=dlm.Train(init=base, steps=9, batch_size=8, eval_every=3, eval_batches=99, early_stopping_patience=2),
     )

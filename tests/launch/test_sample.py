@@ -46,11 +46,12 @@ def test_infill_best_of_and_logits_processors(trained):
     assert len(result["scores"][0]) == 3 and len(result["texts"]) == 1 and "a" not in result["texts"][0]["text"]
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_a_corpus_of_its_own_texts(capsys, trained, tmp_path):
     """Twice from each line of a file; the same command again has nothing to do."""
     (tmp_path / "prompts.txt").write_text("Line\nThe\n")
-    command = [f"--workdir={trained[0]}/work", *QUICK, f"--prompts_file={tmp_path}/prompts.txt", "--num_samples=2"]
-    command += [f"--out={tmp_path}/corpus.jsonl", "--batch_size=4"]
+    command = [f"--workdir={trained[0]}/work", "--sampler=autoregressive", "--max_new_tokens=6", "--num_samples=2"]
+    command += [f"--prompts_file={tmp_path}/prompts.txt", f"--out={tmp_path}/corpus.jsonl", "--batch_size=4"]
     for new in (4, 0):
         status, out, err = call(capsys, sample, *command)
         assert status == 0, err
