@@ -5,6 +5,7 @@ noised and has no loss.
 """
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -152,7 +153,9 @@ class TokenizedRecords:
 
     @functools.cached_property
     def parts(self) -> tuple[Corpus, Corpus]:
-        """The records to train on, and those held out."""
+        """The records to train on, and those held out. Raises ValueError if there is only one."""
+        if self.data.val_fraction and len(list(itertools.islice(self.corpus.documents(), 2))) < 2:
+            raise ValueError(f"{self.data.path} has one record, and none can be held out: set data.val_fraction=0")
         return corpora.split(self.corpus, self.data.val_fraction)
 
     @functools.cached_property

@@ -220,6 +220,8 @@ def test_held_out_records_are_apart_and_batches_resume(opened):
 
 
 def test_other_data_or_no_tokenizer_is_refused(opened):
+    with pytest.raises(ValueError, match=r"one record, and none can be held out: set data\.val_fraction=0"):
+        only_batch(opened([{"prompt": "a", "completion": "b"}], val_fraction=0.5))
     with pytest.raises(ValueError, match=r"data\.tokenizer is not set"):
         opened([{"prompt": "a", "completion": "b"}], tokenizer=None)
     data = opened([{"prompt": "a", "completion": "b"}])
