@@ -114,6 +114,11 @@ class AttentionPattern:
         """Whether the first part may hold noisy tokens, so that self-conditioning applies to it."""
         return True
 
+    def noisy(self, row: int) -> tuple[int, int]:
+        """Which of a row's positions are a canvas or drafts, where adapters of noisy positions act: from the first to
+        the second, excluded. None are by default."""
+        return 0, 0
+
     @property
     def granularity(self) -> int:
         """A row may be cut at multiples of so many positions: into chunks of queries, or where a cache ends."""
@@ -207,6 +212,9 @@ class Causal(AttentionPattern):
 class Full(AttentionPattern):
     """Each position attends to its whole document; its logits predict its own token."""
 
+    def noisy(self, row: int) -> tuple[int, int]:
+        return 0, row
+
     @property
     def kernels(self):
         return ("full",)
@@ -241,6 +249,9 @@ class BlockDiffusionTraining(AttentionPattern):
 
     block_size: int
     clean: Causal | BlockCausal
+
+    def noisy(self, row: int) -> tuple[int, int]:
+        return 0, row // 2
 
     @property
     def alignments(self) -> tuple[Alignment, ...]:
@@ -298,6 +309,9 @@ class DraftAndVerify(AttentionPattern):
 
     num_tokens: int
     draft_length: int
+
+    def noisy(self, row: int) -> tuple[int, int]:
+        return self.num_tokens, row
 
     @property
     def alignments(self) -> tuple[Alignment, ...]:

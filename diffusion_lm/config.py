@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from diffusion_lm.data.source import Data, DataSource
 from diffusion_lm.models.base import Execution, ModelSpec, check_execution
+from diffusion_lm.nn.lora import Full, LoRA
 from diffusion_lm.objectives.base import Objective
 from diffusion_lm.processes.base import Process
 from diffusion_lm.sharding import MeshShape
@@ -40,6 +41,7 @@ class Config:
     data        what is trained on
     model       what the network is
     exec        how it runs
+    trainable   what is trained: all parameters, or adapters beside those of train.init
     process     how tokens become noise
     objective   the loss
     optim       the optimizer and its learning rate
@@ -54,6 +56,7 @@ class Config:
     process: Process
     objective: Objective
     exec: Execution = field(default_factory=Execution)
+    trainable: Full | LoRA = field(default_factory=Full)
     optim: Optimizer = field(default_factory=AdamW)
     train: Train = field(default_factory=Train)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from diffusion_lm import sharding
 from diffusion_lm.config import Config, allowed_by, from_json, to_json
 from diffusion_lm.nn import cudnn
+from diffusion_lm.nn.lora import LoRA
 from diffusion_lm.training.checkpoint import CheckpointMeta
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ def check_config(config: Config, stored: CheckpointMeta, where: Path) -> None:
     before, now = _flat(to_json(old)), _flat(to_json(config))
     changed = {key: (before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())}
     changed = {key: values for key, values in changed.items() if values[0] != values[1]}
-    wrong = [f"{key}={new} (it has {old})" for key, (old, new) in changed.items() if not key.startswith(MAY_CHANGE)]
+    # Adapters know their base by its fingerprint: it may have moved.
+    may_change = (*MAY_CHANGE, "train.init") if isinstance(config.trainable, LoRA) else MAY_CHANGE
+    wrong = [f"{key}={new} (it has {old})" for key, (old, new) in changed.items() if not key.startswith(may_change)]
     if wrong:
         raise ValueError(f"the config doesn't match {where}: {', '.join(wrong)}; set them back or use a new workdir")
     if changed:

@@ -37,8 +37,9 @@ from diffusion_lm.config import Config
 from diffusion_lm.data.tokenizer import SentencePiece
 from diffusion_lm.evaluation import hlo
 from diffusion_lm.inference import presets
+from diffusion_lm.loaded_model import BASE
 from diffusion_lm.models import flops
-from diffusion_lm.models.bound_model import BoundModel
+from diffusion_lm.models.bound_model import BoundModel, stored
 from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -125,7 +126,8 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
     check_rows(config, mesh)
     module, process = build_model(config, planned_tokenizer(config))
     loss = build_loss(config, module, process)
-    update = build_update(config.train, config.optim, mesh, loss, build_init(module, process), {})
+    constants = {} if module.lora is None else {BASE: abstract_base(config, module, mesh)}
+    update = build_update(config.train, config.optim, mesh, loss, build_init(module, process), constants)
     key = jax.eval_shape(lambda: jax.random.key(0))
     part = abstract_batch(config)
     whole = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, batch, *a.shape[1:]), a.dtype), part)
@@ -135,9 +137,16 @@ def train_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progra
         "state": state,
         "key": sharding.placed(key, sharding.replicated(mesh)),
         "batch": sharding.placed(whole, rows),
-        "constants": {},
+        "constants": constants,
     }
     return Program(update.step, arguments, update_flops(config, module, process))
+
+
+def abstract_base(config: Config, module: Transformer, mesh: jax.sharding.Mesh) -> Any:
+    """The frozen parameters of adapters, in the type of products as a converted model's are."""
+    boxed = jax.eval_shape(lambda key: init_params(module.clone(lora=None), key), jax.random.key(0))
+    placed = sharding.placed(nn.meta.unbox(boxed), sharding.state_shardings(mesh, boxed))
+    return stored(placed, config.exec.compute_dtype)
 
 
 def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Program:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from support.begun import causal, converted, lines  # noqa: F401 (fixtures)
 from support.trained_run import model, trained  # noqa: F401 (fixtures)
 
 if jax.__version_info__[:2] == (0, 10):  # a flag that XLA doesn't know would end the process

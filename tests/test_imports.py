@@ -26,6 +26,7 @@ FLOORS = {
     "visualize": 4,
     "config": 5,
     "validation": 5.5,
+    "loaded_model": 5.8,  # a config or a workdir as a network
     "build": 6,  # assembles what a config says
     "convert": 6.4,  # other people's models
     "inference": 6.5,  # writes with it

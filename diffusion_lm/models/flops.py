@@ -46,7 +46,8 @@ def of_pass(
 
 
 def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
-    """The operations of one update: the forward passes that `objective` makes, and their gradient.
+    """The operations of one update: the forward passes that `objective` makes, and their gradient. Frozen matrices have
+    none of their own, and their adapters' small products aren't counted.
 
     With self-conditioning, half of the updates first predict what is noised without it, for which there is no gradient.
 
@@ -54,7 +55,7 @@ def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
         objective: (denoise, teacher, key, batch) -> Losses. Both are the network; teacher has no gradient.
         batch: a Batch, abstract or not.
     """
-    found = []
+    found, backward = [], BACKWARD if module.lora is None else BACKWARD - 1
 
     def traced(params, key, batch):
         network = BoundModel(module=module, params=params)
@@ -63,7 +64,7 @@ def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
             def denoise(tokens, t, *, attention, positions, segment_ids, **vectors):
                 where = {"rows": len(positions), "length": positions.shape[1], "attention": attention}
                 found.append(times * of_pass(module, **where))
-                if times == BACKWARD and module.spec.self_conditioning and attention.may_be_noisy:
+                if times == backward and module.spec.self_conditioning and attention.may_be_noisy:
                     # Half of a first pass, and of the expected embeddings that follow from it.
                     mean = 2 * where["rows"] * where["length"] * module.spec.width * module.vocabulary.size
                     found.append((of_pass(module, **where, num_logits=where["length"]) + mean) // 2)
@@ -72,7 +73,7 @@ def of_update(module: Transformer, objective: Callable, batch: Batch) -> int:
 
             return denoise
 
-        return objective(counting(BACKWARD), counting(1), key, batch)
+        return objective(counting(backward), counting(1), key, batch)
 
     params = nn.meta.unbox(jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0)))
     jax.eval_shape(traced, params, jax.random.key(0), batch)

@@ -12,6 +12,7 @@ from diffusion_lm.nn.cache import CachedLayer, KVCache, NewEntries, scatter_hidd
 from diffusion_lm.nn.dot import dot, matrix
 from diffusion_lm.nn.layers import Block, Norm, SelfConditioning
 from diffusion_lm.nn.lm_head import ChunkedLogits, LogitsSpec, unit
+from diffusion_lm.nn.lora import LoRA
 from diffusion_lm.nn.rope import rotation_of
 from diffusion_lm.nn.specs import Execution, LayerGroup, MLPSpec
 from diffusion_lm.sharding import cut, platform, ways_in_force
@@ -26,12 +27,14 @@ class Transformer(nn.Module):
     """Tokens in, LogitsHeads out.
 
     scan: the layers of a group are stacked and scanned (training), or apart (sampling: `bound_model.unstacked`).
+    lora: adapters beside the parameters; None for none.
     """
 
     spec: ModelSpec
     vocabulary: Vocabulary
     exec: Execution = Execution()
     scan: bool = True
+    lora: LoRA | None = None
 
     @nn.compact
     def __call__(
@@ -66,11 +69,14 @@ class Transformer(nn.Module):
         check_execution(s, self.exec)
         table = matrix(self, "embedding", (self.vocabulary.rows, s.width), ("vocab", "embed"), _SMALL)
         # The rows start small, so that a tied head predicts nothing; the norm brings them to the size of hidden states.
-        inputs = self._inputs(jnp.take(table, tokens, axis=0).astype(jnp.float32), embeddings)
+        rows = jnp.take(table, tokens, axis=0).astype(jnp.float32)
+        if self.lora is not None:
+            rows = self.lora.embed(self, attention.noisy(tokens.shape[1]), tokens, self.vocabulary.mask, rows)
+        inputs = self._inputs(rows, embeddings)
         x = inputs if s.embedding_scale == 1.0 else inputs * s.embedding_scale
         if s.learned_positions:
-            rows = matrix(self, "position_embedding", (s.learned_positions, s.width), (None, "embed"), _SMALL)
-            x = x + jnp.take(rows, attention.repeat(positions), axis=0, mode="clip").astype(jnp.float32)
+            places = matrix(self, "position_embedding", (s.learned_positions, s.width), (None, "embed"), _SMALL)
+            x = x + jnp.take(places, attention.repeat(positions), axis=0, mode="clip").astype(jnp.float32)
         x = x if s.embedding_norm is None else Norm(s.embedding_norm, name="embedding_norm")(x)
         x = cut(x, "batch", "length", "embed")
         if s.self_conditioning:
@@ -122,7 +128,7 @@ class Transformer(nn.Module):
                 for _ in range(group.repeat):
                     n = len(new)
                     past = None if cache is None else CachedLayer(cache.layers[n], cache.length, slots)
-                    named = block(layer, self.exec, name=f"layer_{n}")
+                    named = block(layer, self.exec, self.lora, name=f"layer_{n}")
                     x, (entries, loss) = named(x, past, time, rotation, attention, ranges)
                     new.append(entries)
                     losses.append(loss)
@@ -142,7 +148,7 @@ class Transformer(nn.Module):
             unroll=group.repeat if platform() == "cpu" else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, (_, aux) = layers(group.layer, self.exec, name=name)(x, None, time, rotation, attention, ranges)
+        x, (_, aux) = layers(group.layer, self.exec, self.lora, name=name)(x, None, time, rotation, attention, ranges)
         return x, aux
 
     def _embed_time(self, t: Array) -> Array:

@@ -43,11 +43,23 @@ class WarmStart(NamedTuple):
             if path not in self.taken:
                 return own
             found = other[path].astype(own.dtype)
-            if path != ("embedding",) or not self.fresh_mask:
-                return found
-            return found.at[self.vocabulary.mask].set(jnp.mean(found[: self.vocabulary.size], axis=0))
+            return found.at[self.vocabulary.mask].set(self.mask_vector(found)) if path == ("embedding",) else found
 
         return jax.tree_util.tree_map_with_path(lambda path, own: one(_path(path), own), drawn)
+
+    def mask_vector(self, table: Array) -> Array:
+        """The mask's embedding to begin with, float32 [E]: the other network's, or the mean of all tokens'."""
+        table, v = table.astype(jnp.float32), self.vocabulary
+        return jnp.mean(table[: v.size], axis=0) if self.fresh_mask else table[v.mask]
+
+    def shared(self, params: Any) -> dict:
+        """Those of the other network's parameters that this one has as well."""
+
+        def kept(tree: dict, path: Path) -> dict:
+            tried = {n: kept(v, (*path, n)) if isinstance(v, dict) else v for n, v in tree.items()}
+            return {n: v for n, v in tried.items() if (v if isinstance(v, dict) else (*path, n) in self.taken)}
+
+        return kept(params, ())
 
     def table(self) -> str:
         """What is taken over, fresh and left, a line each: how many numbers, and where."""

@@ -1,5 +1,6 @@
 """One layer of the transformer, and its parts."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ from diffusion_lm.attention_patterns import AttentionPattern, Ranges, valid_mask
 from diffusion_lm.nn.attention import dot_product_attention
 from diffusion_lm.nn.cache import CachedLayer, LayerKV, scatter
 from diffusion_lm.nn.dot import dot, matrix
+from diffusion_lm.nn.lora import LoRA
 from diffusion_lm.nn.moe import Experts
 from diffusion_lm.nn.rope import Rotation, rotate
 from diffusion_lm.nn.specs import AttentionSpec, Execution, ExpertsSpec, LayerSpec, MLPSpec, NormSpec
@@ -48,6 +50,7 @@ class Attention(nn.Module):
 
     spec: AttentionSpec
     exec: Execution
+    lora: LoRA | None = None
 
     @nn.compact
     def __call__(
@@ -59,6 +62,14 @@ class Attention(nn.Module):
         wkv = matrix(self, "key_value", shape, ("embed", None, "kv_heads", "head_dim"), width)
         wo = matrix(self, "output", (a.heads, a.head_dim, width), ("heads", "head_dim", "embed"), 0)
         q, kv = product("ble,ehd->blhd", x, wq), product("ble,ecgd->blcgd", x, wkv)
+        if self.lora is not None:
+            adapter = functools.partial(
+                self.lora.add, self, noisy=attention.noisy(x.shape[1]), compute_dtype=self.exec.compute_dtype
+            )
+            inputs, last = (("embed", width),), ("head_dim", a.head_dim)
+            q = adapter("query", x=x, y=q, inputs=inputs, outputs=(("heads", a.heads), last))
+            outputs = (("kv_heads", a.kv_heads), last)
+            kv = adapter("key_value", x=x, y=kv, inputs=inputs, outputs=outputs, parts=((None, 2),))
         if a.qkv_bias:
             q += matrix(self, "query_bias", (a.heads, a.head_dim), ("heads", "head_dim"), 0)[None, None]
             bias = matrix(self, "key_value_bias", shape[1:], (None, "kv_heads", "head_dim"), 0)
@@ -82,27 +93,42 @@ class Attention(nn.Module):
         how = {"compute_dtype": self.exec.compute_dtype, "kernel": self.exec.attention_kernel, "window": a.window}
         mixed = jnp.swapaxes(dot_product_attention(q, new, attention, ranges, past, **how), 1, 2)
         # Flat, so that no compiler transposes the weights in place of a few activations.
-        out = product("blm,me->ble", mixed.reshape(*x.shape[:2], -1), wo.reshape(-1, width))
+        mixed = mixed.reshape(*x.shape[:2], -1)
+        out = product("blm,me->ble", mixed, wo.reshape(-1, width))
+        if self.lora is not None:
+            inputs = (("heads", a.heads), ("head_dim", a.head_dim))
+            out = adapter("output", x=mixed, y=out, inputs=inputs, outputs=(("embed", width),))
         return (out + matrix(self, "output_bias", (width,), ("embed",), 0)[None, None] if a.out_bias else out), new
 
 
 class MLP(nn.Module):
-    """A feed-forward layer, gated (SwiGLU and its like, arXiv 2002.05202) or plain."""
+    """A feed-forward layer, gated (SwiGLU and its like, arXiv 2002.05202) or plain.
+
+    x: [B, L, E], of which the positions noisy[0] to noisy[1] - 1 are noisy, for adapters.
+    """
 
     spec: MLPSpec
     exec: Execution
+    lora: LoRA | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, noisy: tuple[int, int] = (0, 0)) -> Array:
         m, width, product = self.spec, x.shape[-1], self.exec.product
         activation, parts = ACTIVATIONS[m.activation], 2 if m.gated else 1
         up = matrix(self, "gate_up", (width, parts, m.dim), ("embed", None, "mlp"), width)
         down = matrix(self, "down", (m.dim, width), ("mlp", "embed"), 0)
         hidden = product("ble,ecm->blcm", x, up)
+        if self.lora is not None:
+            adapter = functools.partial(self.lora.add, self, noisy=noisy, compute_dtype=self.exec.compute_dtype)
+            axes = {"inputs": (("embed", width),), "outputs": (("mlp", m.dim),), "parts": ((None, parts),)}
+            hidden = adapter("gate_up", x=x, y=hidden, **axes)
         if m.bias:
             hidden += matrix(self, "gate_up_bias", (parts, m.dim), (None, "mlp"), 0)[None, None]
         gate, *value = jnp.moveaxis(hidden, 2, 0)
-        out = product("blm,me->ble", activation(gate) * value[0] if m.gated else activation(gate), down)
+        hidden = activation(gate) * value[0] if m.gated else activation(gate)
+        out = product("blm,me->ble", hidden, down)
+        if self.lora is not None:
+            out = adapter("down", x=hidden, y=out, inputs=(("mlp", m.dim),), outputs=(("embed", width),))
         return out + matrix(self, "down_bias", (width,), ("embed",), 0)[None, None] if m.bias else out
 
 
@@ -114,6 +140,7 @@ class Block(nn.Module):
 
     spec: LayerSpec
     exec: Execution
+    lora: LoRA | None = None
 
     @nn.compact
     def __call__(
@@ -122,7 +149,7 @@ class Block(nn.Module):
         s, aux = self.spec, None
         shift, scale, gate = self._modulation(time, x.shape[1], x.shape[2])
         h = Norm(s.norm, name="attention_norm")(x)
-        h, new = Attention(s.attention, self.exec, name="attention")(
+        h, new = Attention(s.attention, self.exec, self.lora, name="attention")(
             h * (1 + scale[0]) + shift[0], rotation, attention, ranges, past
         )
         h = h if s.post_norm is None else Norm(s.post_norm, name="attention_post_norm")(h)
@@ -134,7 +161,7 @@ class Block(nn.Module):
                 mixed += MLP(MLPSpec(dim=s.mlp.shared_dim), self.exec, name="shared_expert")(h)
             h = mixed
         else:
-            h = MLP(s.mlp, self.exec, name="mlp")(h)
+            h = MLP(s.mlp, self.exec, self.lora, name="mlp")(h, attention.noisy(h.shape[1]))
         h = h if s.post_norm is None else Norm(s.post_norm, name="mlp_post_norm")(h)
         return cut(x + gate[1] * h, "batch", "length", "embed"), (new if past is not None else None, aux)
 

@@ -4,6 +4,8 @@ Saving is asynchronous, and a step's folder appears only when it is whole. Each 
 which doesn't depend on the mesh, so that a damaged one is noticed.
 """
 
+import hashlib
+import json
 import logging
 import operator
 from dataclasses import dataclass
@@ -63,6 +65,7 @@ class CheckpointMeta:
         format: of the checkpoint.
         source: of a converted model: its config.json and the files beside it; the checkpoint holds parameters alone,
             its layers apart and its matrices in the type of `config.exec`. None for a training run.
+        base: the fingerprint of the checkpoint that adapters belong to; None where all parameters are held.
     """
 
     config: dict
@@ -70,6 +73,7 @@ class CheckpointMeta:
     corpus: str
     format: int = FORMAT
     source: dict | None = None
+    base: str | None = None
 
 
 class Restored(NamedTuple):
@@ -104,6 +108,14 @@ class Checkpoints:
     def meta(self, step: int | None = None) -> tuple[int, CheckpointMeta] | None:
         """The newest step whose metadata can be read (or `step`), and the metadata; None if there is no checkpoint."""
         return self._newest(_meta, step, lambda step, meta: (step, meta))
+
+    def fingerprint(self, step: int) -> str:
+        """Changes with the step's network, tokenizer or parameters: those that sampling takes."""
+        with self._reader() as reader:
+            meta = _json(reader, step, "meta")
+        sums = meta["checksums"]
+        content = [meta["config"]["model"], meta["tokenizer"], sums.get("ema", sums["params"])]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def restore(self, abstract: TrainState) -> Restored | None:
         """The newest state that is whole; None if there is no checkpoint.
@@ -173,6 +185,7 @@ class Checkpoints:
                 "corpus": meta.corpus,
                 "format": meta.format,
                 "source": meta.source,
+                "base": meta.base,
                 "checksums": sums,
             }
         )
@@ -311,7 +324,7 @@ def _meta(reader: ocp.CheckpointManager, step: int) -> CheckpointMeta:
             "use the version that wrote it, or train again in another workdir"
         )
     fields = {name: meta[name] for name in ("config", "tokenizer", "corpus")}
-    return CheckpointMeta(**fields, source=meta.get("source"))
+    return CheckpointMeta(**fields, source=meta.get("source"), base=meta.get("base"))
 
 
 def _read_trees(reader: ocp.CheckpointManager, step: int, abstract: dict[str, Any]) -> tuple[dict, dict[str, int]]:

@@ -6,82 +6,24 @@ import logging
 import jax
 import numpy as np
 import pytest
-from convert.test_loading import CONFIG, tensors, tokenizer_files
+from support.begun import config_of, drawn, trained
 
-from diffusion_lm.build import build, load_for_inference
-from diffusion_lm.config import Config, Data, override
-from diffusion_lm.convert import loading
-from diffusion_lm.convert.huggingface import write_folder
-from diffusion_lm.models.base import DenoiserSpec, FromInit
-from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
+from diffusion_lm.build import build
+from diffusion_lm.config import override
+from diffusion_lm.models.base import DenoiserSpec
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
-from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.training.checkpoint import Checkpointing
-from diffusion_lm.training.loop import Train, run
 
 pytestmark = pytest.mark.usefixtures("compiled_once", "quick_compile")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n".join(f"the cat sat on mat {i}" for i in range(200)))
-    return path
-
-
-def config_of(text, objective, model=FromInit(), **train):  # noqa: B008 (immutable)
-    return Config(
-        data=Data(path=str(text), document_unit="line", seq_len=16, tokenizer_kind="char", vocab_size=400),
-        model=model,
-        process=Absorbing(),
-        objective=objective,
-        train=Train(**({"steps": 2, "batch_size": 4, "eval_every": 0, "eval_batches": 1} | train)),
-        checkpoint=Checkpointing(save_every=2),
-    )
-
-
-def trained(config, workdir):
-    made = build(config, workdir)
-    run(made.job, made.config.train, workdir, made.checkpoints)
-    return load_for_inference(workdir)
-
-
-def drawn(config, workdir):
-    """A run that saved what it began with."""
-    made = build(config, workdir)
-    made.checkpoints.save(1, made.job.initial(), made.job.batches.get_state(), made.job.meta)
-    made.checkpoints.close()
-    return load_for_inference(workdir)
-
-
-@pytest.fixture(scope="module")
-def causal(text, tmp_path_factory):
-    """Workdir and model of an autoregressive run of ours."""
-    home = tmp_path_factory.mktemp("causal")
-    spec = DenoiserSpec(width=16, layers=2, heads=2, mlp_dim=16)
-    return home, drawn(config_of(text, AutoregressiveLoss(), spec), home)
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    """Workdir and model of somebody's tiny Llama."""
-    home = tmp_path_factory.mktemp("converted")
-    write_folder(home / "source", CONFIG, tensors().items(), tokenizer_files())
-    loading.save(loading.load_source(home / "source"), home / "run")
-    return home / "run", load_for_inference(home / "run")
 
 
 def unstacked_leaves(model, params):
     """Our stacked layers, each beside the base's own."""
     if model.network.module.scan:
         return [(params, model.network.params)]
-    return [
-        (jax.tree.map(lambda a, i=i: a[i], params["layers"]), model.network.params[f"layer_{i}"])
-        for i in range(CONFIG["num_hidden_layers"])
-    ]
+    return [(jax.tree.map(lambda a, i=i: a[i], params["layers"]), model.network.params[f"layer_{i}"]) for i in range(2)]
 
 
 def check_begun(model, params):
@@ -100,9 +42,9 @@ def check_begun(model, params):
     "objective", [Joint(block_size=4), BlockELBO(block_size=4), ELBO()], ids=lambda o: type(o).__name__
 )
 @pytest.mark.parametrize("base", ["causal", "converted"])
-def test_any_objective_begins_with_a_causal_network(base, objective, text, tmp_path, request, caplog):
+def test_any_objective_begins_with_a_causal_network(base, objective, lines, tmp_path, request, caplog):
     workdir, model = request.getfixturevalue(base)
-    config = config_of(text, objective, init=str(workdir))
+    config = config_of(lines, objective, init=str(workdir))
     with caplog.at_level(logging.INFO):
         made = build(config, tmp_path / "run")
     rows = {line.split("  ")[1]: line for record in caplog.records for line in record.message.splitlines()[1:]}
@@ -114,9 +56,9 @@ def test_any_objective_begins_with_a_causal_network(base, objective, text, tmp_p
     check_begun(model, made.job.initial().params)
 
 
-def test_it_trains_resumes_and_is_loaded_without_its_base(converted, text, tmp_path):
+def test_it_trains_resumes_and_is_loaded_without_its_base(converted, lines, tmp_path):
     """After the first checkpoint nothing of the base is read: it may be gone."""
-    config = config_of(text, Joint(block_size=4), init=str(converted[0]))
+    config = config_of(lines, Joint(block_size=4), init=str(converted[0]))
     model = trained(config, tmp_path / "run")
     assert model.step == 2 and model.config.model == converted[1].config.model
     moved = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4))
@@ -129,28 +71,28 @@ def test_it_trains_resumes_and_is_loaded_without_its_base(converted, text, tmp_p
         build(override(moved, ["train.init=none"]), tmp_path / "run")
 
 
-def test_inputs_that_are_added_or_taken_away(causal, text, tmp_path, caplog):
+def test_inputs_that_are_added_or_taken_away(causal, lines, tmp_path, caplog):
     """Time and a previous prediction are inputs that a network can be given later, and lose again."""
     workdir, model = causal
     more = dataclasses.replace(model.config.model, time_conditioning=True, self_conditioning=True)
     home = tmp_path / "timed"
     with caplog.at_level(logging.INFO):
-        timed = drawn(config_of(text, ELBO(), more, init=str(workdir)), home)
+        timed = drawn(config_of(lines, ELBO(), more, init=str(workdir)), home)
     assert "the mask's embedding, modulation, self_conditioning, time_in, time_out" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        made = build(config_of(text, ELBO(), model.config.model, init=str(home)), tmp_path / "plain")
+        made = build(config_of(lines, ELBO(), model.config.model, init=str(home)), tmp_path / "plain")
     left = next(line for line in caplog.text.splitlines() if line.startswith("  left"))
     assert "modulation, self_conditioning, time_in, time_out" in left
     embedding = made.job.initial().params["embedding"]  # its mask was trained: the row is taken over as it is
     np.testing.assert_array_equal(embedding, timed.network.params["embedding"])
 
 
-def test_a_student_of_a_masked_run(causal, text, tmp_path):
+def test_a_student_of_a_masked_run(causal, lines, tmp_path):
     workdir, _ = causal
-    drawn(config_of(text, ELBO(), init=str(workdir)), tmp_path / "masked")
+    drawn(config_of(lines, ELBO(), init=str(workdir)), tmp_path / "masked")
     taught = Distillation(objective=ELBO(), teacher=str(tmp_path / "masked"))
-    made = build(config_of(text, taught, init=str(tmp_path / "masked")), tmp_path / "student")
+    made = build(config_of(lines, taught, init=str(tmp_path / "masked")), tmp_path / "student")
     jax.tree.map(np.testing.assert_array_equal, made.job.initial().params, made.job.constants["teacher"].params)
 
 
@@ -167,19 +109,19 @@ def test_a_student_of_a_masked_run(causal, text, tmp_path):
         ({"model": DenoiserSpec(width=16, layers=2, heads=2, mlp_dim=16, tie_embeddings=False)}, "tie_embeddings"),
     ],
 )
-def test_what_does_not_fit_is_one_line(causal, text, tmp_path, settings, message):
-    config = config_of(text, Joint(block_size=4), **({"init": str(causal[0])} | settings))
+def test_what_does_not_fit_is_one_line(causal, lines, tmp_path, settings, message):
+    config = config_of(lines, Joint(block_size=4), **({"init": str(causal[0])} | settings))
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         build(config, tmp_path / "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_another_tokenizer_is_refused(causal, text, tmp_path):
+def test_another_tokenizer_is_refused(causal, lines, tmp_path):
     """The tokenizer is the base's; one that the config names must be the same."""
     from diffusion_lm.data.tokenizer import train_tokenizer
 
     other = tmp_path / "other.model"
     other.write_bytes(train_tokenizer(["something else"], vocab=400, kind="char").proto)
-    config = override(config_of(text, ELBO(), init=str(causal[0])), [f"data.tokenizer={other}"])
+    config = override(config_of(lines, ELBO(), init=str(causal[0])), [f"data.tokenizer={other}"])
     with pytest.raises(ValueError, match="is not the checkpoint's tokenizer"):
         build(config, tmp_path / "run")
