@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_lm.build import LoadedModel, objective_of
 from diffusion_lm.evaluation.generation_quality import judged
 from diffusion_lm.inference.pipeline import GenerationOutput, generate, infill
+from diffusion_lm.loaded_model import LoadedModel, objective_of
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.types import Batch
