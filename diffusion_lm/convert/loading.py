@@ -1,5 +1,6 @@
 """Somebody's model as one of ours: found, described, loaded onto devices; and given back as a folder."""
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable
@@ -12,26 +13,29 @@ import numpy as np
 
 from diffusion_lm import sharding
 from diffusion_lm.attention_patterns import BlockCausal
-from diffusion_lm.build import LoadedModel, build_model
-from diffusion_lm.config import Config, encode, to_json
+from diffusion_lm.build import LoadedModel, build_model, load_for_inference
+from diffusion_lm.config import Config, allowed_by, encode, from_json, to_json
 from diffusion_lm.convert.gguf import open_gguf
 from diffusion_lm.convert.huggingface import Checkpoint, open_folder, write_folder
+from diffusion_lm.convert.peft import export_adapters, read_adapters
 from diffusion_lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from diffusion_lm.data.source import NoData
 from diffusion_lm.data.tokenizer import SentencePiece, Tokenizer
 from diffusion_lm.layouts import Blocks, NoCanvas
 from diffusion_lm.models.base import Execution, Vocabulary
-from diffusion_lm.models.bound_model import BoundModel, stored
+from diffusion_lm.models.bound_model import BoundModel, stacked, stored
 from diffusion_lm.models.family import ConfigReader, Described
 from diffusion_lm.models.family_index import family_of, named
 from diffusion_lm.models.transformer import init_params
 from diffusion_lm.models.weights import check_names, load_parameters, write_tensors
+from diffusion_lm.nn.lora import Full, LoRA
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.base import Objective
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.training.adapters import adapters_of, folded
 from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
 from diffusion_lm.validation import check_workdir
 
@@ -185,19 +189,87 @@ def save(model: LoadedModel, workdir: Path | str) -> Path:
 
 
 def export(model: LoadedModel, folder: Path | str) -> None:
-    """Writes a converted model as a Hugging Face folder: config.json, shards, its tokenizer's files unchanged.
+    """Writes a converted model as a Hugging Face folder: config.json, shards, its tokenizer's files unchanged; of a
+    model with adapters these alone, as PEFT has them.
 
     Raises ValueError for a model that wasn't converted, FileExistsError for a folder that holds something.
     """
-    source = model.meta.source
+    lora = model.network.module.lora
+    source = model.meta.source if lora is None else _base_meta(model).source
     if not source:
         raise ValueError(
             "only a model that was converted can be given back: no public family has our own networks' form"
         )
     family, spec = family_of(source["config"], "the source"), model.config.model
+    if lora is not None:
+        if lora.where != "all":
+            raise ValueError(
+                "PEFT's adapters act at every position: adapters with where=noisy have no file of its form"
+            )
+        base = source["config"].get("_name_or_path") or Path(model.config.train.init).name
+        export_adapters(folder, adapters_of(model.network.params), lora, family, spec, base)
+        return
     params, dtype = model.network.params, model.config.exec.compute_dtype
     dtype = jax.numpy.bfloat16 if dtype == "bfloat16" else np.float32
     tensors = write_tensors(family.leaves(spec), params, dtype)
     companions = {name: text.encode("utf-8", "surrogateescape") for name, text in source["companions"].items()}
     config = source["config"] | {"torch_dtype": "bfloat16" if dtype is not np.float32 else "float32"}
     write_folder(folder, json.loads(json.dumps(config)), tensors, companions)
+
+
+def merge(model: LoadedModel, workdir: Path | str) -> Path:
+    """Folds a model's adapters into their base and writes the sum into a new workdir. Returns the checkpoint's path.
+
+    Raises ValueError for a model without adapters, or with adapters of noisy positions only: clean text would change.
+    """
+    lora, base = model.network.module.lora, _base_meta(model) if model.network.module.lora else None
+    if base is None:
+        raise ValueError("this workdir holds no adapters to merge")
+    if lora.where != "all":
+        raise ValueError(
+            "adapters with where=noisy can't be merged: clean text would change; they stay beside their base"
+        )
+    check_workdir(workdir)
+    config = dataclasses.replace(
+        model.config,
+        trainable=Full(),
+        train=dataclasses.replace(model.config.train, init=None),
+        exec=from_json(base.config, allowed_by(model.config)).exec,
+    )
+    meta = dataclasses.replace(model.meta, config=to_json(config), source=base.source, base=None)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save_parameters(folded(model.network.params, lora, model.network.module.vocabulary.mask), meta)
+    checkpoints.close()
+    return checkpoints.path(0)
+
+
+def _base_meta(model: LoadedModel) -> CheckpointMeta:
+    return Checkpoints(model.config.train.init).meta()[1]
+
+
+def attach(folder: Path | str, base_workdir: Path | str, workdir: Path | str) -> Path:
+    """Writes PEFT's adapters, beside a converted base, into a new workdir. Returns the checkpoint's path.
+
+    Raises FileNotFoundError, ValueError or CheckpointError with one line where they don't fit.
+    """
+    check_workdir(workdir)
+    base = load_for_inference(base_workdir)
+    if not base.meta.source:
+        raise ValueError(f"--base={base_workdir} wasn't converted: PEFT has no names for its layers")
+    module, spec = base.network.module, base.config.model
+
+    def abstract(lora: LoRA) -> dict:
+        return nn.meta.unbox(
+            jax.eval_shape(lambda key: adapters_of(init_params(module.clone(lora=lora), key)), jax.random.key(0))
+        )
+
+    lora, adapters = read_adapters(folder, abstract, family_of(base.meta.source["config"], str(base_workdir)), spec)
+    path = Path(base_workdir).absolute()
+    train = dataclasses.replace(base.config.train, init=str(path))
+    config = dataclasses.replace(base.config, trainable=lora, train=train)
+    fingerprint = Checkpoints(path).fingerprint(base.step)
+    meta = CheckpointMeta(config=to_json(config), tokenizer=base.meta.tokenizer, corpus="", base=fingerprint)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save_parameters(stacked(jax.tree.map(jax.numpy.asarray, adapters), spec), meta)
+    checkpoints.close()
+    return checkpoints.path(0)

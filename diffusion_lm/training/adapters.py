@@ -10,11 +10,21 @@ Array = jax.Array
 
 def adapters_of(params: dict) -> dict:
     """The adapters of a tree of parameters, boxed or not."""
+    return _those(params, True)
+
+
+def frozen_of(params: dict) -> dict:
+    """The parameters that adapters are beside."""
+    return _those(params, False)
+
+
+def _those(params: dict, adapters: bool) -> dict:
     found = {}
     for name, value in params.items():
-        kept = adapters_of(value) if isinstance(value, dict) else value if is_adapter(name) else None
-        if kept is not None and not (isinstance(value, dict) and not kept):
-            found[name] = kept
+        if isinstance(value, dict):
+            found |= {name: kept} if (kept := _those(value, adapters)) else {}
+        elif is_adapter(name) == adapters:
+            found[name] = value
     return found
 
 
@@ -24,9 +34,10 @@ def joined(base: dict, adapters: dict) -> dict:
     return {**base, **adapters, **both}
 
 
-def folded(base: dict, adapters: dict, lora: LoRA, mask: int) -> dict:
-    """The parameters of a network without adapters that computes what base and adapters do together, where they act at
-    all positions. Each keeps its type."""
+def folded(params: dict, lora: LoRA, mask: int) -> dict:
+    """The parameters of a network without adapters that computes what this one does with adapters of all positions.
+    Each keeps its type."""
+    adapters = adapters_of(params)
 
     def one(path: tuple, weight: Array) -> Array:
         names = [key.key for key in path]
@@ -43,7 +54,7 @@ def folded(base: dict, adapters: dict, lora: LoRA, mask: int) -> dict:
             weight.dtype
         )
 
-    return jax.tree_util.tree_map_with_path(one, base)
+    return jax.tree_util.tree_map_with_path(one, frozen_of(params))
 
 
 def _product(weight: Array, a: Array, b: Array, rank: int) -> Array:

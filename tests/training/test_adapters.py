@@ -73,7 +73,7 @@ def test_clean_text_of_a_cache_is_the_base_bit_for_bit():
 
 def test_adapters_of_all_positions_fold_into_their_base():
     base, network = adapted(ALL)
-    params = folded(base.params, adapters_of(network.params), ALL, small.MASK)
+    params = folded(network.params, ALL, small.MASK)
     assert jax.tree.structure(params) == jax.tree.structure(base.params)
     tokens = small.rows(8).at[:, 3].set(small.MASK)
     whole, theirs, plain = (
