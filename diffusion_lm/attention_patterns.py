@@ -304,18 +304,20 @@ class DraftAndVerify(AttentionPattern):
     which the text may turn out to end, in one pass behind a cache (the idea is TiDAR's, arXiv 2511.08923).
 
     The text attends causally and predicts the next token. Draft i attends to text 0..i and to itself both ways, and
-    predicts its own positions. All attend to the cache.
+    predicts its own positions; with `causal` it goes on as the text does, one way, and predicts the next tokens. All
+    attend to the cache.
     """
 
     num_tokens: int
     draft_length: int
+    causal: bool = False
 
     def noisy(self, row: int) -> tuple[int, int]:
         return self.num_tokens, row
 
     @property
     def alignments(self) -> tuple[Alignment, ...]:
-        return Alignment.NEXT, Alignment.SAME
+        return Alignment.NEXT, Alignment.NEXT if self.causal else Alignment.SAME
 
     def key_ranges(self, length: int, segment_ids: Array | None = None) -> Ranges:
         text = jnp.arange(self.num_tokens, dtype=jnp.int32)
@@ -330,7 +332,7 @@ class DraftAndVerify(AttentionPattern):
 
         after = number + 1 + inside - start
         of_text = key_range([nothing, 0 * number], [text, number], [text, after], 0, self.num_tokens)
-        ends = [nothing - 1, start + self.draft_length - 1]
+        ends = [nothing - 1, inside if self.causal else start + self.draft_length - 1]
         drafts = key_range([nothing, start], ends, [nothing, inside], self.num_tokens, len(number))
         return ((of_text, drafts),)
 
@@ -341,6 +343,8 @@ class DraftAndVerify(AttentionPattern):
         return row[:, : self.num_tokens], row[:, self.num_tokens :]
 
     def previous(self, hidden: Array, segment_ids: Array | None, before: Array | None) -> Array:
+        if self.causal:
+            return hidden
         text, drafts = self.split(hidden)
         drafts = drafts.reshape(*text.shape[:2], self.draft_length, -1)
         drafts = jnp.concatenate([text[:, :, None], drafts[:, :, :-1]], axis=2)

@@ -25,7 +25,7 @@ from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.training.adapters import adapters_of, joined
 from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
-from diffusion_lm.training.step import LossFn
+from diffusion_lm.training.step import STEP, LossFn
 from diffusion_lm.training.update import Constants, InitFn
 from diffusion_lm.types import Batch, Loss
 from diffusion_lm.validation import runnable
@@ -113,7 +113,10 @@ def begin_with(config: Config, module: Transformer, process: Process, base: Load
         for parts in ((module.clone(lora=None), process), build_model(base.config, base.tokenizer))
     )
     # Whether the base was ever given a mask: else its row of the table is whatever it was drawn as.
-    given_masks = base.config.objective.layout.denoises and not isinstance(base.process, Uniform | Gaussian)
+    trained_by = base.config.objective
+    given_masks = (trained_by.layout.denoises or trained_by.draft_length) and not isinstance(
+        base.process, Uniform | Gaussian
+    )
     spec, context = module.spec, module.spec.learned_positions
     try:
         if context and config.data.seq_len > context:
@@ -123,8 +126,7 @@ def begin_with(config: Config, module: Transformer, process: Process, base: Load
             _check_adapters(config, start)
     except ValueError as error:
         raise ValueError(f"train.init={config.train.init} {error}") from None
-    trained_by = type(base.config.objective).__name__
-    log.info("begins with %s, step %d (%s)\n%s", config.train.init, base.step, trained_by, start.table())
+    log.info("begins with %s, step %d (%s)\n%s", config.train.init, base.step, type(trained_by).__name__, start.table())
     return start
 
 
@@ -134,8 +136,8 @@ def _check_adapters(config: Config, start: WarmStart) -> None:
         raise ValueError(
             f"lacks {'/'.join(min(start.fresh))}, which adapters leave as it was drawn: set trainable=Full()"
         )
-    if lora.where == "noisy" and not config.objective.layout.denoises:
-        name = type(config.objective).__name__
+    objective, name = config.objective, type(config.objective).__name__
+    if lora.where == "noisy" and not (objective.layout.denoises or objective.draft_length):
         raise ValueError(f"with {name} has no noisy positions, where adapters would act: set trainable.where=all")
     if {"gate_up", "down"} & {*lora.targets} and any(isinstance(layer.mlp, ExpertsSpec) for layer in layers):
         raise ValueError("has experts, which have no adapters: set trainable.targets=query,key_value,output")
@@ -192,9 +194,11 @@ def build_loss(config: Config, module: Transformer, process: Process) -> LossFn:
     objective = objective_of(config)
 
     def loss(params, key, batch, constants):
-        frozen = {name: constants[name].denoise for name in config.objective.frozen}
+        more = {name: constants[name].denoise for name in config.objective.frozen}
+        if config.objective.growth and STEP in constants:
+            more["progress"] = constants[STEP] / config.train.steps
         denoise = _network(module, params, constants).denoise
-        return objective(denoise, process.with_params(params.get("noise")), key, batch, **frozen)
+        return objective(denoise, process.with_params(params.get("noise")), key, batch, **more)
 
     return loss
 

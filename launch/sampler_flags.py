@@ -12,7 +12,7 @@ from diffusion_lm.config import find_class
 from diffusion_lm.inference import api, presets
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache, PrefixCache
-from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft
+from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft, TrainedDraft
 from diffusion_lm.samplers.logits_processors import (
     Chain,
     FrequencyPenalty,
@@ -154,7 +154,7 @@ SAMPLERS = {
     "speculative": Kind(
         help="autoregressive text from drafts of --drafter that are verified in one pass",
         make=lambda model, options: presets.speculative(
-            model, sampling=options["sampling"], drafter=DRAFTERS[DRAFTER.value or "lookup"](model.tokenizer.mask)
+            model, sampling=options["sampling"], drafter=DRAFTER.value and DRAFTERS[DRAFTER.value](model)
         ),
         flags=("drafter",),
     ),
@@ -173,9 +173,12 @@ CACHES = {
     "delayed": lambda: DelayedCache(refresh_every=CACHE_REFRESH_EVERY.value),
 }
 DRAFTERS = {
-    "lookup": lambda mask: PromptLookup(),
-    "masked": lambda mask: MaskedDraft(mask=mask),
-    "tidar": lambda mask: TiDARDraft(),
+    "lookup": lambda model: PromptLookup(),
+    "masked": lambda model: MaskedDraft(mask=model.tokenizer.mask),
+    "trained": lambda model: TrainedDraft(num_tokens=model.config.objective.draft_length + 1),
+    "tidar": lambda model: (
+        TiDARDraft(num_tokens=n, causal=True) if (n := model.config.objective.draft_length) else TiDARDraft()
+    ),
 }
 
 FLAGS = Flags()
@@ -228,7 +231,8 @@ CACHE_REFRESH_EVERY = FLAGS.integer(
 CACHE_BLOCK_SIZE = FLAGS.integer("cache_block_size", 32, "Positions a block of --approximate_cache=prefix or dual.", 1)
 DRAFTER = FLAGS.enum(
     "drafter", None, [*DRAFTERS], "What speculative drafts with. lookup: earlier n-grams of the text, no extra pass; "
-    "masked: one pass over masks; tidar: masks in the pass that verifies (TiDAR). Default: lookup.",
+    "masked: one pass over masks; trained: one pass over the masks that objective=Drafting trains; tidar: masks in the "
+    "pass that verifies (TiDAR). Default: trained where the network was trained to draft, else lookup.",
 )  # fmt: skip
 NUM_PARTICLES = FLAGS.integer(
     "num_particles", 0, "Samples a prompt that ancestral reweights by the autoregressive likelihood and resamples "

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "attention_patterns": 0,
+    "draft_pattern": 0.5,
     "types": 0.5,
     "schedules": 1,
     "layouts": 1,

@@ -15,7 +15,7 @@ from diffusion_lm.samplers.base import CanvasSampler, fields_of
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.cache_policy import CachePolicy, DualCache
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.samplers.drafters import Drafter, PromptLookup
+from diffusion_lm.samplers.drafters import Drafter, PromptLookup, TrainedDraft
 from diffusion_lm.samplers.embedding_flow import EmbeddingFlowSampler
 from diffusion_lm.samplers.particles import ParticleSampler
 from diffusion_lm.samplers.remasking import Cap, Remasking, RemaskingSchedule
@@ -43,15 +43,17 @@ def speculative(
 ) -> Speculative:
     """The autoregressive text, sooner where drafts are right.
 
-    drafter     None: `PromptLookup`
+    drafter     None: `TrainedDraft` where the network was trained to draft, else `PromptLookup`
     break_even  see `Speculative`; None: measured here, which compiles two programs
 
-    Raises ValueError if the network wasn't trained autoregressively, or to denoise the masks of the drafter's canvases.
+    Raises ValueError if the network wasn't trained autoregressively, or not on the masks that the drafter asks about.
     """
-    plain, drafter = autoregressive(model, sampling=sampling), drafter or PromptLookup()
-    masks = isinstance(model.process, Absorbing) and model.config.objective.layout.denoises
-    if (drafter.num_passes or drafter.canvas_length) and not masks:
-        raise ValueError(f"{type(drafter).__name__} needs a network trained on canvases of masks: use PromptLookup")
+    plain, masks = autoregressive(model, sampling=sampling), model.config.objective.draft_length
+    drafter = drafter or (TrainedDraft(num_tokens=masks + 1) if masks else PromptLookup())
+    canvases = isinstance(model.process, Absorbing) and model.config.objective.layout.denoises
+    if (drafter.num_passes or drafter.canvas_length) and not (masks if drafter.causal else canvases):
+        needed = "to draft (objective=Drafting)" if drafter.causal else "on canvases of masks"
+        raise ValueError(f"{type(drafter).__name__} needs a network trained {needed}: use PromptLookup")
     sampler = Speculative(drafter=drafter, mask=plain.mask, eos=plain.eos, sampling=sampling)
     measured = autotune.break_even(model, plain, sampler) if break_even is None else break_even
     return dataclasses.replace(sampler, break_even=measured)

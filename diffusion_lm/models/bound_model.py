@@ -70,15 +70,18 @@ class BoundModel:
         head, new = self._after(cache, tokens, jnp.zeros((tokens.shape[0], 1)), attention)
         return head, _appended(cache, head, new, count)
 
-    def fork(self, cache: KVCache, tokens: Array, count: Array, masks: int) -> tuple[LogitsHead, LogitsHead, KVCache]:
+    def fork(
+        self, cache: KVCache, tokens: Array, count: Array, masks: int, causal: bool = False
+    ) -> tuple[LogitsHead, LogitsHead, KVCache]:
         """`extend` under causal attention and, in the same pass, a canvas of so many masks after each of the tokens, as
-        `read_canvas` at time 1 would predict it if the text ended there.
+        `read_canvas` at time 1 would predict it if the text ended there; with `causal`, as `objectives.drafting` trains
+        masks after a text: each predicts the token after it.
 
         Returns:
             Predictions at the tokens [B, T] and at all canvases [B, T * masks], and the cache with the tokens.
         """
         (rows, text), mask = tokens.shape, self.module.vocabulary.mask
-        attention, at = DraftAndVerify(text, masks), jnp.arange(text, dtype=jnp.int32)
+        attention, at = DraftAndVerify(text, masks, causal), jnp.arange(text, dtype=jnp.int32)
         canvases = at[:, None] + 1 + jnp.arange(masks, dtype=jnp.int32)[None]
         (head, drafts), new = self.module.apply(
             {"params": self.params},

@@ -83,8 +83,11 @@ class LoRA:
         start, stop = self.span(noisy, x.shape[1])
         if start == stop:
             return y
-        a, b = a.reshape(width, -1, self.rank), b.reshape(a.size // (width * self.rank), self.rank, -1)
-        part = dot("blpr,pro->blpo", dot("bli,ipr->blpr", x[:, start:stop], a, compute_dtype), b, compute_dtype)
+        # Part by part: XLA's CPU has no batched products of bfloat16 factors in these layouts.
+        low = dot("bli,ij->blj", x[:, start:stop], a.reshape(width, -1), compute_dtype)
+        low = low.reshape(*low.shape[:2], -1, self.rank)
+        b = b.reshape(low.shape[2], self.rank, -1)
+        part = jnp.stack([dot("blr,ro->blo", low[:, :, i], b[i], compute_dtype) for i in range(len(b))], axis=2)
         part = y[:, start:stop] + (self.alpha / self.rank) * part.reshape(y[:, start:stop].shape)
         return part if part.shape == y.shape else jnp.concatenate([y[:, :start], part, y[:, stop:]], axis=1)
 

@@ -18,11 +18,16 @@ class Objective(Protocol):
 
     Attributes:
         layout: which positions are denoised together.
-        trains_ar: whether the network learns to predict the next token with causal attention.
+        trains_ar: whether the network predicts the next token with causal attention.
+        draft_length: masks that it is trained to predict behind a text, each the token after it; 0 for none.
+        growth: not 0 where the loss changes over a run: `__call__` then gets `progress`, float32 [], the share of the
+            updates that is done (None in evaluation).
     """
 
     layout: Layout
     trains_ar: bool
+    draft_length: int = 0
+    growth: float = 0.0
 
     @property
     def frozen(self) -> Mapping[str, str]:

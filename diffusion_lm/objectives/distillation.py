@@ -80,7 +80,7 @@ class Distillation(Objective):
         target = self._teacher_head(teacher, noise, key, noisy, t)
         student, clean = predict(denoise, self.layout, batch, t, **noisy)
         weights = (noised_mask(batch) & ~noise.is_final(noisy, t)).astype(jnp.float32)
-        loss = per_target(student, student.weighted_loss(_kl_divergence, weights, teacher=target), batch)
+        loss = per_target(student, student.weighted_loss(kl_divergence, weights, teacher=target), batch)
         return {"causal": next_token_loss(clean, batch), "canvas": loss} if self.trains_ar else {"canvas": loss}
 
     def _teacher_head(self, teacher: Denoise, noise: Any, key: Array, noisy: dict, t: Array) -> LogitsHead:
@@ -147,7 +147,7 @@ class _EmbeddingNoise(NamedTuple):
         return noisy | {"embeddings": self.process.as_embeddings(z, ~self.batch.context_mask, s)}
 
 
-def _kl_divergence(logits: Array, teacher: Array) -> Array:
+def kl_divergence(logits: Array, teacher: Array) -> Array:
     """KL(softmax(teacher) | softmax(logits)): [..., W] twice -> [...]."""
     p = jax.nn.softmax(teacher, axis=-1)
     log_ratio = jax.nn.log_softmax(teacher, axis=-1) - jax.nn.log_softmax(logits, axis=-1)

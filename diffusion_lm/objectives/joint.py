@@ -23,14 +23,18 @@ class Joint(Objective):
 
     Args:
         block_size: positions that are denoised together.
+        canvas_weight: the noisy part's weight in training; the autoregressive loss has 1.
         num_timesteps: T; 0 for continuous time.
     """
 
     block_size: int = 16
+    canvas_weight: float = 1.0
     num_timesteps: int = 0
     trains_ar = True
 
     def __post_init__(self):
+        if not 0 < self.canvas_weight < float("inf"):
+            raise ValueError(f"objective.canvas_weight must be positive; got {self.canvas_weight}")
         check_num_timesteps(self.num_timesteps)
         _ = self.layout  # checks block_size
 
@@ -40,4 +44,9 @@ class Joint(Objective):
 
     def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
         loss, clean = denoising_loss(denoise, process, key, batch, layout=self.layout, num_timesteps=self.num_timesteps)
-        return {"causal": next_token_loss(clean, batch), "canvas": loss}
+        canvas = loss if self.canvas_weight == 1 else loss.replace(sum=self.canvas_weight * loss.sum)
+        return {"causal": next_token_loss(clean, batch), "canvas": canvas}
+
+    def elbo(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
+        """Both parts in nats."""
+        return dataclasses.replace(self, canvas_weight=1.0)(denoise, process, key, batch)

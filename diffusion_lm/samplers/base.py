@@ -26,9 +26,12 @@ class CachedDenoiser(Protocol):
     def extend(self, cache: Any, tokens: Array, count: Array, attention: AttentionPattern) -> tuple[LogitsHead, Any]:
         """Appends the first count[b] of clean tokens [B, T]: the predictions at all T positions, and the cache."""
 
-    def fork(self, cache: Any, tokens: Array, count: Array, masks: int) -> tuple[LogitsHead, LogitsHead, Any]:
+    def fork(
+        self, cache: Any, tokens: Array, count: Array, masks: int, causal: bool = False
+    ) -> tuple[LogitsHead, LogitsHead, Any]:
         """`extend` under causal attention; the same pass predicts a canvas of `masks` masks after each token, as
-        `read_canvas` would at time 1. Returns predictions [B, T] and [B, T * masks], and the cache."""
+        `read_canvas` would at time 1, or with `causal` the token after each mask, as `objectives.drafting` trains it.
+        Returns predictions [B, T] and [B, T * masks], and the cache."""
 
     def truncate(self, cache: Any, count: Array) -> Any:
         """The cache without the last count[b] positions of row b."""

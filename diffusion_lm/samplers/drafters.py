@@ -1,6 +1,7 @@
 """Drafters: guesses at the next tokens, for `speculative` to verify; from the text itself, or a canvas."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -11,6 +12,9 @@ from diffusion_lm.samplers.base import CachedDenoiser
 Array = jax.Array
 
 
+Draw = Callable[[Array], Array]  # logits [B, n, V] of the text's next tokens -> what sampling draws there, int32 [B, n]
+
+
 class Drafter(Protocol):
     """A frozen dataclass. Any draft is safe: a wrong one costs time, never text.
 
@@ -18,19 +22,24 @@ class Drafter(Protocol):
     num_passes     forward passes that a draft costs
     canvas_length  how wide a canvas the verifying pass also predicts after each token, for the next draft; 0: none. The
                    next draft is then in the text, after what is written; masks, which are never accepted, where none is
+    causal         how the masks are predicted: see `CachedDenoiser.fork`
     """
 
     num_tokens: int
     num_passes: int = 0
     canvas_length: int = 0
+    causal: bool = False
 
     def __post_init__(self):
         if self.num_tokens < 1:
             raise ValueError(f"a draft must have at least 1 token; got {self.num_tokens}")
 
-    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
-        """int32 [B, num_tokens]: what may follow text[b, :filled[b]]; the cache holds all of that but the last
-        token."""
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
+        """int32 [B, num_tokens]: what may follow text[b, :filled[b]]; the cache holds all of that but the last token.
+
+        draw: with the keys by which the text's tokens are drawn, so that a prediction that is right is accepted at any
+        temperature, and two that are close mostly are.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +58,8 @@ class PromptLookup(Drafter):
         if self.max_ngram < 1:
             raise ValueError(f"max_ngram must be at least 1 token; got {self.max_ngram}")
 
-    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
-        del network, cache
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
+        del network, cache, draw
         return jax.vmap(self._draft)(text, filled)
 
     def _draft(self, text: Array, filled: Array) -> Array:
@@ -76,12 +85,27 @@ class MaskedDraft(Drafter):
     num_tokens: int = 3
     num_passes = 1
 
-    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
         last = jnp.take_along_axis(text, filled[:, None] - 1, axis=1)
         masks = jnp.full((text.shape[0], self.num_tokens), self.mask, jnp.int32)
         t = jnp.full(text.shape[0], self.num_tokens / (self.num_tokens + 1))
         logits = network.read_canvas(cache, jnp.concatenate([last, masks], axis=1), t)
         return jnp.argmax(logits[:, 1:], axis=-1).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedDraft(Drafter):
+    """One forward pass over the text's last token and the masks after it, as `objectives.drafting` trains them. The
+    last token is clean: the first drafted token is drawn from the network's own prediction, so that it is accepted."""
+
+    num_tokens: int = 5
+    num_passes = 1
+    causal = True
+
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
+        last, none = jnp.take_along_axis(text, filled[:, None] - 1, axis=1), jnp.zeros_like(filled)
+        head, drafts, _ = network.fork(cache, last, none, self.num_tokens - 1, causal=True)
+        return draw(jnp.concatenate([head.logits(), drafts.logits()], axis=1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,15 +115,17 @@ class TiDARDraft(Drafter):
     pass only drafts, but each is wide: (1 + num_tokens) (2 + num_tokens) positions.
 
     A canvas begins where the verifying pass itself samples a token, which it doesn't know: it drafts from one position
-    further on.
+    further on. Masks that predict the token after them (`causal`) stand for that token and all drafted ones but the
+    last.
     """
 
     num_tokens: int = 2
+    causal: bool = False
 
     @property
     def canvas_length(self) -> int:
         """The token that the verifying pass samples, and the draft."""
-        return 1 + self.num_tokens
+        return self.num_tokens if self.causal else 1 + self.num_tokens
 
-    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
         return jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (self.num_tokens,)))(text, filled)

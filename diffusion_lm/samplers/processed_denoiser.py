@@ -62,13 +62,13 @@ class ProcessedDenoiser:
         return head, ProcessedCache(inner=inner, text=text, length=cache.length + count)
 
     def fork(
-        self, cache: ProcessedCache, tokens: Array, count: Array, masks: int
+        self, cache: ProcessedCache, tokens: Array, count: Array, masks: int, causal: bool = False
     ) -> tuple[LogitsHead, LogitsHead, ProcessedCache]:
         """After prompts that are in the cache. A processor sees masks in the canvas after each token."""
-        head, drafts, inner = self.network.fork(cache.inner, self.twice(tokens), self.twice(count), masks)
+        head, drafts, inner = self.network.fork(cache.inner, self.twice(tokens), self.twice(count), masks, causal)
         text, at = self._text_with(cache, tokens)
         end = jnp.repeat(at + 1, masks, axis=1)
-        columns = end + jnp.tile(jnp.arange(masks, dtype=jnp.int32), at.shape[1])[None]
+        columns = end + causal + jnp.tile(jnp.arange(masks, dtype=jnp.int32), at.shape[1])[None]
         common = {"denoiser": self, "lag": jnp.zeros_like(count), "text": text}
         head = _Head(inner=head, at=at + 1, end=at + 1, **common)
         drafts = _Head(inner=drafts, at=columns, end=end, **common)

@@ -23,7 +23,7 @@ from diffusion_lm.samplers.base import (
     generation_of,
     write_at,
 )
-from diffusion_lm.samplers.drafters import Drafter
+from diffusion_lm.samplers.drafters import Drafter, Draw
 from diffusion_lm.samplers.sampling_params import SamplingParams, suppress
 
 Array = jax.Array
@@ -138,7 +138,7 @@ class Speculative(TextSampler):
         self, network: CachedDenoiser, state: SpeculativeState, max_new_tokens: int
     ) -> SpeculativeState:
         """One draft and its verification; a cooldown follows where drafts have come to save less than they cost."""
-        draft = self.drafter(network, state.cache, state.text, state.filled)
+        draft = self.drafter(network, state.cache, state.text, state.filled, self._draw(state))
         state, num_accepted = self._verify(network, state, draft, max_new_tokens)
         accepted, budget = (state.accepted + num_accepted) / 2, self._saved(state.budget + num_accepted - self._risk)
         pays = (accepted >= self._risk) & (budget >= self._risk)
@@ -172,11 +172,8 @@ class Speculative(TextSampler):
     ) -> tuple[SpeculativeState, Array]:
         """Samples the token after each position, up to the first that the draft got wrong; and how many drafted tokens
         were right, in the mean over unfinished rows."""
-        rows, width = logits.shape[:2]
-        made = (state.filled - state.prompt_length)[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
-        keys = jax.vmap(lambda key, at: jax.vmap(lambda i: jax.random.fold_in(key, i))(at))(state.keys, made)
-        logits = suppress(logits, (self.mask,)).reshape(rows * width, -1)
-        drawn = self.sampling(keys.reshape(-1), logits)[0].reshape(rows, width)
+        made = (state.filled - state.prompt_length)[:, None] + jnp.arange(logits.shape[1], dtype=jnp.int32)[None]
+        drawn = self._draw(state)(logits)
         right = jnp.cumprod(drawn[:, :-1] == draft, axis=1)
         keep = jnp.pad(right, ((0, 0), (1, 0)), constant_values=1).astype(bool)
         ended = (jnp.cumsum(drawn == self.eos, axis=1) - (drawn == self.eos)) > 0
@@ -190,6 +187,18 @@ class Speculative(TextSampler):
             finished=state.finished | jnp.any(keep & (drawn == self.eos), axis=1) | complete,
         )
         return state, num_accepted
+
+    def _draw(self, state: SpeculativeState) -> Draw:
+        """What autoregressive sampling would draw after the text, given the logits there."""
+
+        def draw(logits: Array) -> Array:
+            rows, width = logits.shape[:2]
+            made = (state.filled - state.prompt_length)[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
+            keys = jax.vmap(lambda key, at: jax.vmap(lambda i: jax.random.fold_in(key, i))(at))(state.keys, made)
+            logits = suppress(logits, (self.mask,)).reshape(rows * width, -1)
+            return self.sampling(keys.reshape(-1), logits)[0].reshape(rows, width)
+
+        return draw
 
     def finish(self, state: SpeculativeState, *, max_new_tokens: int) -> Generation:
         at = state.prompt_length[:, None] + jnp.arange(max_new_tokens, dtype=jnp.int32)[None]
@@ -237,7 +246,7 @@ class Speculative(TextSampler):
             return state.replace(accepted=jnp.where(over, self._risk, state.accepted))
         width = self.drafter.num_tokens
         then = jnp.maximum(state.filled - width, 1)
-        draft = self.drafter(network, state.cache, state.text, then)
+        draft = self.drafter(network, state.cache, state.text, then, self._draw(state.replace(filled=then)))
         text = jnp.take_along_axis(state.text, then[:, None] + jnp.arange(width, dtype=jnp.int32)[None], axis=1)
         num_accepted = _mean_over(jnp.sum(jnp.cumprod(draft == text, axis=1), axis=1), ~state.finished)
         accepted = (state.accepted + num_accepted) / 2  # few that were right by luck don't pay
@@ -256,7 +265,7 @@ class Speculative(TextSampler):
         tokens = jnp.where(state.finished[:, None], 0, jnp.concatenate([last, draft], axis=1))
         count, masks = jnp.where(state.finished, 0, tokens.shape[1]), self.drafter.canvas_length
         if masks:
-            head, canvases, cache = network.fork(state.cache, tokens, count, masks)
+            head, canvases, cache = network.fork(state.cache, tokens, count, masks, causal=self.drafter.causal)
         else:
             head, cache = network.extend(state.cache, tokens, count, Causal())
         before = state.filled
@@ -266,7 +275,7 @@ class Speculative(TextSampler):
             width = self.drafter.num_tokens
             start = jnp.maximum(new, 1) * masks - width
             logits = canvases.gather(start[:, None] + jnp.arange(width, dtype=jnp.int32)[None]).logits()
-            draft = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            draft = self._draw(state)(logits) if self.drafter.causal else jnp.argmax(logits, axis=-1).astype(jnp.int32)
             state = state.replace(text=write_at(state.text, draft, state.filled))
         cache = network.truncate(cache, count - new)
         return state.replace(cache=cache, nfe=state.nfe + 1), num_accepted

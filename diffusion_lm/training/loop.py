@@ -7,7 +7,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +110,7 @@ class TrainLoop:
     evaluate: Callable[[Any], dict[str, float]]
     key: Array
     meta: CheckpointMeta
-    constants: Any = ()
+    constants: Any = field(default_factory=dict)
     flops: Callable[[], int] = lambda: 0
 
 

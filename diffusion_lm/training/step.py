@@ -10,6 +10,8 @@ import optax
 from diffusion_lm.training.state import TrainState
 from diffusion_lm.types import Array, Batch, Loss
 
+STEP = "step"  # of the constants: how many updates are done, int32 []
+
 
 class LossFn(Protocol):
     """The loss of a network as a function of its parameters."""
@@ -22,7 +24,7 @@ class LossFn(Protocol):
             key: a random key.
             batch: rows [B, L].
             constants: frozen networks and arrays, any pytree. They are arguments of the jitted update with their own
-                shardings, and have neither a gradient nor an optimizer state.
+                shardings, and have neither a gradient nor an optimizer state. In an update, also `STEP`.
         """
 
 
@@ -55,7 +57,7 @@ def make_step(
     """
 
     def step(state: TrainState, key: Array, batch: Batch, constants: Any) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(key, state.step)
+        key, constants = jax.random.fold_in(key, state.step), {**constants, STEP: state.step}
         grads, losses = _gradients(loss, state.params, key, batch, constants, grad_accum_steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params, average = optax.apply_updates(state.params, updates), state.ema_params

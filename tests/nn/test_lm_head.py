@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_lm.nn import lm_head as readout_module
 from diffusion_lm.nn.lm_head import ChunkedLogits, LogitsSpec
-from diffusion_lm.objectives.distillation import _kl_divergence
+from diffusion_lm.objectives.distillation import kl_divergence
 from diffusion_lm.processes.flow import UniformFlow
 from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
@@ -123,7 +123,7 @@ def test_a_teacher_is_read_in_parts_and_gets_no_gradient(monkeypatch):
 
     def apart(said):
         def loss(hidden, table, *others):
-            return said(hidden, table).weighted_loss(_kl_divergence, weights, teacher=said(*others))
+            return said(hidden, table).weighted_loss(kl_divergence, weights, teacher=said(*others))
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(hidden, table, *others)
 

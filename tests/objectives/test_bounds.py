@@ -179,6 +179,10 @@ def test_joint_is_the_sum_of_its_parts():
     assert set(joint) == {"causal", "canvas"}
     np.testing.assert_allclose([joint["causal"].sum, joint["canvas"].sum], [causal.sum, canvas.sum], rtol=1e-6)
     assert joint["causal"].weight == joint["canvas"].weight == causal.weight == canvas.weight == 81 * 3
+    weighted = Joint(block_size=2, canvas_weight=0.3)
+    np.testing.assert_allclose(parts(weighted)["canvas"].sum, 0.3 * canvas.sum, rtol=1e-6)
+    bound = jax.jit(lambda key: weighted.elbo(Oracle(wrong_conditionals), SOME, key, batch))(jax.random.key(3))
+    np.testing.assert_allclose(bound["canvas"].sum, canvas.sum, rtol=1e-6)  # what is reported is a bound
 
 
 class WrongWeight(Absorbing):

@@ -87,7 +87,7 @@ class MaskLover:
         head = DenseLogits(values=self._at(cache, tokens), alignment=Alignment.NEXT)
         return head, cache.replace(length=cache.length + count)
 
-    def fork(self, cache, tokens, count, masks):
+    def fork(self, cache, tokens, count, masks, causal=False):
         head, after = self.extend(cache, tokens, count, None)
         return head, DenseLogits(values=jnp.repeat(head.values, masks, axis=1)), after
 

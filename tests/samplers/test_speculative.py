@@ -14,7 +14,7 @@ from support.tiny import EOS, MASK, VOCAB, model
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.base import Prompt
-from diffusion_lm.samplers.drafters import Drafter, MaskedDraft, PromptLookup, TiDARDraft
+from diffusion_lm.samplers.drafters import Drafter, MaskedDraft, PromptLookup, TiDARDraft, TrainedDraft
 from diffusion_lm.samplers.logits_processors import NoRepeatNGram
 from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -27,6 +27,8 @@ DRAFTERS = [
     PromptLookup(num_tokens=4, max_ngram=2),
     MaskedDraft(mask=MASK, num_tokens=2),
     TiDARDraft(num_tokens=2),
+    TrainedDraft(num_tokens=3),
+    TiDARDraft(num_tokens=2, causal=True),
 ]
 
 
@@ -71,7 +73,7 @@ class Prophet(Drafter):
     num_tokens: int
     wrong: bool = False
 
-    def __call__(self, model, cache, text, filled):
+    def __call__(self, model, cache, text, filled, draw):
         known = jnp.pad(jnp.asarray(self.text, jnp.int32), (0, self.num_tokens))
         guess = known[filled[:, None] + jnp.arange(self.num_tokens, dtype=jnp.int32)[None]]
         return jnp.full_like(guess, MASK) if self.wrong else guess
@@ -173,7 +175,7 @@ class Flatterer(Drafter):
     num_passes: int
     asked: list = dataclasses.field(default_factory=list, hash=False, compare=False)
 
-    def __call__(self, model, cache, text, filled):
+    def __call__(self, model, cache, text, filled, draw):
         guess = jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (self.num_tokens,)))(text, filled)
         jax.debug.callback(self.asked.append, guess[0, 0] == MASK)
         return guess
@@ -216,7 +218,9 @@ def test_drafts_that_can_never_pay_are_never_tried():
 def test_lookup_finds_what_followed_last_time():
     def guess(text, width=3, longest=4):
         row = jnp.asarray([text + [MASK] * 5], jnp.int32)
-        return PromptLookup(num_tokens=width, max_ngram=longest)(None, None, row, jnp.array([len(text)]))[0].tolist()
+        return PromptLookup(num_tokens=width, max_ngram=longest)(None, None, row, jnp.array([len(text)]), None)[
+            0
+        ].tolist()
 
     assert guess([1, 2, 3, 4, 9, 1, 2, 3]) == [4, 9, 1]  # the longest match
     assert guess([1, 2, 8, 8, 1, 2, 7, 7, 1, 2]) == [7, 7, 1]  # of equals the latest
@@ -225,7 +229,16 @@ def test_lookup_finds_what_followed_last_time():
     assert guess([4]) == [4, 4, 4]  # anything goes, but it stays inside
 
 
-@pytest.mark.parametrize("drafter", [MaskedDraft(mask=WORLD_MASK, num_tokens=2), TiDARDraft(num_tokens=1)], ids=str)
+@pytest.mark.parametrize(
+    "drafter",
+    [
+        MaskedDraft(mask=WORLD_MASK, num_tokens=2),
+        TiDARDraft(num_tokens=1),
+        TrainedDraft(num_tokens=3),
+        TiDARDraft(num_tokens=2, causal=True),
+    ],
+    ids=str,
+)
 def test_the_true_denoiser_gives_the_true_distribution(drafter):
     """At temperature 1, against the exact table; accepting every draft fails the same test."""
     rows = 4_096

@@ -162,12 +162,13 @@ class OracleModel:
             said.append(self._said_at(read.tokens, read.length - 1, 1)[:, 0])
         return DenseLogits(values=jnp.stack(said, axis=1), alignment=Alignment.NEXT), self._write(cache, tokens, count)
 
-    def fork(self, cache: Read, tokens, count, masks):
-        """What `extend` says, and `read_canvas` of masks behind each of the tokens."""
+    def fork(self, cache: Read, tokens, count, masks, causal=False):
+        """What `extend` says, and `read_canvas` of masks behind each of the tokens (causal: one place further on)."""
         said, after = self.extend(cache, tokens, count, None)
-        canvas, ahead = jnp.full((len(count), masks), MASK), []
+        canvas, ahead = jnp.full((len(count), masks + causal), MASK), []
         for i in range(tokens.shape[1]):
-            ahead.append(self.read_canvas(self._write(cache, tokens, jnp.full_like(count, i + 1)), canvas, None))
+            behind = self._write(cache, tokens, jnp.full_like(count, i + 1))
+            ahead.append(self.read_canvas(behind, canvas, None)[:, int(causal) :])
         return said, DenseLogits(values=jnp.concatenate(ahead, axis=1)), after
 
     def truncate(self, cache: Read, count):
