@@ -24,7 +24,7 @@ class LossFn(Protocol):
             key: a random key.
             batch: rows [B, L].
             constants: frozen networks and arrays, any pytree. They are arguments of the jitted update with their own
-                shardings, and have neither a gradient nor an optimizer state. In an update, also `STEP`.
+                shardings, and have neither a gradient nor an optimizer state. In an update, a dict also has `STEP`.
         """
 
 
@@ -57,7 +57,8 @@ def make_step(
     """
 
     def step(state: TrainState, key: Array, batch: Batch, constants: Any) -> tuple[TrainState, dict[str, Array]]:
-        key, constants = jax.random.fold_in(key, state.step), {**constants, STEP: state.step}
+        key = jax.random.fold_in(key, state.step)
+        constants = constants | {STEP: state.step} if isinstance(constants, dict) else constants
         grads, losses = _gradients(loss, state.params, key, batch, constants, grad_accum_steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params, average = optax.apply_updates(state.params, updates), state.ema_params
