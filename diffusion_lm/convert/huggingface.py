@@ -15,6 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from diffusion_lm.models.weights import aligned
+
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -54,20 +56,15 @@ class TensorInfo:
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
         """The tensor, or some of its first axis, in memory of its own. OSError where the file ends early."""
-        if not self.shape:
-            return np.frombuffer(self._bytes(self.offset, self.nbytes), self.dtype).reshape(())
-        start, stop, step = rows.indices(self.shape[0])
+        start, stop, step = rows.indices(self.shape[0]) if self.shape else (0, 1, 1)
         if step != 1:
             raise ValueError(f"rows are read one after the other, not every {step}th")
-        each = self.nbytes // self.shape[0] if self.shape[0] else 0
-        found = self._bytes(self.offset + start * each, (stop - start) * each)
-        return np.frombuffer(found, self.dtype).reshape(stop - start, *self.shape[1:])
-
-    def _bytes(self, offset: int, count: int) -> bytearray:
-        found, view = bytearray(count), None
-        view = memoryview(found)
+        shape = (stop - start, *self.shape[1:]) if self.shape else ()
+        each = self.nbytes // self.shape[0] if self.shape and self.shape[0] else 0
+        found = aligned(shape, self.dtype)
+        view = memoryview(found.reshape(-1).view(np.uint8))
         with open(self.file, "rb", buffering=0) as file:
-            file.seek(offset)
+            file.seek(self.offset + start * each)
             while view:
                 read = file.readinto(view)
                 if not read:

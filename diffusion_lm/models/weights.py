@@ -4,8 +4,10 @@ A family says for each of our parameters which tensors fill it (`Leaf`, `Part`).
 arrays on any mesh and writes arrays back, so that what one direction does the other undoes.
 """
 
+import collections
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
+_ALIGNMENT = 64  # bytes
+_READERS = 2  # parameters that are read and turned at a time: as many are held beside those that are placed
 _TILE = 128  # rows and columns that are turned over at once: a whole matrix would miss the cache at every step
 
 
@@ -80,10 +84,19 @@ def _size(axes: Sequence[int]) -> int:
     return functools.reduce(lambda a, b: a * b, axes, 1)
 
 
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Host memory, not yet written, that begins where a CPU's array may: JAX takes it over instead of copying it."""
+    dtype = np.dtype(dtype)
+    count = _size(shape) * dtype.itemsize
+    raw = np.empty(count + _ALIGNMENT, np.uint8)  # not zeroed: clearing pages takes longer than reading a file
+    begin = -raw.ctypes.data % _ALIGNMENT
+    return raw[begin : begin + count].view(dtype).reshape(shape)
+
+
 def _turned(matrix: np.ndarray) -> np.ndarray:
     """The transpose, in memory of its own."""
     rows, columns = matrix.shape
-    out = np.empty((columns, rows), matrix.dtype)
+    out = aligned((columns, rows), matrix.dtype)
     for i in range(0, rows, _TILE):
         for j in range(0, columns, _TILE):
             out[j : j + _TILE, i : i + _TILE] = matrix[i : i + _TILE, j : j + _TILE].T
@@ -127,7 +140,9 @@ def read_leaf(leaf: Leaf, tensors: Mapping[str, Any], shape: tuple[int, ...], dt
     whole = len(leaf.parts) == 1 and not leaf.parts[0].place and leaf.parts[0].shape == shape
     if whole:
         return leaf.parts[0].to_parameter(_stored(leaf.parts[0], tensors, dtype))
-    out = np.zeros(shape, dtype)
+    out = aligned(shape, dtype)
+    if sum(_size(part.shape) for part in leaf.parts) < out.size:
+        out.fill(0)
     for part in leaf.parts:
         out[part.place] = part.to_parameter(_stored(part, tensors, dtype))
     return out
@@ -160,11 +175,19 @@ def load_parameters(
         odd = sorted(by_path.keys() ^ set(paths))
         raise ValueError(f"the family's names and the network's parameters differ in {'/'.join(odd[0])}")
     arrays = []
-    for path, (_, wanted) in zip(paths, flat, strict=True):
-        host = read_leaf(by_path[path], tensors, wanted.shape, wanted.dtype)
-        arrays.append(_placed(host, wanted))
-        progress(host.nbytes)
-        del host
+    with ThreadPoolExecutor(_READERS) as readers:
+
+        def read(i: int) -> Future[np.ndarray]:
+            return readers.submit(read_leaf, by_path[paths[i]], tensors, flat[i][1].shape, flat[i][1].dtype)
+
+        ahead = collections.deque(read(i) for i in range(min(_READERS, len(flat))))
+        for i, (_, wanted) in enumerate(flat):
+            host = ahead.popleft().result()
+            if i + _READERS < len(flat):
+                ahead.append(read(i + _READERS))
+            arrays.append(_placed(host, wanted))
+            progress(host.nbytes)
+            del host
     return jax.tree_util.tree_unflatten(tree, arrays)
 
 

@@ -58,7 +58,7 @@ def loading(layers: int) -> list[Row]:
             rows += [
                 Row(
                     name=f"load onto {where}", value=size / seconds / 1e9, unit="GB/s", reference=size / cat / 1e9,
-                    ratio=cat / seconds, target="ratio >= 0.5", note=f"{size / 1e9:.2f} GB; reference: cat of the files",
+                    ratio=cat / seconds, target="ratio >= 0.5", note=f"{size / 1e9:.2f} GB; reference: cat",
                 ),
                 Row(
                     name=f"peak memory, {where}", value=peak / 1e9, unit="GB", ratio=peak / size,
