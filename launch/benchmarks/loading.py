@@ -1,6 +1,6 @@
 """The suite "loading": a synthetic checkpoint of Llama-3-8B's shapes, read from shards onto devices.
 
-`python -m launch.benchmarks.loading FOLDER DEVICES` loads one in a process of its own, whose peak memory is read.
+Each load has a process of its own, whose peak memory is read.
 """
 
 import json
@@ -79,7 +79,7 @@ def _forget(files: list[Path]) -> None:
 
 def _load(folder: Path, devices: int) -> dict:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-m", "launch.benchmarks.loading", str(folder), str(devices)]
+    command = [sys.executable, "-c", f"from {__name__} import load; load({str(folder)!r}, {devices})"]
     done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -102,7 +102,8 @@ def write_synthetic(folder: Path, config: dict) -> None:
     write_folder(folder, config, tensors(), {"tokenizer.json": tokenizer})
 
 
-def main(folder: str, devices: int) -> dict:
+def load(folder: str, devices: int) -> None:
+    """What a process of its own does: loads, and prints seconds, peak memory and what a device holds at most."""
     mesh = sharding.make_mesh(sharding.MeshShape(data=1, fsdp=devices)) if devices > 1 else None
     begun = time.perf_counter()
     params = jax.block_until_ready(load_source(folder, mesh=mesh).network.params)
@@ -111,8 +112,4 @@ def main(folder: str, devices: int) -> dict:
         for shard in array.addressable_shards:
             held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "peak": peak, "largest": max(held.values())}
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps({"seconds": seconds, "peak": peak, "largest": max(held.values())}))

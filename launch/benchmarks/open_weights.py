@@ -1,8 +1,7 @@
 """The suite "open": a converted model's speed, in one run with Hugging Face Transformers and llama.cpp on its weights.
 
 Each library runs in a process of its own, since their pools of threads disturb each other, and the processes take
-turns. `python -m launch.benchmarks.open_weights PEER SOURCE` is such a process: it answers once when everything is
-compiled, then reads the name of a case a line and answers with the seconds that it took.
+turns.
 """
 
 import contextlib
@@ -93,7 +92,7 @@ def take_turns(sources: dict[str, str]) -> dict[str, dict[str, Timing]]:
 
 @contextlib.contextmanager
 def _started(peer: str, source: str) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "launch.benchmarks.open_weights", peer, source]
+    command = [sys.executable, "-c", f"from {__name__} import answer; answer({peer!r}, {source!r})"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             _answer(peer, process)
@@ -205,14 +204,11 @@ def _llama_cpp(kind: str, source: str) -> dict[str, Callable[[], Any]]:
     return {"decode": generate(PROMPT, NEW), "prefill": generate(PREFILL, 1)}
 
 
-def main(peer: str, source: str) -> None:
+def answer(peer: str, source: str) -> None:
+    """What the process of a peer does: compiles its cases, then runs one a line of standard input."""
     library, kind = peer.split(" ", 1)
     cases = {"ours": _ours, "transformers": _transformers, "llama.cpp": _llama_cpp}[library](kind, source)
     compiled = [timing.clocked(case) for case in cases.values()]
     print(_ANSWER, json.dumps(compiled[0]), sep="", flush=True)
     for line in sys.stdin:
         print(_ANSWER, json.dumps(timing.clocked(cases[line.strip()])), sep="", flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
