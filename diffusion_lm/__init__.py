@@ -16,7 +16,7 @@ _EXPORTS = {
     "data.prompt_response": "PromptResponse",
     "data.source": "Data DataSource TokenizedData",
     "data.tokenizer": "SentencePiece Tokenizer train_tokenizer",
-    "inference.api": "evaluate generate infill load log_likelihood make_sampler train",
+    "inference.api": "evaluate generate infill load log_likelihood make_sampler stream train",
     "layouts": "Blocks NoCanvas WholeRow",
     "models.base": "DenoiserSpec Execution ModelSpec TransformerSpec Vocabulary",
     "objectives.autoregressive": "AutoregressiveLoss",

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 from diffusion_lm.build import LoadedModel, load_for_inference
-from diffusion_lm.inference import best_of_n, pipeline
+from diffusion_lm.inference import best_of_n, pipeline, streaming
 from diffusion_lm.inference.corpus import Asked, read_prompts, write_corpus
-from diffusion_lm.samplers.base import TextSampler
+from diffusion_lm.samplers.base import Generation, TextSampler
 from diffusion_lm.visualize.page import write_page, write_whole
 from diffusion_lm.visualize.terminal import play
 from launch import command, profiler, sampler_flags
@@ -65,6 +65,9 @@ BEST_OF_SCORE = FLAGS.enum(
 )  # fmt: skip
 CHECKPOINT_STEP = FLAGS.integer("checkpoint_step", None, "Step of the checkpoint to load. Default: the newest.", 0)
 VIEW = FLAGS.string("view", None, "terminal or FILE.html: shows the first row's canvas after each step. Default: off.")
+STREAM = FLAGS.bool(
+    "stream", False, "Prints the text on standard error as it is written: by token, round of drafts or canvas."
+)
 OUT = FLAGS.out(
     "File for the JSON result as well. FILE.jsonl: the texts, a record each, continued where there are some. "
     "Default: none."
@@ -111,12 +114,21 @@ def _check() -> None:
     """Raises ValueError for flags that contradict each other, before anything is loaded."""
     sampler_flags.check()
     view, kind, particles = VIEW.value, sampler_flags.kind(), sampler_flags.NUM_PARTICLES.value
+    corpus = (OUT() or Path()).suffix == ".jsonl"
     if view and view != "terminal" and not view.endswith(".html"):
         raise ValueError(f"--view is terminal or FILE.html; got {view}")
     if view and (not kind.records or particles or INFILL.value or ROLLING_CONTEXT.value):
         raise ValueError(
             "--view shows the steps of canvas samplers: not with --sampler=autoregressive, speculative or auto, "
             "--num_particles, --infill or --rolling_context"
+        )
+    if STREAM.value and (
+        len(PROMPT.value) > 1 or NUM_SAMPLES.value > 1 or BEST_OF.value or particles or view or INFILL.value
+        or ROLLING_CONTEXT.value or corpus
+    ):  # fmt: skip
+        raise ValueError(
+            "--stream prints one text: it goes without a second --prompt, --num_samples, --best_of, --num_particles, "
+            "--view, --infill, --rolling_context and --out=FILE.jsonl"
         )
     if BEST_OF.value and (BEST_OF.value < 2 or NUM_SAMPLES.value > 1 or view or particles):
         raise ValueError("--best_of is at least 2, and goes without --num_samples, --view and --num_particles")
@@ -126,7 +138,6 @@ def _check() -> None:
         raise ValueError("--system goes with --chat")
     if CHAT.value and (not (PROMPT.value or PROMPTS_FILE.value) or INFILL.value):
         raise ValueError("--chat needs a --prompt (or --prompts_file), and goes without --infill")
-    corpus = (OUT() or Path()).suffix == ".jsonl"
     if PROMPTS_FILE.value and (PROMPT.value or not corpus):
         raise ValueError("--prompts_file goes with --out=FILE.jsonl, and without --prompt")
     if corpus and (view or INFILL.value or BEST_OF.value or particles):
@@ -177,6 +188,8 @@ def _continue(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], pipe
         return prompts, chosen.output, {"texts": cut(chosen.texts), "scores": chosen.scores.tolist()}
     each = BEST_OF.value or sampler_flags.NUM_PARTICLES.value or 1
     asked = [prompt for prompt in _asked(model, prompts) for _ in range(each)]
+    if STREAM.value:
+        return prompts, *_streamed(model, sampler, asked[0], options)
     output = pipeline.generate(model, sampler, asked, **options)
     texts = cut(output.texts)
     if BEST_OF.value:
@@ -196,6 +209,18 @@ def _options(model: LoadedModel) -> dict:
         "drop_finished": DROP_FINISHED.value,
         "rolling_context": ROLLING_CONTEXT.value,
     }
+
+
+def _streamed(model: LoadedModel, sampler: TextSampler, prompt, options: dict):
+    """Prints the text as it is written; returns an output of the last pass, and the text."""
+    del options["rolling_context"], options["drop_finished"]
+    text = ""
+    for piece, written in streaming.stream(model, sampler, prompt, stop=STOP.value, **options):
+        text += piece
+        generation = Generation(tokens=written.tokens[:1], length=written.length[:1], nfe=written.nfe, cache=None)
+        print(piece, end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr, flush=True)
+    return pipeline.GenerationOutput([text], generation, [], MAX_NEW_TOKENS.value), {"texts": [text]}
 
 
 def _asked(model: LoadedModel, prompts: list[str]) -> list:

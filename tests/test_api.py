@@ -100,6 +100,16 @@ def test_samplers_by_name_and_by_class(joint, sampler, options):
     assert again.texts == found.texts
 
 
+@pytest.mark.parametrize("sampler", ["confidence", "autoregressive"])
+def test_a_stream_joins_to_the_text(joint, sampler):
+    shape = {"denoising_steps": 3, "canvas_length": 8} if sampler == "confidence" else {}
+    options = {"sampler": sampler, "max_new_tokens": 20, "seed": 4, **shape}
+    whole, pieces = dlm.generate(joint, "Line 1", **options).text, list(dlm.stream(joint, "Line 1", **options))
+    assert "".join(pieces) == whole and len(pieces) > 1 and all(pieces)
+    stop = whole[7:9]
+    assert "".join(dlm.stream(joint, "Line 1", stop=[stop], **options)) == whole[: whole.index(stop)]
+
+
 def test_a_sampler_instance_is_taken_as_it_is(joint):
     own = LeftToRight(denoising_steps=4, eos=joint.tokenizer.eos)
     found = dlm.generate(joint, "Line", sampler=own, max_new_tokens=16)

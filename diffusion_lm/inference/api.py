@@ -1,7 +1,7 @@
 """The front door: load, generate, infill, log_likelihood, train and evaluate, which `import diffusion_lm` exports."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from diffusion_lm.data.prompt_response import PromptResponse
 from diffusion_lm.data.source import Data
 from diffusion_lm.data.tokenizer import encode_prompt
 from diffusion_lm.evaluation.likelihood import Estimate, held_out
-from diffusion_lm.inference import pipeline, presets
+from diffusion_lm.inference import pipeline, presets, streaming
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Rescale
@@ -133,6 +133,42 @@ def generate(
         rolling_context=rolling_context,
     )  # fmt: skip
     return _generated(output, output.texts)
+
+
+def stream(
+    model: LoadedModel,
+    prompt: str = "",
+    *,
+    max_new_tokens: int = 256,
+    sampler: Any = None,
+    denoising_steps: int | None = None,
+    canvas_length: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    cfg_scale: float = 0.0,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    **options,
+) -> Iterator[str]:
+    """Generates text after one prompt, piece by piece: by token, round of drafts or canvas. Pieces are whole
+    characters and join to the text of `generate`, whose arguments these are. `inference.streaming.stream` also shows
+    each pass over a canvas.
+
+    stop: strings that end the text, which ends before the first of them.
+
+    Raises ValueError as `generate` does, before the first piece.
+    """
+    sampling = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, suppressed=model.tokenizer.suppressed
+    )
+    shape = {"denoising_steps": denoising_steps, "canvas_length": canvas_length}
+    made = make_sampler(model, sampler, sampling=sampling, **shape, **options)
+    passes = streaming.stream(
+        model, made, prompt, max_new_tokens=max_new_tokens, seed=seed, stop=stop, cfg_scale=cfg_scale
+    )
+    return (piece for piece, _ in passes if piece)
 
 
 def infill(

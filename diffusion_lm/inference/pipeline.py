@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +66,9 @@ def generate(
     Raises:
       ValueError: for what the model's context can't hold, and for options that don't go together.
     """
-    ids, context = encode_prompts(model, prompts), model.config.data.seq_len
-    room = context - max(len(row) for row in ids)
-    if max_new_tokens < 1 or (max_new_tokens > room and not rolling_context):
-        raise ValueError(
-            f"max_new_tokens must be 1 to {room} (context {context} less the prompt); got {max_new_tokens}; "
-            "or set rolling_context to forget the oldest tokens"
-        )
-    request = _Request(
+    ids = encode_prompts(model, prompts)
+    room = checked_room(model, ids, max_new_tokens, rolling_context)
+    request = Request(
         model=model, sampler=sampler, logits_processor=logits_processor, cfg_scale=cfg_scale,
         drop_finished=drop_finished,
     )  # fmt: skip
@@ -90,7 +85,8 @@ def infill(
     seed: int,
     logits_processor: LogitsProcessor | None = None,
 ) -> GenerationOutput:
-    """Fills holes in texts: each text is a list of strings, and of numbers of tokens to be generated there.
+    """Fills holes in texts: each text is a list of strings (or their ids), and of numbers of tokens to be generated
+    there.
 
     A canvas attends to the fixed tokens inside and before it, so that a text of one canvas is infilled given all of it.
     Texts of all lengths go together, in one program; a row is what it would be alone. The output's texts are what
@@ -101,6 +97,19 @@ def infill(
       and
         a sampler that can't condition on later text.
     """
+    ids, lengths, suffix = encode_infill(model, sampler, texts)
+    generation = Request(model=model, sampler=sampler, logits_processor=logits_processor)(
+        ids, row_keys(seed, len(ids)), max_new_tokens=suffix.shape[1], suffix=suffix, num_new_tokens=lengths
+    )
+    generation = generation.replace(tokens=generation.tokens[:, : lengths.max()], cache=None, history=None)
+    return _output(model, generation, ids, lengths)
+
+
+def encode_infill(
+    model: LoadedModel, sampler: TextSampler, texts: Sequence[Sequence[str | int]]
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Texts with holes: the first strings' tokens; how many tokens follow each, int32 [B]; and these, int32 [B, N],
+    the mask id in holes and behind the end. Raises ValueError as `infill` does."""
     if not isinstance(sampler, BlockDiffusion):
         raise ValueError(f"{type(sampler).__name__} can't infill: use canvases (confidence, ancestral)")
     parts, context = [_prompt_and_suffix(model, text) for text in texts], model.config.data.seq_len
@@ -113,21 +122,19 @@ def infill(
     widest, unit = int(lengths.max()), sampler.canvas_length if sampler.align == 1 else 1  # each canvas is whole
     length = unit * few_widths(-(-widest // unit), context // unit)
     suffixes = [np.pad(row, (0, length - len(row)), constant_values=model.tokenizer.mask) for row in suffixes]
-    generation = _Request(model=model, sampler=sampler, logits_processor=logits_processor)(
-        list(prompts), row_keys(seed, len(parts)), max_new_tokens=length, suffix=np.stack(suffixes),
-        num_new_tokens=lengths,
-    )  # fmt: skip
-    generation = generation.replace(tokens=generation.tokens[:, :widest], cache=None, history=None)
-    return _output(model, generation, list(prompts), lengths)
+    return list(prompts), lengths, np.stack(suffixes)
 
 
 def _prompt_and_suffix(model: LoadedModel, text: Sequence[str | int]) -> tuple[np.ndarray, np.ndarray]:
     """Begin of text and the first string's tokens; the rest, holes masked."""
-    first, *rest = text if text and isinstance(text[0], str) else ["", *text]
+    first, *rest = ["", *text] if not text or isinstance(text[0], int) else text
     if not any(isinstance(part, int) for part in rest) or any(isinstance(p, int) and p < 1 for p in rest):
         raise ValueError("a text to infill needs a hole of 1 token or more")
     tokenizer = model.tokenizer
-    parts = [np.full(p, tokenizer.mask) if isinstance(p, int) else encode_prompt(tokenizer, p) for p in rest]
+    parts = [
+        np.full(p, tokenizer.mask) if isinstance(p, int) else encode_prompt(tokenizer, p) if isinstance(p, str) else p
+        for p in rest
+    ]
     return encode_prompts(model, [first])[0], np.concatenate(parts).astype(np.int32)
 
 
@@ -147,6 +154,20 @@ def encode_prompts(model: LoadedModel, prompts: Sequence[str]) -> list[np.ndarra
     return ids
 
 
+def checked_room(
+    model: LoadedModel, ids: Sequence[np.ndarray], max_new_tokens: int, rolling_context: bool = False
+) -> int:
+    """How many tokens the context holds after every prompt. Raises ValueError if so many new ones don't fit."""
+    context = model.config.data.seq_len
+    room = context - max(len(row) for row in ids)
+    if max_new_tokens < 1 or (max_new_tokens > room and not rolling_context):
+        raise ValueError(
+            f"max_new_tokens must be 1 to {room} (context {context} less the prompt); got {max_new_tokens}; "
+            "or set rolling_context to forget the oldest tokens"
+        )
+    return room
+
+
 def few_widths(length: int, most: int) -> int:
     """A width that holds `length`: a power of two from 16 on, but at most `most` where that is enough. Each width is a
     program of its own to compile, so that inputs of all lengths are padded to a few."""
@@ -159,8 +180,9 @@ def row_keys(seed: int, rows: int, first: int = 0) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Request:
-    """A model, a sampler and their options: a call generates after token rows that fit the context."""
+class Request:
+    """A model, a sampler and their options: a call generates after token rows that fit the context. Requests that are
+    equal can share a batch."""
 
     model: LoadedModel
     sampler: TextSampler
@@ -177,6 +199,24 @@ class _Request:
         suffix: np.ndarray | None = None,
         num_new_tokens: np.ndarray | None = None,
     ) -> Generation:
+        network, prompt = self.prepared(ids, max_new_tokens, suffix, num_new_tokens)
+        generation = runner.run(
+            self.sampler, network, prompt, keys, max_new_tokens=max_new_tokens, drop_finished=self.drop_finished
+        )
+        return jax.block_until_ready(generation)
+
+    def prepared(
+        self,
+        ids: list[np.ndarray],
+        max_new_tokens: int,
+        suffix: np.ndarray | None = None,
+        num_new_tokens: np.ndarray | None = None,
+        rows: int | None = None,
+    ) -> tuple[Any, Prompt]:
+        """The network and the prompts as `runner` takes them.
+
+        rows: how many the network's type of products is chosen for (see `BoundModel.for_sampling`); None: as there are
+        """
         widest, align = max(len(row) for row in ids), getattr(self.sampler, "align", 1)
         room = self.model.config.data.seq_len if align else self.sampler.canvas_length
         room -= max_new_tokens if num_new_tokens is None else 0
@@ -188,8 +228,8 @@ class _Request:
             suffix=None if suffix is None else jnp.asarray(suffix),
             num_new_tokens=None if num_new_tokens is None else jnp.asarray(num_new_tokens),
         )
-        rows = len(ids) * self.sampler.width(max_new_tokens) * (2 if self.cfg_scale else 1)
-        network, prefix = self.model.for_sampling(rows), self.model.config.objective.layout.prefix
+        width = self.sampler.width(max_new_tokens) * (2 if self.cfg_scale else 1)
+        network, prefix = self.model.for_sampling((rows or len(ids)) * width), self.model.config.objective.layout.prefix
         if self.cfg_scale and (isinstance(prefix, BlockCausal) or not np.isfinite(self.cfg_scale)):
             raise ValueError(f"cfg_scale={self.cfg_scale} must be finite, and needs text that isn't read in blocks")
         if self.cfg_scale or self.logits_processor is not None:
@@ -200,13 +240,10 @@ class _Request:
                 cfg_scale=jnp.asarray(self.cfg_scale, jnp.float32) if self.cfg_scale else None,
                 prompt_length=prompt.length if self.cfg_scale else None,
             )
-        generation = runner.run(
-            self.sampler, network, prompt, keys, max_new_tokens=max_new_tokens, drop_finished=self.drop_finished
-        )
-        return jax.block_until_ready(generation)
+        return network, prompt
 
 
-def rolling_generate(request: _Request, ids: list[np.ndarray], keys: jax.Array, *, max_new_tokens: int) -> Generation:
+def rolling_generate(request: Request, ids: list[np.ndarray], keys: jax.Array, *, max_new_tokens: int) -> Generation:
     """As many tokens as requested: where the context is full, its latter half is the next prompt.
 
     Rows go together where their prompts are of one length, so that a row rolls where it would alone.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.samplers.base import CachedDenoiser, Generation, Prompt, Stage, TextSampler
+from diffusion_lm.samplers.base import AUTOREGRESSION, DIFFUSION, CachedDenoiser, Generation, Prompt, Stage, TextSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion, BlockState
 from diffusion_lm.samplers.speculative import Speculative, SpeculativeState
 
@@ -102,9 +102,12 @@ class Auto(TextSampler):
         return last.finish(state, max_new_tokens=max_new_tokens)
 
     def _token_by_token(self, network: CachedDenoiser, state: BlockState) -> SpeculativeState:
-        going = ~state.finished
+        going, at = ~state.finished, jnp.arange(state.text.shape[1], dtype=jnp.int32)[None]
+        writer = jnp.where(at < state.filled[:, None], DIFFUSION, AUTOREGRESSION)
         return self.speculative.from_text(
             text=state.text,
+            confidence=state.confidence,
+            writer=writer.astype(jnp.int8),
             filled=state.filled,
             prompt_length=state.prompt_length,
             finished=state.finished,

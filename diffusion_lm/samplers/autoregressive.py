@@ -9,6 +9,7 @@ from flax import struct
 
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.base import (
+    AUTOREGRESSION,
     CachedDenoiser,
     Generation,
     Prompt,
@@ -24,10 +25,11 @@ Array = jax.Array
 
 @struct.dataclass
 class ARState:
-    """text int32 [B, N], nfe int32 [] (forward passes, and columns of text written), finished bool [B], keys [B], and
-    the cache (without the last column)."""
+    """text int32 [B, N], confidence float32 [B, N] (its probabilities), nfe int32 [] (forward passes, and columns
+    written), finished bool [B], keys [B], and the cache (without the last column)."""
 
     text: Array
+    confidence: Array
     nfe: Array
     finished: Array
     keys: Array
@@ -48,6 +50,7 @@ class AutoregressiveSampler(TextSampler):
         rows = prompt.tokens.shape[0]
         state = ARState(
             text=jnp.full((rows, max_new_tokens), self.mask, jnp.int32),
+            confidence=jnp.zeros((rows, max_new_tokens)),
             nfe=jnp.zeros((), jnp.int32),
             finished=jnp.zeros(rows, bool),
             keys=keys,
@@ -68,10 +71,14 @@ class AutoregressiveSampler(TextSampler):
         return state.finished | (state.nfe >= state.text.shape[1])
 
     def finish(self, state: ARState, *, max_new_tokens: int) -> Generation:
-        return generation_of(state, state.text, (state.text == self.eos) | (state.text == self.mask), self.mask)
+        ended, writer = (state.text == self.eos) | (state.text == self.mask), jnp.full(state.text.shape, AUTOREGRESSION)
+        more = {"confidence": state.confidence, "writer": writer.astype(jnp.int8)}
+        return generation_of(state, state.text, ended, self.mask, **more)
 
     def _write(self, state: ARState, logits: Array) -> ARState:
-        tokens, _ = self.sampling(fold_in_rows(state.keys, state.nfe), suppress(logits, (self.mask,)))
+        tokens, confidence = self.sampling(fold_in_rows(state.keys, state.nfe), suppress(logits, (self.mask,)))
         tokens = jnp.where(state.finished, self.mask, tokens)
         text = jax.lax.dynamic_update_slice(state.text, tokens[:, None], (0, state.nfe))
-        return state.replace(text=text, nfe=state.nfe + 1, finished=state.finished | (tokens == self.eos))
+        confidence = jax.lax.dynamic_update_slice(state.confidence, confidence[:, None], (0, state.nfe))
+        finished = state.finished | (tokens == self.eos)
+        return state.replace(text=text, confidence=confidence, nfe=state.nfe + 1, finished=finished)

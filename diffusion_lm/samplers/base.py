@@ -17,6 +17,7 @@ from diffusion_lm.attention_patterns import AttentionPattern
 from diffusion_lm.types import LogitsHead, NoisyEmbeddings
 
 Array = jax.Array
+AUTOREGRESSION, DIFFUSION, DRAFT = 0, 1, 2  # who wrote a token, see `Generation`
 
 
 class CachedDenoiser(Protocol):
@@ -129,7 +130,15 @@ class Denoised(NamedTuple):
 
     state: Any
     cache: Any
-    trace: Any
+    trace: Any = None
+
+
+class Denoising(NamedTuple):
+    """A canvas's denoising, to be stepped: `step` maps (state, cache, self_cond), which `carry` is at first."""
+
+    sampler: CanvasSampler
+    carry: tuple
+    step: Callable[[tuple], tuple]
 
 
 def denoise(
@@ -137,12 +146,33 @@ def denoise(
     predict: Callable[[Query, Any], tuple[Array, Any]],
     canvas: Canvas,
     *,
+    record: Callable[[Any], Any] | None = None,
+    **options,
+) -> Denoised:
+    """Denoises a canvas: the one loop over canvas samplers, with one network call a step.
+
+    record: state -> arrays to keep of each step. The others: see `denoising`.
+    """
+    return run_denoising(denoising(sampler, predict, canvas, **options), record)
+
+
+def run_denoising(todo: Denoising, record: Callable[[Any], Any] | None = None) -> Denoised:
+    """All steps."""
+    done, recorded = (lambda carry: todo.sampler.done(carry[0])), record and (lambda carry: record(carry[0]))
+    end, trace = decode_loop(todo.step, done, todo.carry, todo.sampler.denoising_steps, recorded)
+    return Denoised(end[0], end[1], trace)
+
+
+def denoising(
+    sampler: CanvasSampler,
+    predict: Callable[[Query, Any], tuple[Array, Any]],
+    canvas: Canvas,
+    *,
     cache: Any = None,
     embed: Callable[[Array], Array] | None = None,
     self_cond_dim: int = 0,
-    record: Callable[[Any], Any] | None = None,
-) -> Denoised:
-    """Denoises a canvas: the one loop over canvas samplers, with one network call a step.
+) -> Denoising:
+    """The denoising of a canvas.
 
     Args:
       sampler: what to ask, and how the canvas changes.
@@ -153,7 +183,6 @@ def denoise(
       self_cond_dim: E of a self-conditioned network: each step receives the expected embedding of the previous step's
         prediction, zeros before the first (Analog Bits, arXiv 2208.04202, section 3). Predictions are taken at
         temperature 1, as in training. 0: no self-conditioning.
-      record: state -> arrays to keep of each step.
     """
 
     variants = sampler.variants(canvas.tokens.shape[1])
@@ -171,9 +200,7 @@ def denoise(
         return jax.lax.switch(sampler.variant(carry[0]), branches, *carry)
 
     self_cond = jnp.zeros((*canvas.tokens.shape, self_cond_dim)) if self_cond_dim else None
-    start, recorded = (sampler.init(canvas), cache, self_cond), record and (lambda carry: record(carry[0]))
-    end, trace = decode_loop(step, lambda carry: sampler.done(carry[0]), start, sampler.denoising_steps, recorded)
-    return Denoised(end[0], end[1], trace)
+    return Denoising(sampler, (sampler.init(canvas), cache, self_cond), step)
 
 
 class Stepper(Protocol):
@@ -230,12 +257,16 @@ class History:
 class Generation:
     """tokens int32 [B, N], the mask id from the end of text on; length int32 [B], tokens before it; nfe int32 [],
     forward passes of the network, prompt and commits included; cache, to continue from; history, if recorded;
-    positions_computed int32 [], of approximate caches: positions a row in all passes (exact ones: nfe x canvas)."""
+    positions_computed int32 [], of approximate caches: positions a row in all passes (exact ones: nfe x canvas);
+    confidence float32 [B, N], the network's probability of each token when it was committed; writer int8 [B, N], how
+    each was written: AUTOREGRESSION, DIFFUSION or DRAFT (an accepted one)."""
 
     tokens: Array
     length: Array
     nfe: Array
     cache: Any
+    confidence: Array | None = None
+    writer: Array | None = None
     history: History | None = None
     positions_computed: Array | None = None
 

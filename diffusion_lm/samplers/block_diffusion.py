@@ -10,19 +10,22 @@ from flax import struct
 from diffusion_lm.attention_patterns import BlockCausal, Causal
 from diffusion_lm.samplers.approximate_cache import ApproximateCacheSampler
 from diffusion_lm.samplers.base import (
+    DIFFUSION,
     CachedDenoiser,
     Canvas,
     CanvasSampler,
     Denoised,
+    Denoising,
     Generation,
     History,
     Prompt,
     Query,
     Stage,
     TextSampler,
-    denoise,
+    denoising,
     fold_in_rows,
     generation_of,
+    run_denoising,
     write_at,
 )
 from diffusion_lm.samplers.cache_policy import CachePolicy
@@ -36,6 +39,7 @@ class BlockState:
     """The state of `BlockDiffusion`.
 
     text                int32 [B, S]  prompts, suffixes and generated tokens, in the cache's slots
+    confidence          float32 [B, S]  of each generated token, see `Canvas`
     filled              int32 [B]     slots of text that are final: the next canvas begins there
     prompt_length       int32 [B]
     end                 int32 [B]     slots of text at which the row is complete
@@ -50,6 +54,7 @@ class BlockState:
     """
 
     text: Array
+    confidence: Array
     filled: Array
     prompt_length: Array
     end: Array
@@ -174,6 +179,7 @@ class BlockDiffusion(TextSampler):
             )
         return BlockState(
             text=text,
+            confidence=jnp.zeros(text.shape),
             filled=cached,
             prompt_length=prompt.length,
             end=prompt.length + (max_new_tokens if prompt.num_new_tokens is None else prompt.num_new_tokens),
@@ -195,7 +201,10 @@ class BlockDiffusion(TextSampler):
 
     def step(self, network: CachedDenoiser, state: BlockState) -> BlockState:
         """Denoises one canvas and, unless all rows are finished, appends it to the cache."""
-        denoised = self.denoised(network, state)
+        return self.after_canvas(network, state, self.denoised(network, state))
+
+    def after_canvas(self, network: CachedDenoiser, state: BlockState, denoised: Denoised) -> BlockState:
+        """The state with a denoised canvas in its text and, unless all rows are finished, in its cache."""
         tokens, state = denoised.state.tokens, self.written(state, denoised)
         if self.approximate_cache:
             return state.replace(cache=denoised.cache)
@@ -212,6 +221,11 @@ class BlockDiffusion(TextSampler):
 
     def denoised(self, network: CachedDenoiser, state: BlockState) -> Denoised:
         """The next canvas after its last step."""
+        record = (lambda canvas: (canvas.tokens, canvas.confidence)) if self.record else None
+        return run_denoising(self.denoising(network, state), record)
+
+    def denoising(self, network: CachedDenoiser, state: BlockState) -> Denoising:
+        """The next canvas, step by step."""
         sampler, slot = self.sampler, self._slots(state)
         if self.approximate_cache:
             sampler = ApproximateCacheSampler(sampler=sampler, policy=self.approximate_cache, mask=self.mask)
@@ -232,14 +246,13 @@ class BlockDiffusion(TextSampler):
             end = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None] == self.eos
             return jnp.where((at < state.last_fixed[:, None])[..., None] & end, -jnp.inf, logits), cache
 
-        return denoise(
+        return denoising(
             sampler,
             predict,
             self._canvas(state, slot),
             cache=state.cache if self.approximate_cache else None,
             embed=network.expected_embedding if self.self_cond_dim or sampler.uses_embeddings else None,
             self_cond_dim=self.self_cond_dim,
-            record=(lambda canvas: (canvas.tokens, canvas.confidence)) if self.record else None,
         )
 
     def written(self, state: BlockState, denoised: Denoised) -> BlockState:
@@ -257,8 +270,10 @@ class BlockDiffusion(TextSampler):
         if self.approximate_cache:
             state = state.replace(positions_computed=state.positions_computed + canvas.positions_computed)
         text = write_at(state.text, canvas.tokens, state.filled)
+        confidence = write_at(state.confidence, canvas.confidence, state.filled)
         return state.replace(
             text=jnp.where(state.finished[:, None], state.text, text),
+            confidence=jnp.where(state.finished[:, None], state.confidence, confidence),
             filled=state.filled + jnp.where(state.finished, 0, self.canvas_length),
             finished=state.finished | ended | (state.filled + self.canvas_length >= state.end),
             num_canvases=now + 1,
@@ -271,8 +286,16 @@ class BlockDiffusion(TextSampler):
         tokens = jnp.take_along_axis(state.text, at, axis=1)
         beyond = at >= state.end[:, None]
         ended = jnp.cumsum((tokens == self.eos) | (tokens == self.mask) | beyond, axis=1) > 0
-        more = {"history": state.history, "positions_computed": state.positions_computed}
-        return generation_of(state, tokens, ended, self.mask, **more)
+        return generation_of(
+            state,
+            tokens,
+            ended,
+            self.mask,
+            confidence=jnp.take_along_axis(state.confidence, at, axis=1),
+            writer=jnp.full(tokens.shape, DIFFUSION, jnp.int8),
+            history=state.history,
+            positions_computed=state.positions_computed,
+        )
 
     def _slots(self, state: BlockState) -> Array:
         """int32 [B, K]: the slots of the next canvas."""

@@ -87,6 +87,7 @@ class ParticleSampler(BlockDiffusion):
         rows, log_weight = self._resampled(state, jnp.where(end, self.num_particles + 1, self.num_particles / 2))
         return state.replace(
             text=jnp.take(state.text, rows, axis=0),
+            confidence=jnp.take(state.confidence, rows, axis=0),
             filled=jnp.take(state.filled, rows),
             finished=jnp.take(state.finished, rows),
             cache=network.resize(state.cache, rows),

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from diffusion_lm.categorical import from_uniforms, likeliest
 from diffusion_lm.samplers.base import gather_tokens
@@ -81,7 +83,64 @@ class SamplingParams:
             if positions is not None:
                 uniforms = jnp.take_along_axis(uniforms, jnp.minimum(positions, length - 1)[:, None], axis=2)
             tokens = jax.vmap(from_uniforms)(uniforms, self.sharpened(logits))
-        return tokens, jnp.exp(gather_tokens(logits, tokens) - jax.nn.logsumexp(logits, axis=-1))
+        return tokens, probability(logits, tokens)
+
+
+@struct.dataclass
+class RowSampling:
+    """As `SamplingParams`, with a temperature, top_p and min_p for each row, float32 [B]. They are arrays and no
+    constants, so that rows with different values share a program.
+
+    rest  top_k and suppressed, of all rows
+    """
+
+    temperature: Array
+    top_p: Array
+    min_p: Array
+    rest: SamplingParams = struct.field(pytree_node=False)
+
+    def allowed(self, logits: Array) -> Array:
+        """See `SamplingParams.allowed`."""
+        return self.rest.allowed(logits)
+
+    def sharpened(self, logits: Array) -> Array:
+        """See `SamplingParams.sharpened`; logits [B * n, ..., V], n rows of logits for each row."""
+        logits = self.rest.allowed(logits)
+        temperature, top_p, min_p = (
+            jnp.repeat(a, logits.shape[0] // a.shape[0]).reshape(-1, *[1] * (logits.ndim - 1))
+            for a in (self.temperature, self.top_p, self.min_p)
+        )
+        warm = dataclasses.replace(self.rest, temperature=1.0).sharpened(
+            logits / jnp.where(temperature == 0, 1.0, temperature)
+        )
+        warm = _at_least(warm, jnp.max(warm, axis=-1, keepdims=True) + jnp.log(min_p))
+        warm = jax.lax.cond(jnp.any(top_p < 1), lambda: jnp.where(top_p < 1, _nucleus(warm, top_p), warm), lambda: warm)
+        return jnp.where(temperature == 0, dataclasses.replace(self.rest, temperature=0.0).sharpened(logits), warm)
+
+    def __call__(
+        self, keys: Array, logits: Array, positions: Array | None = None, length: int = 0
+    ) -> tuple[Array, Array]:
+        """See `SamplingParams.__call__`."""
+        plain = dataclasses.replace(self.rest, temperature=1.0, top_k=0)
+        tokens, _ = plain(keys, self.sharpened(logits), positions, length)
+        return tokens, probability(self.allowed(logits), tokens)
+
+
+def probability(logits: Array, tokens: Array) -> Array:
+    """softmax(logits [..., V]) of each token [...]."""
+    return jnp.exp(gather_tokens(logits, tokens) - jax.nn.logsumexp(logits, axis=-1))
+
+
+def with_sampling(part: Any, sampling: RowSampling | None) -> Any:
+    """A sampler, or what is made of samplers, with another rule wherever it has one; None: as it is."""
+    if sampling is None or not dataclasses.is_dataclass(part):
+        return part
+    inside = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    changed = {
+        name: sampling if isinstance(value, SamplingParams) else with_sampling(value, sampling)
+        for name, value in inside.items()
+    }
+    return dataclasses.replace(part, **{name: v for name, v in changed.items() if v is not inside[name]})
 
 
 def suppress(logits: Array, ids: tuple[int, ...]) -> Array:
@@ -94,7 +153,7 @@ def _at_least(logits: Array, least: Array) -> Array:
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 
-def _nucleus(logits: Array, top_p: float) -> Array:
+def _nucleus(logits: Array, top_p: float | Array) -> Array:
     """Minus infinity outside the nucleus: the likeliest tokens until they hold top_p."""
     ordered = jnp.sort(jax.nn.softmax(logits, axis=-1), axis=-1, descending=True)
     before = jnp.cumsum(ordered, axis=-1) - ordered

@@ -14,6 +14,8 @@ from flax import struct
 
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.base import (
+    AUTOREGRESSION,
+    DRAFT,
     CachedDenoiser,
     Generation,
     Prompt,
@@ -24,7 +26,7 @@ from diffusion_lm.samplers.base import (
     write_at,
 )
 from diffusion_lm.samplers.drafters import Drafter, Draw
-from diffusion_lm.samplers.sampling_params import SamplingParams, suppress
+from diffusion_lm.samplers.sampling_params import SamplingParams, probability, suppress
 
 Array = jax.Array
 _ROUND = 16  # positions of a round's plain steps, and of its drafts
@@ -37,10 +39,13 @@ _MARGIN = 1.2  # times `break_even`: measured on drafts in a row, and one alone 
 @struct.dataclass
 class SpeculativeState:
     """text int32 [B, S] with the prompt, filled int32 [B] columns of it (the cache holds all of these but the last),
-    prompt_length int32 [B], finished bool [B], keys [B], nfe int32 [], and what drafts have saved: accepted float32 []
+    confidence float32 [B, S] and writer int8 [B, S] of generated tokens (see `Generation`), prompt_length int32 [B],
+    finished bool [B], keys [B], nfe int32 [], and what drafts have saved: accepted float32 []
     tokens a draft lately, budget float32 [] steps that drafts may lose, cooldown int32 [] plain steps still to make."""
 
     text: Array
+    confidence: Array
+    writer: Array
     filled: Array
     prompt_length: Array
     finished: Array
@@ -77,8 +82,11 @@ class Speculative(TextSampler):
         """One forward pass over the prompts predicts their next tokens."""
         rows = prompt.tokens.shape[0]
         head, cache = network.extend(cache, prompt.tokens, prompt.length, Causal())
+        text = jnp.pad(prompt.tokens, ((0, 0), (0, max_new_tokens)), constant_values=self.mask)
         state = self.from_text(
-            text=jnp.pad(prompt.tokens, ((0, 0), (0, max_new_tokens)), constant_values=self.mask),
+            text=text,
+            confidence=jnp.zeros(text.shape),
+            writer=jnp.full(text.shape, AUTOREGRESSION, jnp.int8),
             filled=prompt.length,
             prompt_length=prompt.length,
             finished=jnp.zeros(rows, bool),
@@ -89,11 +97,13 @@ class Speculative(TextSampler):
         no_draft, last = jnp.zeros((rows, 0), jnp.int32), head.gather(prompt.length[:, None] - 1)
         return self.accept(state, no_draft, last.logits(), max_new_tokens)[0]
 
-    def from_text(self, *, text: Array, **rest) -> SpeculativeState:
+    def from_text(self, *, text: Array, confidence: Array, writer: Array, **rest) -> SpeculativeState:
         """The state for a text of which the cache holds all but the last token (see `SpeculativeState`)."""
-        budget = jnp.full((), self._risk if self._free else 0.0)
+        budget, more = jnp.full((), self._risk if self._free else 0.0), ((0, 0), (0, self._verified))
         return SpeculativeState(
-            text=jnp.pad(text, ((0, 0), (0, self._verified)), constant_values=self.mask),
+            text=jnp.pad(text, more, constant_values=self.mask),
+            confidence=jnp.pad(confidence, more),
+            writer=jnp.pad(writer, more, constant_values=AUTOREGRESSION),
             accepted=jnp.zeros(()),
             budget=budget,
             cooldown=self._cooldown(budget) if self.break_even else jnp.zeros((), jnp.int32),
@@ -156,10 +166,11 @@ class Speculative(TextSampler):
         head, cache = network.extend(state.cache, jnp.where(going[:, None], last, 0), going.astype(jnp.int32), Causal())
         made = state.filled - state.prompt_length
         keys = jax.vmap(jax.random.fold_in)(state.keys, made)
-        tokens, _ = self.sampling(keys, suppress(head.logits()[:, 0], (self.mask,)))
+        tokens, confidence = self.sampling(keys, suppress(head.logits()[:, 0], (self.mask,)))
         here = jnp.arange(state.text.shape[1], dtype=jnp.int32)[None] == state.filled[:, None]
         return state.replace(
             text=jnp.where(here, jnp.where(going, tokens, self.mask)[:, None], state.text),
+            confidence=jnp.where(here & going[:, None], confidence[:, None], state.confidence),
             filled=state.filled + going,
             finished=state.finished | (tokens == self.eos) | (made + 1 >= max_new_tokens),
             nfe=state.nfe + 1,
@@ -174,6 +185,7 @@ class Speculative(TextSampler):
         were right, in the mean over unfinished rows."""
         made = (state.filled - state.prompt_length)[:, None] + jnp.arange(logits.shape[1], dtype=jnp.int32)[None]
         drawn = self._draw(state)(logits)
+        confidence = probability(self.sampling.allowed(suppress(logits, (self.mask,))), drawn)
         right = jnp.cumprod(drawn[:, :-1] == draft, axis=1)
         keep = jnp.pad(right, ((0, 0), (1, 0)), constant_values=1).astype(bool)
         ended = (jnp.cumsum(drawn == self.eos, axis=1) - (drawn == self.eos)) > 0
@@ -181,8 +193,11 @@ class Speculative(TextSampler):
         filled = state.filled + jnp.sum(keep, axis=1, dtype=jnp.int32)
         complete = filled - state.prompt_length >= max_new_tokens
         num_accepted = _mean_over(jnp.sum(right, axis=1), ~state.finished)
+        writer = jnp.pad(right, ((0, 0), (0, 1))) * DRAFT + AUTOREGRESSION
         state = state.replace(
             text=write_at(state.text, jnp.where(keep, drawn, self.mask), state.filled),
+            confidence=write_at(state.confidence, jnp.where(keep, confidence, 0.0), state.filled),
+            writer=write_at(state.writer, writer.astype(jnp.int8), state.filled),
             filled=filled,
             finished=state.finished | jnp.any(keep & (drawn == self.eos), axis=1) | complete,
         )
@@ -204,7 +219,8 @@ class Speculative(TextSampler):
         at = state.prompt_length[:, None] + jnp.arange(max_new_tokens, dtype=jnp.int32)[None]
         tokens = jnp.take_along_axis(state.text, at, axis=1)
         ended = jnp.cumsum((at >= state.filled[:, None]) | (tokens == self.eos), axis=1) > 0
-        return generation_of(state, tokens, ended, self.mask)
+        confidence, writer = (jnp.take_along_axis(a, at, axis=1) for a in (state.confidence, state.writer))
+        return generation_of(state, tokens, ended, self.mask, confidence=confidence, writer=writer)
 
     @property
     def drafts_a_round(self) -> int:

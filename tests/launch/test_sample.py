@@ -77,6 +77,14 @@ def test_a_text_ends_before_a_stop_string(trained, capsys, quick_compile):
     assert cut["tokens"] == full["tokens"]
 
 
+def test_a_stream_prints_the_text(trained, capsys, quick_compile):
+    arguments = (f"--workdir={trained[0]}/work", *QUICK, "--prompt=Line", "--ignore_eos")
+    status, out, err = call(capsys, sample, *arguments, "--stream")
+    result = json.loads(out.splitlines()[-1])
+    assert status == 0 and result["texts"][0]["text"] in err and result["tokens"] == [20]
+    assert result["texts"] == sampled(capsys, trained, "--prompt=Line", "--ignore_eos")["texts"]
+
+
 def test_several_samples_a_prompt_and_a_vote(trained, capsys, quick_compile):
     four = sampled(capsys, trained, "--prompt=Line", "--prompt=The", "--num_samples=2")
     assert [text["prompt"] for text in four["texts"]] == ["Line", "Line", "The", "The"]
@@ -113,6 +121,8 @@ def test_each_flag_reaches_its_sampler(arguments, trained, capsys, quick_compile
         (sample, ["--compile_cache=setup.py"], "--compile_cache="),
         (sample, ["--view=canvas.pdf"], "--view is terminal or FILE.html"),
         (sample, ["--view=terminal", "--sampler=auto"], "--view shows"),
+        (sample, ["--stream", "--num_samples=2"], "--stream prints one text"),
+        (sample, ["--stream", "--out=texts.jsonl"], "--stream prints one text"),
         (sample, ["--best_of=1"], "--best_of is at least 2"),
         (sample, ["--best_of_score=vote"], "goes with --best_of"),
         (sample, ["--stop="], "--stop is a string"),

@@ -1,12 +1,16 @@
 """From logits to a token: temperature, top-k, top-p, min-p, suppression."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.samplers.block_diffusion import BlockDiffusion
+from diffusion_lm.samplers.confidence import Confidence
+from diffusion_lm.samplers.sampling_params import RowSampling, SamplingParams, with_sampling
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -102,3 +106,29 @@ def test_absurd_temperatures(temperature):
 def test_absurd_top_p(top_p):
     with pytest.raises(ValueError, match=r"^top_p must be [^\n]*$"):
         SamplingParams(top_p=top_p)
+
+
+def test_rows_with_values_of_their_own_are_as_with_one_for_all():
+    each = [{"temperature": 0.0}, {}, {"temperature": 0.7, "top_p": 0.6}, {"min_p": 0.2}, {"temperature": 2.0}]
+    values = {
+        name: jnp.array([row.get(name, default) for row in each])
+        for name, default in (("temperature", 1.0), ("top_p", 1.0), ("min_p", 0.0))
+    }
+    logits = jnp.stack([LOGITS, LOGITS[::-1], 2 * LOGITS], axis=1)  # [5, 3, 40]
+    rule = RowSampling(**values, rest=SamplingParams(top_k=30, suppressed=(3, 5)))
+    tokens, confidence = jax.jit(lambda rule, keys, logits: rule(keys, logits))(rule, keys(5), logits)
+    flat = jax.nn.softmax(rule.sharpened(logits.reshape(15, 40))).reshape(5, 3, 40)
+    for row, options in enumerate(each):
+        own = SamplingParams(top_k=30, suppressed=(3, 5), **options)
+        alone = own(keys(5), logits)
+        assert (tokens[row] == alone[0][row]).all()
+        np.testing.assert_allclose(confidence[row], alone[1][row], rtol=1e-5)
+        np.testing.assert_allclose(flat[row], jax.nn.softmax(own.sharpened(logits[row])), rtol=1e-5)
+
+
+def test_a_rule_is_replaced_wherever_it_is():
+    inside = Confidence(denoising_steps=2, eos=0, sampling=SamplingParams(temperature=0.0))
+    blocks = BlockDiffusion(sampler=inside, canvas_length=4, mask=9, eos=0)
+    rule = RowSampling(temperature=jnp.ones(2), top_p=jnp.ones(2), min_p=jnp.zeros(2), rest=SamplingParams())
+    assert with_sampling(blocks, rule).sampler.sampling is rule and with_sampling(blocks, None) is blocks
+    assert dataclasses.replace(with_sampling(blocks, rule), sampler=inside) == blocks
