@@ -16,6 +16,10 @@ TEST = [
 ]
 # Other people's weights: their tokenizers (pure Rust wheels), chat templates, and llama.cpp's files.
 OPEN = ["tokenizers>=0.21", "jinja2>=3.1", "gguf>=0.17"]
+# Starlette without FastAPI: requests are checked by hand, in one line an error, and pydantic isn't needed.
+SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
+# The server's tests: OpenAI's own client, and a socket to a browser that is already there.
+CLIENTS = ["openai>=1.50", "websockets>=13"]
 VIZ = ["matplotlib>=3.8", "tensorboardX>=2.6"]
 
 setup(
@@ -28,7 +32,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["diffusion_lm", "diffusion_lm.*", "configs", "configs.*", "launch", "launch.*"]),
-    package_data={"diffusion_lm.visualize": ["*.html"]},
+    package_data={"diffusion_lm.visualize": ["*.html"], "diffusion_lm.serving": ["*.html"]},
     install_requires=[
         "jax>=0.10.0",
         "flax>=0.12.8",
@@ -40,7 +44,8 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "test": TEST + VIZ + OPEN,
+        "test": TEST + VIZ + OPEN + SERVE + CLIENTS,
+        "serve": SERVE,
         "open": OPEN,
         "viz": VIZ,
         "tpu": ["jax[tpu]>=0.10.0"],

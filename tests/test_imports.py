@@ -31,6 +31,7 @@ FLOORS = {
     "build": 6,  # assembles what a config says
     "convert": 6.4,  # other people's models
     "inference": 6.5,  # writes with it
+    "serving": 6.6,  # lends it to others
     "planning": 6.6,  # uses the library, which never imports it
     "configs": 6.8,
     "launch": 7,  # launchers may name a config, never the other way round
