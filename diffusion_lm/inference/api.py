@@ -153,13 +153,8 @@ def stream(
     **options,
 ) -> Iterator[str]:
     """Generates text after one prompt, piece by piece: by token, round of drafts or canvas. Pieces are whole
-    characters and join to the text of `generate`, whose arguments these are. `inference.streaming.stream` also shows
-    each pass over a canvas.
-
-    stop: strings that end the text, which ends before the first of them.
-
-    Raises ValueError as `generate` does, before the first piece.
-    """
+    characters and join to the text of `generate`, whose arguments and errors these are; it ends before the first
+    string of `stop`. `inference.streaming.stream` also shows each pass over a canvas."""
     sampling = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, suppressed=model.tokenizer.suppressed
     )
