@@ -85,7 +85,7 @@ def _load(folder: Path, devices: int) -> dict:
 
 
 def write_synthetic(folder: Path, config: dict) -> None:
-    """A folder as the hub has it, of pseudorandom weights; a shard and no more is in memory."""
+    """A folder as the hub has it: pseudorandom weights, a tokenizer of ASCII; a shard and no more is in memory."""
     import tokenizers
 
     family = family_of(config, str(folder))
@@ -97,7 +97,8 @@ def write_synthetic(folder: Path, config: dict) -> None:
         for name, shape in shapes.items():
             yield name, np.resize(noise, shape)
 
-    vocab = {f"t{i}": i for i in range(config["vocab_size"])}
+    letters = [chr(i) for i in range(32, 127)]
+    vocab = {(letters[i] if i < len(letters) else f"t{i}"): i for i in range(config["vocab_size"])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [])).to_str().encode()
     write_folder(folder, config, tensors(), {"tokenizer.json": tokenizer})
 

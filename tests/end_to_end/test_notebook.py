@@ -1,16 +1,19 @@
-"""The notebook runs with fewer steps on a CPU, and again on the finished run."""
+"""The notebooks run with small parameters on a CPU, and again in the same kernel."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+from launch.benchmarks.loading import CONFIG, write_synthetic
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "colabs/quickstart.ipynb"
+NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
+QUICKSTART, OPEN_WEIGHTS = ROOT / "colabs/quickstart.ipynb", ROOT / "colabs/open_weights.ipynb"
 SMALL = [
     "train.steps=4",
     "train.batch_size=2",
@@ -42,57 +45,79 @@ def outputs(notebook, kind):
                 yield output.data[kind]
 
 
-@pytest.fixture
-def small(tmp_path):
-    """The notebook with another cell of parameters, and nothing else changed."""
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"{i} green bottles hang on wall {i % 7}, and {i * i} more" for i in range(200)))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    settings = [*SMALL, f"data.path={text}", "data.document_unit=paragraph"]
-    given = {
-        "WORKDIR": str(tmp_path / "run"),
-        "SETTINGS": settings,
-        "PROMPT": "7 green",
-        "MAX_NEW_TOKENS": 24,
-        "DENOISING_STEPS": 3,
-    }
+def replaced(path, given):
+    """The notebook with these parameters in place of its own, and nothing else changed."""
+    notebook = nbformat.read(path, as_version=4)
+    names = {line.split(" = ")[0] for line in parameters(notebook).source.splitlines()}
+    assert names == given.keys()
     parameters(notebook).source = "\n".join(f"{name} = {value!r}" for name, value in given.items())
     return notebook
 
 
-def test_it_is_stored_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def run(notebook, folder, monkeypatch):
+    """Executes all cells twice in one kernel; the outputs are the second time's."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    with client.setup_kernel(env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}):
+        for _ in range(2):
+            for i, cell in enumerate(notebook.cells):
+                client.execute_cell(cell, i)
+            yield "\n".join(outputs(notebook, "text"))
+
+
+@pytest.fixture
+def small(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"{i} green bottles hang on wall {i % 7}, and {i * i} more" for i in range(200)))
+    given = {
+        "WORKDIR": str(tmp_path / "run"),
+        "SETTINGS": [*SMALL, f"data.path={text}", "data.document_unit=paragraph"],
+        "PROMPT": "7 green",
+        "MAX_NEW_TOKENS": 24,
+        "DENOISING_STEPS": 3,
+    }
+    return replaced(QUICKSTART, given)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_is_stored_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     assert any(cell.cell_type == "markdown" for cell in notebook.cells)
 
 
-def test_the_test_gives_every_parameter_and_no_other(small):
-    def names(notebook):
-        return {line.split(" = ")[0] for line in parameters(notebook).source.splitlines()}
-
-    assert names(small) == names(nbformat.read(NOTEBOOK, as_version=4))
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq")
-def test_it_runs(small, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    client = nbclient.NotebookClient(small, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute(env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})
-    said = "\n".join(outputs(small, "text"))
-    assert "4 steps" in said
-    assert "--- autoregressive" in said and "--- diffusion" in said
-    assert said.count("7 green") == 2
+def test_quickstart_runs_and_runs_again_on_the_finished_run(small, tmp_path, monkeypatch):
+    first, second = run(small, tmp_path, monkeypatch)
+    assert "4 steps; nothing was left to do" not in first and "4 steps; nothing was left to do" in second
+    for said in (first, second):
+        assert "--- autoregressive" in said and "--- diffusion" in said
+        assert said.count("7 green") == 2
     (picture,) = outputs(small, "image/svg+xml")
     assert "causal" in picture and "canvas" in picture
     (page,) = [shown for shown in outputs(small, "text/html") if "<iframe" in shown]
     assert "srcdoc=" in page and "7 green" in page
     assert (tmp_path / "run/canvas.html").is_file()
-    training = [cell for cell in small.cells if "loop.run(" in cell.source or cell is parameters(small)]
-    small.cells = training  # run again on the finished run
-    client = nbclient.NotebookClient(small, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute(env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})
-    assert "4 steps; nothing was left to do" in "\n".join(outputs(small, "text"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq")
+def test_open_weights_runs_twice(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers", reason="the tokenizers package is not installed: pip install -e '.[test]'")
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    sizes |= {"bos_token_id": 1, "eos_token_id": 2}
+    write_synthetic(tmp_path / "model", CONFIG | sizes | {"num_key_value_heads": 1, "num_hidden_layers": 1})
+    given = {
+        "SOURCE": str(tmp_path / "model"),
+        "QUESTION": "What?",
+        "PARAGRAPH": "a b c a b c",
+        "MAX_NEW_TOKENS": 8,
+        "LARGE": "",
+    }
+    for said in run(replaced(OPEN_WEIGHTS, given), tmp_path, monkeypatch):
+        assert "1 layers of width 32, 96 tokens" in said
+        assert said.count("--- autoregressive") == 2 and said.count("--- speculative") == 1
+        assert "as it stands: -" in said and "backwards: -" in said
