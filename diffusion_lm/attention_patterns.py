@@ -76,6 +76,14 @@ class KeyRange:
         block_size = self.block_size if self.block_size <= size else 0
         return self.replace(first=first, last=last, window=window, block_size=block_size)
 
+    def before_canvas(self, size: int) -> "KeyRange":
+        """The keys that a canvas attends to under a window of `size` positions: all of its own, and of clean text
+        before it those that are less than `size` away from its first position."""
+        index = jnp.arange(self.first.shape[1], dtype=jnp.int32)[None] if self.index is None else self.index
+        return self.replace(
+            first=jnp.where(self.last >= index, self.first, jnp.maximum(self.first, self.last - size + 2))
+        )
+
 
 Ranges = tuple[tuple[KeyRange, ...], ...]  # for each group of queries, its ranges in one source of keys or several
 

@@ -17,6 +17,7 @@ import jax
 
 from diffusion_lm.build import load_for_inference
 from diffusion_lm.convert import loading
+from diffusion_lm.models.family_index import family_of
 from launch import command
 from launch.flags import Flags
 
@@ -62,10 +63,10 @@ def main() -> dict:
         dtype = None if DTYPE.value == "stored" else DTYPE.value
         model = loading.load_source(SOURCE.value, dtype=dtype)
         result = {"checkpoint": str(loading.save(model, WORKDIR.value))}
-    leaves = jax.tree.leaves(model.network.params)
+    leaves, config = jax.tree.leaves(model.network.params), (model.meta.source or {}).get("config")
     return {
         **result,
-        "model_type": model.meta.source["config"]["model_type"] if model.meta.source else None,
+        "model_type": config and config.get("model_type", family_of(config).__name__.rpartition(".")[2]),
         "objective": type(model.config.objective).__name__,
         "parameters": sum(leaf.size for leaf in leaves),
         "bytes": sum(leaf.nbytes for leaf in leaves),

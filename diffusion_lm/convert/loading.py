@@ -2,8 +2,9 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ from diffusion_lm.objectives.base import Objective
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
-from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training.adapters import adapters_of, folded
 from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
 from diffusion_lm.validation import check_workdir
@@ -75,15 +75,27 @@ def describe(checkpoint: Checkpoint) -> tuple[Any, Described]:
     reader = ConfigReader(checkpoint.config, f"{checkpoint.source}/config.json")
     described = family.describe(reader)
     reader.finish()
-    check_names(
-        str(checkpoint.source), named(family, checkpoint.tensors), family.leaves(described.spec), family.is_buffer
-    )
+    tensors = named(family, checkpoint.tensors)
+    check_names(str(checkpoint.source), tensors, family.leaves(described.spec), family.is_buffer)
+    for name, value in _buffers(family, described.spec):
+        stored = tensors[name].read() if name in tensors else value
+        if stored.shape != value.shape or not np.allclose(stored.astype(np.float32), value, rtol=1e-5):
+            raise ValueError(f"{checkpoint.source} holds {name} with other numbers than its config.json makes")
     return family, described
 
 
-def tokenizer_of(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Tokenizer:
+def _buffers(family: Any, spec: Any) -> Iterable[tuple[str, np.ndarray]]:
+    """What a family's files hold beside its parameters, where it says so."""
+    return family.buffers(spec).items() if hasattr(family, "buffers") else ()
+
+
+def tokenizer_of(checkpoint: Checkpoint, family: Any, vocabulary: Vocabulary) -> Tokenizer:
     """The checkpoint's tokenizer, for its network's ids. ValueError where there is none that we can read."""
     files = checkpoint.companions
+    if not files.keys() & {"tokenizer.json", "tokenizer.model"}:
+        files = family.companions() if hasattr(family, "companions") else files
+        if hint := getattr(family, "TOKENIZER", None):
+            raise ValueError(f"{checkpoint.source} has no tokenizer.json: put it there, {hint}")
     if "tokenizer.json" not in files and "tokenizer.model" in files:
         found = SentencePiece(proto=files["tokenizer.model"])
         if found.vocab != vocabulary.size or found.mask != vocabulary.mask:
@@ -92,10 +104,10 @@ def tokenizer_of(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Tokenizer:
                 "the tokenizer as tokenizer.json"
             )
         return found
-    ends = checkpoint.generation.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    ends = checkpoint.generation.get("eos_token_id", checkpoint.config.get("eos_token_id", vocabulary.eos))
     if ends is None:
-        raise ValueError(f"{checkpoint.source}: config.json has no eos_token_id, so that no text would end")
-    bos = checkpoint.config.get("bos_token_id")
+        raise ValueError(f"{checkpoint.source}: config.json has no eos_token_id, so that no text would end: add it")
+    bos = checkpoint.config.get("bos_token_id", vocabulary.bos)
     try:
         return HuggingFaceTokenizer.from_files(
             files, vocab=vocabulary.size, mask=vocabulary.mask, eos=ends, bos=bos, suppressed=vocabulary.suppressed
@@ -135,12 +147,12 @@ def load_source(
     """
     checkpoint = open_source(source)
     family, described = describe(checkpoint)
-    tokenizer = tokenizer_of(checkpoint, described.spec.vocabulary)
+    tokenizer = tokenizer_of(checkpoint, family, described.spec.vocabulary)
     dtype = dtype or _stored_dtype(checkpoint)
     config = Config(
         data=NoData(source=str(source), seq_len=described.context, vocab_size=described.spec.vocabulary.size),
         model=described.spec,
-        process=Absorbing(),
+        process=described.process,
         objective=objective_of(described),
         exec=Execution(compute_dtype=dtype),
     )
@@ -211,9 +223,10 @@ def export(model: LoadedModel, folder: Path | str) -> None:
         return
     params, dtype = model.network.params, model.config.exec.compute_dtype
     dtype = jax.numpy.bfloat16 if dtype == "bfloat16" else np.float32
-    tensors = write_tensors(family.leaves(spec), params, dtype)
+    tensors = itertools.chain(write_tensors(family.leaves(spec), params, dtype), _buffers(family, spec))
     companions = {name: text.encode("utf-8", "surrogateescape") for name, text in source["companions"].items()}
-    config = source["config"] | {"torch_dtype": "bfloat16" if dtype is not np.float32 else "float32"}
+    stated = {"torch_dtype", "dtype"} & source["config"].keys() or ({"torch_dtype"} if dtype is not np.float32 else ())
+    config = source["config"] | dict.fromkeys(stated, np.dtype(dtype).name)
     write_folder(folder, json.loads(json.dumps(config)), tensors, companions)
 
 

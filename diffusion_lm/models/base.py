@@ -10,8 +10,11 @@ from diffusion_lm.nn.specs import (
     LayerGroup,
     LayerSpec,
     MLPSpec,
+    ModulationSpec,
     NormSpec,
     RopeSpec,
+    SelfConditioningSpec,
+    TimeSpec,
 )
 
 _ROWS = 128  # the embedding's rows are padded to a multiple of this, so that meshes divide them
@@ -52,14 +55,19 @@ class ModelSpec(Protocol):
     width: int
     groups: tuple[LayerGroup, ...]
     final_norm: NormSpec
+    final_modulation: ModulationSpec | None
+    embedding_width: int
     embedding_norm: NormSpec | None
     embedding_scale: float
     learned_positions: int
+    learned_times: int
     tie_embeddings: bool
+    head_bias: bool
     logit_softcap: float
     logit_shift: bool
-    time_conditioning: bool
-    self_conditioning: bool
+    time: TimeSpec | None
+    self_conditioning: SelfConditioningSpec | bool
+    conditioner: SelfConditioningSpec | None
     router_aux_loss_weight: float
     vocabulary: Vocabulary | None
 
@@ -72,16 +80,22 @@ class TransformerSpec:
         width: of the residual stream.
         groups: layers, in order.
         final_norm: norm of the last hidden states.
+        final_modulation: how the time shifts and scales what that norm gives; None for not.
+        embedding_width: tokens are embedded in so many dimensions, from which a product leads to the width (MD4); 0 for
+            the width itself.
         embedding_norm: norm of the embedded tokens; None for none.
         embedding_scale: embedded tokens are multiplied by this.
         learned_positions: rows of a table of positions that is added to embedded tokens (GPT-2); 0 for none.
+        learned_times: rows of a table of times 1 / n, ..., 1, of which the nearest is added to embedded tokens; 0 for
+            none.
         tie_embeddings: whether the head's matrix is the embedding table.
+        head_bias: whether an untied head has a bias.
         logit_softcap: logits are c tanh(logits / c); 0 for none.
         logit_shift: the network was trained to predict the next token at every position, under full attention too
             (Dream). The head moves hidden states by one position, so that objectives and samplers get logits of the
             same position. Causal attention predicts the next token as always.
-        time_conditioning: whether the time t is embedded, for layers with time_conditioning.
-        self_conditioning: whether the network takes a prediction for the same tokens as a further input.
+        time: how the time becomes a vector, for layers with modulation; None for networks without.
+        self_conditioning: how the network takes a prediction for the same tokens as a further input; None for not.
         router_aux_loss_weight: weight of the experts' load-balancing loss, for each layer (arXiv 2101.03961).
         vocabulary: its tokens; None where the tokenizer decides.
     """
@@ -89,16 +103,31 @@ class TransformerSpec:
     width: int
     groups: tuple[LayerGroup, ...]
     final_norm: NormSpec = NormSpec()  # noqa: RUF009  (frozen)
+    final_modulation: ModulationSpec | None = None
+    embedding_width: int = 0
     embedding_norm: NormSpec | None = None
     embedding_scale: float = 1.0
     learned_positions: int = 0
+    learned_times: int = 0
     tie_embeddings: bool = False
+    head_bias: bool = False
     logit_softcap: float = 0.0
     logit_shift: bool = False
-    time_conditioning: bool = False
-    self_conditioning: bool = False
+    time: TimeSpec | None = None
+    self_conditioning: SelfConditioningSpec | None = None
     router_aux_loss_weight: float = 0.0
     vocabulary: Vocabulary | None = None
+
+    def __post_init__(self):
+        if (self.embedding_width and (self.tie_embeddings or self.self_conditioning)) or (
+            self.head_bias and self.tie_embeddings
+        ):
+            raise ValueError("a tied head, or self-conditioning, needs embeddings of the width and a head without bias")
+
+    @property
+    def conditioner(self) -> SelfConditioningSpec | None:
+        """`self_conditioning`."""
+        return self.self_conditioning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +166,9 @@ class DenoiserSpec:
 
     # Not annotated, so no fields: what all of our networks have in common.
     final_norm = embedding_norm = NormSpec()
-    embedding_scale, learned_positions, logit_softcap, logit_shift, vocabulary = 1.0, 0, 0.0, False, None
+    final_modulation = vocabulary = None
+    embedding_width, embedding_scale, learned_positions, learned_times = 0, 1.0, 0, 0
+    head_bias, logit_softcap, logit_shift = False, 0.0, False
 
     def __post_init__(self):
         for name in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_dim"):
@@ -161,6 +192,17 @@ class DenoiserSpec:
             )
 
     @property
+    def conditioner(self) -> SelfConditioningSpec | None:
+        """By a feed-forward of a layer's size, where the network is self-conditioned."""
+        mlp = MLPSpec(dim=self.groups[0].layer.mlp.dim)
+        return SelfConditioningSpec(mlp=mlp) if self.self_conditioning else None
+
+    @property
+    def time(self) -> TimeSpec | None:
+        """Of the width, where layers are conditioned on t."""
+        return TimeSpec() if self.time_conditioning else None
+
+    @property
     def groups(self) -> tuple[LayerGroup, ...]:
         """One group of all layers."""
         attention = AttentionSpec(
@@ -173,7 +215,8 @@ class DenoiserSpec:
         dim = self.mlp_dim or -(-self.width * 8 // (3 * 64)) * 64
         experts = {"num_experts": self.num_experts, "num_experts_per_token": self.num_experts_per_token}
         mlp = ExpertsSpec(dim=dim, **experts) if self.num_experts else MLPSpec(dim=dim)
-        layer = LayerSpec(attention=attention, mlp=mlp, time_conditioning=self.time_conditioning)
+        modulation = ModulationSpec() if self.time_conditioning else None
+        layer = LayerSpec(attention=attention, mlp=mlp, modulation=modulation)
         return (LayerGroup(layer=layer, repeat=self.layers),)
 
 
@@ -187,7 +230,7 @@ class FromInit:
 
 def check_execution(spec: ModelSpec, execution: Execution) -> None:
     """ValueError where a network can't run so."""
-    if execution.quantization != "none" and any(isinstance(g.layer.mlp, ExpertsSpec) for g in spec.groups):
+    if execution.quantization != "none" and any(g.layer.mixture for g in spec.groups):
         raise ValueError(
             f"exec.quantization={execution.quantization} isn't implemented for experts: set exec.quantization=none"
         )

@@ -9,11 +9,10 @@ from flax import struct
 
 from diffusion_lm.attention_patterns import AttentionPattern, DraftAndVerify, Full
 from diffusion_lm.models.base import ModelSpec
-from diffusion_lm.models.transformer import Transformer
+from diffusion_lm.models.transformer import Transformer, input_embeddings
 from diffusion_lm.nn import cache as kv_cache
 from diffusion_lm.nn.cache import KVCache, NewEntries
 from diffusion_lm.nn.dot import dot
-from diffusion_lm.nn.lm_head import unit
 from diffusion_lm.sharding import platform
 from diffusion_lm.types import LogitsHead
 
@@ -111,7 +110,7 @@ class BoundModel:
 
     def expected_embedding(self, logits: Array) -> Array:
         """softmax(logits) [B, K, V] @ the tokens' embeddings, float32 [B, K, E]."""
-        vectors = unit(self.params["embedding"][: self.module.vocabulary.size])
+        vectors = input_embeddings(self.module.spec, self.params["embedding"][: self.module.vocabulary.size])
         return dot("bkv,ve->bke", jax.nn.softmax(logits, axis=-1), vectors, self.module.exec.compute_dtype)
 
     def forward_positions(self, cache: KVCache, tokens: Array, at: Array, t: Array) -> tuple[Array, KVCache]:

@@ -10,6 +10,8 @@ from diffusion_lm.layouts import Blocks, NoCanvas, WholeRow
 from diffusion_lm.models.base import ModelSpec
 from diffusion_lm.models.weights import Leaf, Part
 from diffusion_lm.nn.specs import ExpertsSpec, LayerGroup, LayerSpec, RopeScaling, RopeSpec
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.base import Process
 
 # What says nothing of the network's numbers.
 _IGNORED = frozenset(
@@ -31,19 +33,26 @@ class Described(NamedTuple):
     layout     what a canvas is to it: `NoCanvas` for causal models, `WholeRow`, or `Blocks`
     trains_ar  whether it also predicts the next token causally
     context    positions that it was trained for
+    process    the noise that it was trained to undo
     """
 
     spec: ModelSpec
     layout: NoCanvas | WholeRow | Blocks
     trains_ar: bool
     context: int
+    process: Process = Absorbing()
 
 
 class Family(Protocol):
     """A module of this package, one a public family.
 
     MODEL_TYPES: the `model_type` of a config.json that it reads.
+    KEYS: optional; a config.json without model_type is this family's if it has all of these keys.
     own_name: optional; see `family_index.named`.
+    buffers: optional, spec -> name -> array: what its code keeps beside the parameters, and we compute. A file must
+        hold the same or nothing; an export holds them.
+    TOKENIZER: optional; which tokenizer its models have where their folders hold none.
+    companions: optional, () -> file name -> bytes: the tokenizer's files, of a family whose folders hold none.
     """
 
     MODEL_TYPES: tuple[str, ...]
@@ -91,6 +100,13 @@ class ConfigReader:
             choices = " or ".join(repr(choice) for choice in allowed)
             raise ValueError(f"{self.source} sets {key}={value!r}; only {choices} is implemented")
         return value
+
+    def part(self, key: str) -> "ConfigReader":
+        """A reader of the object under a key. ValueError for anything else."""
+        value = self.take(key)
+        if not isinstance(value, dict):
+            raise ValueError(f"{self.source} sets {key}={value!r}; it must be an object")
+        return ConfigReader(value, f"{self.source}: {key}")
 
     def ignore(self, *keys: str) -> None:
         """Keys that say nothing of the network in this family."""
@@ -179,6 +195,32 @@ def table(path: Sequence[str], tensor: str, ids: int, width: int) -> Leaf:
     return leaf(path, Part(tensor=tensor, shape=(ids, width), place=(slice(0, ids),)))
 
 
+def reordered(
+    tensor: str, width: int, heads: int, head_dim: int, first: slice, second: slice, *, place=(), inputs_first=False
+) -> list[Part]:
+    """The parts of a matrix of queries or keys whose heads don't hold the two halves that rope pairs as ours do.
+
+    Args:
+        tensor: its name; width, heads, head_dim: its sizes.
+        first, second: which of a head's columns are our first half, and which our second.
+        place, inputs_first: as in `Part`.
+    """
+    whole, found = (width, heads * head_dim), []
+    for head in range(heads):
+        for i, half in enumerate((first, second)):
+            start, stop, step = half.indices(head_dim)
+            columns = slice(head * head_dim + start, head * head_dim + stop, step)
+            ours = slice(i * head_dim // 2, (i + 1) * head_dim // 2)
+            part = Part(
+                tensor=tensor, shape=(width, head_dim // 2), inputs=1, inputs_first=inputs_first,
+                place=(slice(None), *place, head, ours),
+                select=(slice(None), columns) if inputs_first else (columns,),
+                tensor_shape=whole if inputs_first else whole[::-1],
+            )  # fmt: skip
+            found.append(part)
+    return found
+
+
 def attention_leaves(
     path: Sequence[str], layer: LayerSpec, width: int, prefix: str, output: str = "o_proj"
 ) -> list[Leaf]:
@@ -191,7 +233,7 @@ def attention_leaves(
 
     found = [
         leaf((*at, "query"), Part(tensor=f"{prefix}q_proj.weight", shape=heads, inputs=1)),
-        leaf((*at, "key_value"), kv("k_proj", 0), kv("v_proj", 1)),
+        leaf((*at, "key_value"), kv("k_proj", 0), *([] if a.tie_kv else [kv("v_proj", 1)])),
         leaf((*at, "output"), Part(tensor=f"{prefix}{output}.weight", shape=(*heads[1:], width), inputs=2)),
     ]
     if a.qkv_bias:

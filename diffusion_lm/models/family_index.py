@@ -6,6 +6,8 @@ from typing import Any
 
 from diffusion_lm.models import (
     a2d_qwen3,
+    bd3lm,
+    diffusion_gemma,
     dream,
     fastdllm_v2,
     gemma3,
@@ -14,16 +16,20 @@ from diffusion_lm.models import (
     llada2,
     lladamoe,
     llama,
+    md4,
+    mdlm,
     ministral3,
     qwen2,
     qwen3,
     qwen3_moe,
     sdar,
+    sedd,
+    tiny_diffusion,
 )
 
 FAMILIES = (
-    a2d_qwen3, dream, fastdllm_v2, gemma3, gpt2, llada, llada2, lladamoe, llama, ministral3,
-    qwen2, qwen3, qwen3_moe, sdar,
+    a2d_qwen3, bd3lm, diffusion_gemma, dream, fastdllm_v2, gemma3, gpt2, llada, llada2, lladamoe, llama, md4, mdlm,
+    ministral3, qwen2, qwen3, qwen3_moe, sdar, sedd, tiny_diffusion,
 )  # fmt: skip
 
 
@@ -35,10 +41,14 @@ def family_of(config: Mapping[str, Any], source: str = "config.json") -> ModuleT
         source: what messages call it.
 
     Raises:
-        ValueError: for a model_type that no family reads.
+        ValueError: for a model_type that no family reads, and for a file without one that isn't known by its keys.
     """
     known = {name: family for family in FAMILIES for name in family.MODEL_TYPES}
     found = config.get("model_type")
+    if found is None:
+        for family in FAMILIES:
+            if (keys := getattr(family, "KEYS", ())) and config.keys() >= set(keys):
+                return family
     if not isinstance(found, str) or found not in known:
         named = "names no model_type" if found is None else f"sets model_type={found!r}, which isn't implemented"
         raise ValueError(f"{source} {named}: known are {', '.join(sorted(known))}")

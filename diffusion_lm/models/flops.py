@@ -14,7 +14,6 @@ import jax
 from diffusion_lm.attention_patterns import AttentionPattern
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.models.transformer import Transformer, init_params
-from diffusion_lm.nn.specs import ExpertsSpec
 from diffusion_lm.types import Batch
 
 BACKWARD = 3  # a step's operations over those of its forward pass: the pass itself, and two products for each of its
@@ -34,11 +33,11 @@ def of_pass(
     width, positions = module.spec.width, attention.row_length(length)
     total = (num_logits or positions) * width * module.vocabulary.size
     for group in module.spec.groups:
-        a, mlp = group.layer.attention, group.layer.mlp
-        weights = a.head_dim * (2 * a.heads + 2 * a.kv_heads)
-        if isinstance(mlp, ExpertsSpec):
-            weights += 3 * (mlp.dim * mlp.num_experts_per_token + mlp.shared_dim) + mlp.num_experts
-        else:
+        a, mlp, experts = group.layer.attention, group.layer.mlp, group.layer.mixture
+        weights = a.head_dim * (2 * a.heads + (1 if a.tie_kv else 2) * a.kv_heads)
+        if experts is not None:
+            weights += 3 * (experts.dim * experts.num_experts_per_token + experts.shared_dim) + experts.num_experts
+        if mlp is not experts:
             weights += (3 if mlp.gated else 2) * mlp.dim
         pairs = attention.num_pairs(length, a.window) + positions * min(past, a.window or past)
         total += group.repeat * (positions * width * weights + 2 * pairs * a.heads * a.head_dim)

@@ -1,5 +1,6 @@
 """The denoiser: one transformer of groups of layers, under any attention pattern, with or without a cache."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -10,17 +11,17 @@ from diffusion_lm.attention_patterns import AttentionPattern, Causal, cache_key_
 from diffusion_lm.models.base import ModelSpec, Vocabulary, check_execution
 from diffusion_lm.nn.cache import CachedLayer, KVCache, NewEntries, scatter_hidden
 from diffusion_lm.nn.dot import dot, matrix
-from diffusion_lm.nn.layers import Block, Norm, SelfConditioning
+from diffusion_lm.nn.layers import Block, Modulation, Norm, SelfConditioning
 from diffusion_lm.nn.lm_head import ChunkedLogits, LogitsSpec, unit
 from diffusion_lm.nn.lora import LoRA
 from diffusion_lm.nn.rope import rotation_of
-from diffusion_lm.nn.specs import Execution, LayerGroup, MLPSpec
+from diffusion_lm.nn.specs import Execution, LayerGroup
 from diffusion_lm.sharding import cut, platform, ways_in_force
 from diffusion_lm.types import NoisyEmbeddings
 
 Array = jax.Array
-_TIME_WIDTH = 256
 _SMALL = 2500  # a fan-in: standard deviation 0.02
+_MAX_MASKED = 0.999  # SEDD's noise leaves a thousandth of the text
 
 
 class Transformer(nn.Module):
@@ -67,33 +68,51 @@ class Transformer(nn.Module):
         """
         s = self.spec
         check_execution(s, self.exec)
-        table = matrix(self, "embedding", (self.vocabulary.rows, s.width), ("vocab", "embed"), _SMALL)
+        shape = (self.vocabulary.rows, s.embedding_width or s.width)
+        table = matrix(self, "embedding", shape, ("vocab", "embed"), _SMALL)
         # The rows start small, so that a tied head predicts nothing; the norm brings them to the size of hidden states.
         rows = jnp.take(table, tokens, axis=0).astype(jnp.float32)
         if self.lora is not None:
             rows = self.lora.embed(self, attention.noisy(tokens.shape[1]), tokens, self.vocabulary.mask, rows)
         inputs = self._inputs(rows, embeddings)
         x = inputs if s.embedding_scale == 1.0 else inputs * s.embedding_scale
+        if s.embedding_width:
+            shape = (s.embedding_width, s.width)
+            x = self._affine("embedding_projection", x, shape, (None, "embed"), bias=True)
         if s.learned_positions:
             places = matrix(self, "position_embedding", (s.learned_positions, s.width), (None, "embed"), _SMALL)
             x = x + jnp.take(places, attention.repeat(positions), axis=0, mode="clip").astype(jnp.float32)
+        if s.learned_times:
+            times = matrix(self, "time_embedding", (s.learned_times, s.width), (None, "embed"), _SMALL)
+            index = jnp.round(t * s.learned_times).astype(jnp.int32) - 1
+            added = jnp.take(times, jnp.clip(index, 0, s.learned_times - 1), axis=0).astype(jnp.float32)
+            x = x + jnp.repeat(added, x.shape[1] // t.shape[1], axis=1, total_repeat_length=x.shape[1])
         x = x if s.embedding_norm is None else Norm(s.embedding_norm, name="embedding_norm")(x)
         x = cut(x, "batch", "length", "embed")
-        if s.self_conditioning:
-            mlp = MLPSpec(dim=s.groups[0].layer.mlp.dim)
-            x = SelfConditioning(mlp, s.final_norm, self.exec, name="self_conditioning")(x, self_cond)
+        if s.conditioner is not None:
+            canvas = None
+            if s.conditioner.canvas_only:
+                (first, stop), index = attention.noisy(x.shape[1]), jnp.arange(x.shape[1])
+                canvas = ((first <= index) & (index < stop))[None, :, None]
+            x = SelfConditioning(s.conditioner, self.exec, name="self_conditioning")(x, self_cond, canvas)
         elif self_cond is not None:
             raise ValueError("this network takes no self-conditioning: set model.self_conditioning=true and train anew")
-        vectors = unit(table) if s.self_conditioning or embeddings is not None else None
-        time = self._embed_time(t) if s.time_conditioning else None
+        vectors = input_embeddings(s, table) if s.conditioner or embeddings is not None else None
+        time = None if s.time is None else self._embed_time(t)
         ranges = attention.key_ranges(positions.shape[1], segment_ids)
         if recompute:
             ranges = ((cache_key_range(jnp.full_like(cache.length, cache.slots), cache.slots, positions),),)
         slots = positions if recompute else None
         x, layers, uneven = self._layers(x, cache, slots, time, attention.repeat(positions), attention, ranges)
         x = Norm(s.final_norm, name="final_norm")(x)
+        if s.final_modulation is not None:
+            shift, scale = Modulation(s.final_modulation, self.exec, parts=2, name="final_adaln")(time, x)
+            x = x * (1 + scale) + shift
         x, hidden = self._shifted(x, cache, slots, attention, segment_ids) if s.logit_shift else (x, None)
-        if not s.tie_embeddings:
+        if s.head_bias:  # the last column, of an input that is always 1
+            table = matrix(self, "unembedding", (self.vocabulary.rows, s.width + 1), ("vocab", None), _SMALL)
+            x = jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], axis=-1)
+        elif not s.tie_embeddings:
             table = matrix(self, "unembedding", (self.vocabulary.rows, s.width), ("vocab", "embed"), _SMALL)
         if embeddings is not None:  # one product adds the network's logits and those of the noisy embeddings themselves
             x = jnp.concatenate([x, embeddings.logit_scale[..., None] * inputs], axis=-1)
@@ -106,7 +125,7 @@ class Transformer(nn.Module):
         """The embedding's rows [B, L, E] of the tokens, or noisy embeddings in their place."""
         if embeddings is None:
             return rows
-        if not self.spec.time_conditioning:
+        if self.spec.time is None:
             raise ValueError("a network needs the time to denoise embeddings: set model.time_conditioning=true")
         return embeddings.signal_scale[..., None] * unit(rows) + embeddings.noise
 
@@ -152,15 +171,27 @@ class Transformer(nn.Module):
         return x, aux
 
     def _embed_time(self, t: Array) -> Array:
-        """[B, n] -> [B, n, E]: sines and cosines of 1000 t (arXiv 2006.11239), then two products."""
-        width = self.spec.width
-        rates = jnp.exp(jnp.linspace(0.0, -jnp.log(10_000.0), _TIME_WIDTH // 2))
-        phases = 1000.0 * t[..., None] * rates[None, None]
-        waves = jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
-        first = matrix(self, "time_in", (_TIME_WIDTH, width), (None, "embed"), _TIME_WIDTH)
-        second = matrix(self, "time_out", (width, width), ("embed", None), width)
-        hidden = jax.nn.silu(dot("bnw,we->bne", waves, first, self.exec.compute_dtype))
-        return dot("bne,ef->bnf", hidden, second, self.exec.compute_dtype)
+        """[B, n] -> [B, n, C], as the spec's `TimeSpec` says."""
+        s, width, half = self.spec.time, self.spec.width, self.spec.time.waves // 2
+        # The rates of arXiv 2006.11239 end at 1 / 10,000, DiT's one step before it.
+        rates = jnp.exp(jnp.arange(half) * (-math.log(10_000.0) / (half - (s.input == "time"))))
+        level = {
+            "time": lambda: 1000.0 * t,
+            "noise": lambda: -jnp.log1p(-jnp.minimum(t, _MAX_MASKED)),
+            "zero": lambda: jnp.zeros_like(t),
+        }[s.input]()
+        phases = level[..., None] * rates[None, None]
+        waves = [jnp.sin(phases), jnp.cos(phases)]
+        waves = jnp.concatenate(waves if s.input == "time" else waves[::-1], axis=-1)
+        shape = (s.waves, s.hidden or width)
+        hidden = jax.nn.silu(self._affine("time_in", waves, shape, (None, "embed"), s.bias))
+        shape = (shape[1], s.dim or width)
+        return jax.nn.silu(self._affine("time_out", hidden, shape, ("embed", None), s.bias))
+
+    def _affine(self, name: str, x: Array, shape: tuple[int, int], axes: tuple, bias: bool) -> Array:
+        """x [B, n, i] times a matrix of that shape [i, o], plus a bias."""
+        out = dot("bni,io->bno", x, matrix(self, name, shape, axes, shape[0]), self.exec.compute_dtype)
+        return out + matrix(self, f"{name}_bias", shape[1:], axes[1:], 0)[None, None] if bias else out
 
     def _shifted(self, x: Array, cache: KVCache | None, slots: Array | None, attention: AttentionPattern, segment_ids):
         """Hidden states moved by one position, for a head that predicts the next token, and what a cache keeps."""
@@ -191,6 +222,12 @@ class Transformer(nn.Module):
             )
             heads.append(head)
         return heads[0] if len(heads) == 1 else tuple(heads)
+
+
+def input_embeddings(spec: ModelSpec, table: Array) -> Array:
+    """What a network that takes embeddings as inputs takes for each row of its table: of norm sqrt(E), whatever the
+    table's; where the spec scales embeddings itself, those."""
+    return unit(table) if spec.embedding_scale == 1.0 else table.astype(jnp.float32) * spec.embedding_scale
 
 
 def init_params(module: Transformer, key: Array):

@@ -11,9 +11,10 @@ from diffusion_lm.models.base import ModelSpec, Vocabulary
 
 Array = jax.Array
 # Parameters that one of two networks that fit may lack: inputs that a network can be given later, learned noise.
-_OPTIONAL = ("time_in", "time_out", "modulation", "self_conditioning", "noise")
+_OPTIONAL = ("time_in", "time_out", "adaln", "self_conditioning", "noise")
 # What may differ and is no parameter.
-_FREE = ("time_conditioning", "self_conditioning", "logit_shift", "router_aux_loss_weight", "vocabulary")
+_FREE = ("self_conditioning", "logit_shift", "router_aux_loss_weight", "vocabulary")
+_ADDED = ("time", "conditioner")  # what one of the two may lack
 
 Path = tuple[str, ...]
 
@@ -89,7 +90,7 @@ def warm_start(
     Raises:
         ValueError: with what doesn't fit, to be put after the other network's name.
     """
-    if wrong := [name for name in ModelSpec.__annotations__ if _fixed(spec, name) != _fixed(other_spec, name)]:
+    if wrong := [name for name in ModelSpec.__annotations__ if _differs(spec, other_spec, name)]:
         raise ValueError(f"is a network of another {', '.join(wrong)}: set model=FromInit() for the same")
     own, theirs = _by_path(abstract), _by_path(other)
     sizes = {path: math.prod(leaf.shape) for path, leaf in (theirs | own).items()}
@@ -110,12 +111,16 @@ def warm_start(
     )
 
 
-def _fixed(spec: ModelSpec, name: str) -> Any:
-    """A field of a spec, without what may differ."""
+def _differs(spec: ModelSpec, other: ModelSpec, name: str) -> bool:
+    """Whether a field of the two says that they don't fit."""
+    one, another = getattr(spec, name), getattr(other, name)
     if name == "groups":
-        alike = (dataclasses.replace(group.layer, time_conditioning=False) for group in spec.groups)
-        return tuple((layer, group.repeat) for layer, group in zip(alike, spec.groups, strict=True))
-    return None if name in _FREE else getattr(spec, name)
+        one, another = (
+            [(dataclasses.replace(group.layer, modulation=None), group.repeat) for group in groups]
+            for groups in (one, another)
+        )
+    lacking = name in _ADDED and None in (one, another)
+    return name not in _FREE and not lacking and one != another
 
 
 def _path(keys: tuple) -> Path:

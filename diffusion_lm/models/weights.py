@@ -70,7 +70,8 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """One of our parameters: its path in the tree, and what fills it. Places that no part fills are zero.
+    """One of our parameters: its path in the tree, and what fills it. Places that no part fills are zero. Tensors that
+    fill one place must be the same.
 
     keep_float32  it stays float32 where others are rounded: what chooses experts, biases of a choice
     """
@@ -143,8 +144,12 @@ def read_leaf(leaf: Leaf, tensors: Mapping[str, Any], shape: tuple[int, ...], dt
     out = aligned(shape, dtype)
     if sum(_size(part.shape) for part in leaf.parts) < out.size:
         out.fill(0)
-    for part in leaf.parts:
-        out[part.place] = part.to_parameter(_stored(part, tensors, dtype))
+    for i, part in enumerate(leaf.parts):
+        value = part.to_parameter(_stored(part, tensors, dtype))
+        for other in leaf.parts[:i]:
+            if other.place == part.place and not np.array_equal(out[part.place], value):
+                raise ValueError(f"{other.tensor} and {part.tensor} differ, which are one parameter here")
+        out[part.place] = value
     return out
 
 

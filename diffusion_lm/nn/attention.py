@@ -32,6 +32,7 @@ def dot_product_attention(
     compute_dtype: str,
     kernel: str = "auto",
     window: int = 0,
+    whole_canvas: bool = False,
 ) -> Array:
     """softmax(q k / sqrt(D)) v over the keys that a pattern lets each query attend to.
 
@@ -45,14 +46,21 @@ def dot_product_attention(
         past: the layer's cache; with one, attention always runs in chunks.
         kernel: see `models.base.Execution.attention_kernel`.
         window: queries attend to keys less than this many positions away; 0 for no limit.
+        whole_canvas: a canvas attends to all of itself, and the window counts from its first position.
 
     Returns:
         float32 [B, H, L, D].
     """
-    if window:
-        ranges = tuple(tuple(r.sliding(window) for r in group) for group in ranges)
-    if past is None and (
-        kernel == "splash" or (kernel == "auto" and platform() == "tpu" and compute_dtype == "bfloat16")
+    canvas = bool(window) and whole_canvas and pattern.may_be_noisy
+    if window:  # of a pattern with clean text in its row the first group is the canvas
+        ranges = tuple(
+            tuple(r.before_canvas(window) if canvas and not g else r.sliding(window) for r in group)
+            for g, group in enumerate(ranges)
+        )
+    if (
+        past is None
+        and not canvas
+        and (kernel == "splash" or (kernel == "auto" and platform() == "tpu" and compute_dtype == "bfloat16"))
     ):
         from diffusion_lm.nn import splash  # takes half a second to import
 
@@ -68,7 +76,7 @@ def dot_product_attention(
     found = (
         []
         if not first
-        else [_in_chunks(q[:, :, : first * length], new, pattern, ranges[:first], past, compute_dtype, window)]
+        else [_in_chunks(q[:, :, : first * length], new, pattern, ranges[:first], past, compute_dtype, window, canvas)]
     )
     for g in range(first, groups):
         part, (own,) = q[:, :, g * length : (g + 1) * length], ranges[g]
@@ -95,6 +103,7 @@ def _in_chunks(
     past: CachedLayer | None,
     compute_dtype: str,
     window: int,
+    canvas: bool,
 ) -> Array:
     """Groups of queries [B, H, groups * L, D], each over its own sources of keys."""
     length = q.shape[2] // len(ranges)
@@ -105,7 +114,8 @@ def _in_chunks(
         if past is not None and past.slots is None:
             index = jnp.arange(length, dtype=jnp.int32)[None] if group[0].index is None else group[0].index
             of_cache = cache_key_range(past.length, past.kv.slots, past.length[:, None] + index)
-            of_cache = of_cache.sliding(window) if window else of_cache
+            if window:
+                of_cache = of_cache.before_canvas(window) if canvas and not g else of_cache.sliding(window)
             sources = ((past.kv, of_cache), *sources)
         part = chunks if len(ranges) == 1 else chunks[:, :, g * count : (g + 1) * count]
         found.append(_attend(part, sources, length, compute_dtype))

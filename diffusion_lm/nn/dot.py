@@ -19,6 +19,11 @@ def matrix(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
+def ones(module: nn.Module, name: str, size: int) -> Array:
+    """A float32 vector of factors that begin as 1."""
+    return module.param(name, nn.with_logical_partitioning(nn.initializers.ones, (None,)), (size,), jnp.float32)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def dot(spec: str, a: Array, b: Array, compute_dtype: str = "bfloat16", quantization: str = "none") -> Array:
     """einsum(spec, a, b) with factors rounded to `compute_dtype` and a float32 result.

@@ -10,23 +10,27 @@ import jax.numpy as jnp
 from diffusion_lm.attention_patterns import AttentionPattern, Ranges, valid_mask
 from diffusion_lm.nn.attention import dot_product_attention
 from diffusion_lm.nn.cache import CachedLayer, LayerKV, scatter
-from diffusion_lm.nn.dot import dot, matrix
+from diffusion_lm.nn.dot import dot, matrix, ones
 from diffusion_lm.nn.lora import LoRA
-from diffusion_lm.nn.moe import Experts
+from diffusion_lm.nn.moe import ACTIVATIONS, Experts
 from diffusion_lm.nn.rope import Rotation, rotate
-from diffusion_lm.nn.specs import AttentionSpec, Execution, ExpertsSpec, LayerSpec, MLPSpec, NormSpec
+from diffusion_lm.nn.specs import (
+    AttentionSpec,
+    Execution,
+    ExpertsSpec,
+    LayerSpec,
+    MLPSpec,
+    ModulationSpec,
+    NormSpec,
+    SelfConditioningSpec,
+)
 from diffusion_lm.sharding import cut
 
 Array = jax.Array
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-}
 
 
 class Norm(nn.Module):
-    """A normalisation over the last axis, times a learned scale."""
+    """A normalisation over the last axis, with a learned scale and bias where it has them."""
 
     spec: NormSpec
     axis_name: str = "embed"
@@ -37,11 +41,12 @@ class Norm(nn.Module):
             init = nn.with_logical_partitioning(nn.initializers.constant(start), (self.axis_name,))
             return self.param(name, init, (x.shape[-1],), jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
-        scale = param("scale", 1.0 - self.spec.offset)
         if self.spec.kind == "layer":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
         normal = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.spec.eps)
-        normal = normal * (self.spec.offset + scale if self.spec.offset else scale)
+        if self.spec.scale:
+            scale = param("scale", 1.0 - self.spec.offset)
+            normal = normal * (self.spec.offset + scale if self.spec.offset else scale)
         return normal + param("bias", 0.0) if self.spec.bias else normal
 
 
@@ -58,7 +63,7 @@ class Attention(nn.Module):
     ) -> tuple[Array, LayerKV]:
         a, width, product = self.spec, x.shape[-1], self.exec.product
         wq = matrix(self, "query", (width, a.heads, a.head_dim), ("embed", "heads", "head_dim"), width)
-        shape = (width, 2, a.kv_heads, a.head_dim)
+        shape = (width, 1 if a.tie_kv else 2, a.kv_heads, a.head_dim)
         wkv = matrix(self, "key_value", shape, ("embed", None, "kv_heads", "head_dim"), width)
         wo = matrix(self, "output", (a.heads, a.head_dim, width), ("heads", "head_dim", "embed"), 0)
         q, kv = product("ble,ehd->blhd", x, wq), product("ble,ecgd->blcgd", x, wkv)
@@ -69,15 +74,17 @@ class Attention(nn.Module):
             inputs, last = (("embed", width),), ("head_dim", a.head_dim)
             q = adapter("query", x=x, y=q, inputs=inputs, outputs=(("heads", a.heads), last))
             outputs = (("kv_heads", a.kv_heads), last)
-            kv = adapter("key_value", x=x, y=kv, inputs=inputs, outputs=outputs, parts=((None, 2),))
+            kv = adapter("key_value", x=x, y=kv, inputs=inputs, outputs=outputs, parts=((None, shape[1]),))
         if a.qkv_bias:
             q += matrix(self, "query_bias", (a.heads, a.head_dim), ("heads", "head_dim"), 0)[None, None]
             bias = matrix(self, "key_value_bias", shape[1:], (None, "kv_heads", "head_dim"), 0)
             kv += bias[None, None]
-        q, (k, v) = jnp.swapaxes(q, 1, 2), jnp.transpose(kv, (2, 0, 3, 1, 4))
+        q, kv = jnp.swapaxes(q, 1, 2), jnp.transpose(kv, (2, 0, 3, 1, 4))
+        k, v = kv[0], kv[-1]
         if a.qk_norm is not None:
             q = Norm(a.qk_norm, axis_name="head_dim", name="query_norm")(q)
             k = Norm(a.qk_norm, axis_name="head_dim", name="key_norm")(k)
+        v = v if a.value_norm is None else Norm(a.value_norm, axis_name="head_dim", name="value_norm")(v)
         if a.rope is not None:
             k = rotate(a.rope, k, rotation.angles)
         # The barrier: XLA would fold the rotation into the product of k's gradient, in a form that its CPU can't run.
@@ -90,7 +97,8 @@ class Attention(nn.Module):
         q = q * (a.score_scale * math.sqrt(a.head_dim)) if a.score_scale else q  # attention divides by the root
         if past is not None and past.slots is not None:
             new = scatter(past.kv, new, past.slots)
-        how = {"compute_dtype": self.exec.compute_dtype, "kernel": self.exec.attention_kernel, "window": a.window}
+        how = {"compute_dtype": self.exec.compute_dtype, "kernel": self.exec.attention_kernel}
+        how |= {"window": a.window, "whole_canvas": a.whole_canvas}
         mixed = jnp.swapaxes(dot_product_attention(q, new, attention, ranges, past, **how), 1, 2)
         # Flat, so that no compiler transposes the weights in place of a few activations.
         mixed = mixed.reshape(*x.shape[:2], -1)
@@ -147,14 +155,14 @@ class Block(nn.Module):
         self, x: Array, past, time: Array | None, rotation: Rotation | None, attention: AttentionPattern, ranges: Ranges
     ):
         s, aux = self.spec, None
-        shift, scale, gate = self._modulation(time, x.shape[1], x.shape[2])
+        shift, scale, gate = self._modulation(time, x)
         h = Norm(s.norm, name="attention_norm")(x)
         h, new = Attention(s.attention, self.exec, self.lora, name="attention")(
             h * (1 + scale[0]) + shift[0], rotation, attention, ranges, past
         )
         h = h if s.post_norm is None else Norm(s.post_norm, name="attention_post_norm")(h)
         x = x + gate[0] * h
-        h = Norm(s.norm, name="mlp_norm")(x) * (1 + scale[1]) + shift[1]
+        after, h = x, Norm(s.norm, name="mlp_norm")(x) * (1 + scale[1]) + shift[1]
         if isinstance(s.mlp, ExpertsSpec):
             mixed, aux = Experts(s.mlp, self.exec, name="experts")(h, valid_mask(ranges))
             if s.mlp.shared_dim:
@@ -162,18 +170,40 @@ class Block(nn.Module):
             h = mixed
         else:
             h = MLP(s.mlp, self.exec, self.lora, name="mlp")(h, attention.noisy(h.shape[1]))
+        if s.experts is not None:
+            beside = Norm(s.norm, name="experts_norm")(after)
+            mixed, aux = Experts(s.experts, self.exec, name="experts")(beside, valid_mask(ranges), after)
+            h = Norm(s.post_norm, name="mlp_branch_norm")(h) + Norm(s.post_norm, name="experts_branch_norm")(mixed)
         h = h if s.post_norm is None else Norm(s.post_norm, name="mlp_post_norm")(h)
-        return cut(x + gate[1] * h, "batch", "length", "embed"), (new if past is not None else None, aux)
+        x = x + gate[1] * h
+        x = x * ones(self, "output_scale", 1)[None, None] if s.output_scale else x
+        return cut(x, "batch", "length", "embed"), (new if past is not None else None, aux)
 
-    def _modulation(self, time: Array | None, length: int, width: int):
-        """time [B, n, E] -> shift, scale, gate, each two of [B, L, E]; without a time: 0, 0, 1."""
-        if not self.spec.time_conditioning:
+    def _modulation(self, time: Array | None, x: Array):
+        """Shift, scale and gate of both parts, each two of [B, L, E]; without modulation: 0, 0, 1."""
+        m = self.spec.modulation
+        if m is None:
             return (0.0, 0.0), (0.0, 0.0), (1.0, 1.0)
-        w = matrix(self, "modulation", (width, 6, width), ("embed", None, None), 0)
-        parts = dot("bne,ecf->bncf", jax.nn.silu(time), w, self.exec.compute_dtype)
-        parts = jnp.repeat(parts, length // time.shape[1], axis=1, total_repeat_length=length)
-        shift_a, shift_m, scale_a, scale_m, gate_a, gate_m = jnp.moveaxis(parts, 2, 0)
-        return (shift_a, shift_m), (scale_a, scale_m), (1 + gate_a, 1 + gate_m)
+        *first, gate_a, shift_m, scale_m, gate_m = Modulation(m, self.exec, parts=6, name="adaln")(time, x)
+        return (first[0], shift_m), (first[1], scale_m), (m.gate_offset + gate_a, m.gate_offset + gate_m)
+
+
+class Modulation(nn.Module):
+    """time [B, n, C], the vector that a `TimeSpec` makes, and x [B, L, E] -> `parts` times [B, L, E]."""
+
+    spec: ModulationSpec
+    exec: Execution
+    parts: int
+
+    @nn.compact
+    def __call__(self, time: Array, x: Array) -> Array:
+        length, shape = x.shape[1], (time.shape[-1], self.parts, x.shape[-1])
+        kernel = matrix(self, "kernel", shape, ("embed", None, None), 0)
+        found = dot("bnc,cpe->bnpe", time, kernel, self.exec.compute_dtype)
+        if self.spec.bias:
+            found += matrix(self, "kernel_bias", shape[1:], (None, None), 0)[None, None]
+        found = jnp.repeat(found, length // time.shape[1], axis=1, total_repeat_length=length)
+        return jnp.moveaxis(found, 2, 0)
 
 
 class SelfConditioning(nn.Module):
@@ -181,16 +211,18 @@ class SelfConditioning(nn.Module):
     and normalises the sum: the form of DiffusionGemma's public code, of the idea of arXiv 2208.04202, section 3.
 
     x, self_cond: float32 [B, L, E]; self_cond None stands for zeros, of which nothing is added.
+    canvas: bool [1 or B, L, 1], which positions it applies to; None for all.
     """
 
-    mlp: MLPSpec
-    norm: NormSpec
+    spec: SelfConditioningSpec
     exec: Execution
 
     @nn.compact
-    def __call__(self, x: Array, self_cond: Array | None) -> Array:
+    def __call__(self, x: Array, self_cond: Array | None, canvas: Array | None = None) -> Array:
         if self_cond is None and self.is_initializing():
             self_cond = jnp.zeros_like(x)
+        found = x
         if self_cond is not None:
-            x = x + MLP(self.mlp, self.exec, name="mlp")(Norm(self.norm, name="soft_norm")(self_cond))
-        return Norm(self.norm, name="sum_norm")(x)
+            found = x + MLP(self.spec.mlp, self.exec, name="mlp")(Norm(self.spec.norm, name="soft_norm")(self_cond))
+        found = Norm(self.spec.sum_norm, name="sum_norm")(found)
+        return found if canvas is None else jnp.where(canvas, found, x)

@@ -6,6 +6,7 @@ position on CPUs and on NVIDIA's GPUs, jax 0.10.2.) A block's products are forme
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,27 +14,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_lm.nn.dot import dot, matrix
+from diffusion_lm.nn.dot import dot, matrix, ones
 from diffusion_lm.nn.specs import Execution, ExpertsSpec
 from diffusion_lm.sharding import each_device
 
 Array = jax.Array
 _BLOCK = 512  # rows of a block at most
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
 
 
 class Experts(nn.Module):
-    """SwiGLUs (arXiv 2002.05202), of which each position uses those that `choose` says, and their weighted sum."""
+    """Gated feed-forwards, of which each position uses those that `choose` says, and their weighted sum."""
 
     spec: ExpertsSpec
     exec: Execution
 
     @nn.compact
-    def __call__(self, x: Array, counted: Array | None = None) -> tuple[Array, Array]:
+    def __call__(self, x: Array, counted: Array | None = None, routed: Array | None = None) -> tuple[Array, Array]:
         """Applies the experts.
 
         Args:
             x: [B, L, E].
             counted: bool [B, L], the positions that the load-balancing loss counts; None for all.
+            routed: [B, L, E], what the router reads; None for x.
 
         Returns:
             float32 [B, L, E], and the load-balancing loss, float32 [].
@@ -42,15 +49,22 @@ class Experts(nn.Module):
         router = matrix(self, "router", (width, a.num_experts), ("embed", None), width)
         up = matrix(self, "gate_up", (a.num_experts, width, 2, a.dim), ("experts", "embed", None, "mlp"), width)
         down = matrix(self, "down", (a.num_experts, a.dim, width), ("experts", "mlp", "embed"), 0)
-        scores = [dot("ble,ex->blx", x, router, "float32")]
+        routed = x if routed is None else routed
+        if a.router_norm is not None:
+            scale = ones(self, "router_scale", width) / math.sqrt(width)
+            mean = jnp.mean(routed * routed, axis=-1, keepdims=True)
+            routed = routed * jax.lax.rsqrt(mean + a.router_norm.eps) * scale[None, None]
+        scores = [dot("ble,ex->blx", routed, router, "float32")]
         if a.selection_bias:
             scores.append(matrix(self, "selection_bias", (a.num_experts,), (None,), 0))
         own, rows = ("batch", "length", None), ("routed", "length", None)
         # Each device's own: the partitioner would give every device the scores of all.
         weights, chosen = each_device(functools.partial(choose, a), (own, (None,))[: len(scores)])(*scores)
+        if a.expert_scale:
+            weights = weights * jnp.take(ones(self, "expert_scale", a.num_experts), chosen)
         # A device has all positions of its rows, and the experts (of those, the hidden units) that lie on it.
         share = each_device(
-            functools.partial(_share, compute_dtype=self.exec.compute_dtype),
+            functools.partial(_share, compute_dtype=self.exec.compute_dtype, activation=a.activation),
             (rows, rows, rows, ("experts",), ("experts", None, None, "mlp"), ("experts", "mlp", None)),
             summed=("experts", "mlp"),
         )
@@ -108,13 +122,21 @@ def balance(scores: Array, chosen: Array, counted: Array | None = None) -> Array
 
 
 def _share(
-    x: Array, gates: Array, chosen: Array, numbers: Array, up: Array, down: Array, *, compute_dtype: str
+    x: Array,
+    gates: Array,
+    chosen: Array,
+    numbers: Array,
+    up: Array,
+    down: Array,
+    *,
+    compute_dtype: str,
+    activation: str,
 ) -> Array:
     """What the experts with these numbers add to x [B, L, E]; the choices of all are known."""
     here = jnp.clip(chosen - numbers[0], -1, len(numbers))
     here = jnp.where(here < 0, len(numbers), here).reshape(-1, chosen.shape[-1])
     flat = x.reshape(-1, x.shape[-1]), gates.reshape(here.shape)
-    return _mixture(*flat, here, up, down, compute_dtype).reshape(x.shape)
+    return _mixture(*flat, here, up, down, compute_dtype, activation).reshape(x.shape)
 
 
 class _Blocks(NamedTuple):
@@ -150,25 +172,28 @@ def _blocks(chosen: Array, experts: int) -> _Blocks:
     return _Blocks(jnp.argsort(flat, stable=True).astype(jnp.int32), first, count, ends, size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _mixture(x: Array, gates: Array, chosen: Array, up: Array, down: Array, compute_dtype: str) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _mixture(
+    x: Array, gates: Array, chosen: Array, up: Array, down: Array, compute_dtype: str, activation: str
+) -> Array:
     """float32 [T, E]: each position's experts, times its gates. x [T, E]; gates, chosen [T, k]; up [X, E, 2, M]."""
     blocks, (tokens, each) = _blocks(chosen, up.shape[0]), chosen.shape
     rounded = up.astype(compute_dtype), down.astype(compute_dtype)
 
     def add(j, total):
         expert, choice, at = blocks.rows(j, tokens, each)
-        found = _expert(_taken(x, at), _taken(gates.reshape(-1), choice), *(w[expert] for w in rounded), compute_dtype)
+        inputs = _taken(x, at), _taken(gates.reshape(-1), choice), *(w[expert] for w in rounded)
+        found = _expert(*inputs, compute_dtype, activation)
         return _added(total, at, found)
 
     return jax.lax.fori_loop(0, blocks.ends[-1], add, jnp.zeros(x.shape, jnp.float32))
 
 
-def _forward(x, gates, chosen, up, down, compute_dtype):
-    return _mixture(x, gates, chosen, up, down, compute_dtype), (x, gates, chosen, up, down)
+def _forward(x, gates, chosen, up, down, compute_dtype, activation):
+    return _mixture(x, gates, chosen, up, down, compute_dtype, activation), (x, gates, chosen, up, down)
 
 
-def _backward(compute_dtype, inputs, g):
+def _backward(compute_dtype, activation, inputs, g):
     x, gates, chosen, up, down = inputs
     blocks, (tokens, each) = _blocks(chosen, up.shape[0]), chosen.shape
     flat, rounded = gates.reshape(-1), (up.astype(compute_dtype), down.astype(compute_dtype))
@@ -176,7 +201,7 @@ def _backward(compute_dtype, inputs, g):
     def add(j, sums):
         expert, choice, at = blocks.rows(j, tokens, each)
         weights = (w[expert].astype(jnp.float32) for w in rounded)  # so that their gradients are float32
-        one = functools.partial(_expert, compute_dtype=compute_dtype)
+        one = functools.partial(_expert, compute_dtype=compute_dtype, activation=activation)
         _, back = jax.vjp(one, _taken(x, at), _taken(flat, choice), *weights)
         places = at, choice, expert, expert
         return tuple(map(_added, sums, places, back(_taken(g, at))))
@@ -191,11 +216,11 @@ def _backward(compute_dtype, inputs, g):
 _mixture.defvjp(_forward, _backward)
 
 
-def _expert(rows: Array, gate: Array, up: Array, down: Array, compute_dtype: str) -> Array:
+def _expert(rows: Array, gate: Array, up: Array, down: Array, compute_dtype: str, activation: str) -> Array:
     """rows [r, E], gate [r] -> float32 [r, E]."""
     # Flat: XLA's CPU can't multiply all forms of a bfloat16 product.
     first, second = jnp.split(dot("re,em->rm", rows, up.reshape(up.shape[0], -1), compute_dtype), 2, axis=-1)
-    return dot("rm,me->re", gate[:, None] * jax.nn.silu(first) * second, down, compute_dtype)
+    return dot("rm,me->re", gate[:, None] * ACTIVATIONS[activation](first) * second, down, compute_dtype)
 
 
 def _taken(a: Array, at: Array) -> Array:

@@ -30,11 +30,13 @@ def rotation_of(spec: RopeSpec, positions: Array, head_dim: int) -> Rotation:
         positions: int32 [B, L].
         head_dim: a head's width, of which `spec.fraction` is turned.
     """
-    pairs = int(head_dim * spec.fraction) // 2
+    turned = int(head_dim * spec.fraction) // 2
+    pairs = head_dim // 2 if spec.proportional else turned
     if spec.scaling is None:
         rates = spec.theta ** -jnp.linspace(0.0, 1.0, pairs, endpoint=False)
     else:
         rates = jnp.asarray(_scaled(spec.scaling, spec.theta, pairs), jnp.float32)
+    rates = jnp.where(jnp.arange(pairs) < turned, rates, 0.0) if spec.proportional else rates
     angles = positions[..., None].astype(jnp.float32) * rates[None, None]
     if spec.scaling is None or not spec.scaling.query_growth:
         return Rotation(angles, None)

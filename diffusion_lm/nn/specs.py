@@ -50,12 +50,14 @@ class NormSpec:
         kind: "rms" divides by the root mean square (arXiv 1910.07467), "layer" subtracts the mean first.
         eps: added to the mean square.
         offset: the scale is offset + parameter (1 in Gemma's, which start at 0).
+        scale: whether there is a learned scale.
         bias: whether a learned bias is added.
     """
 
     kind: Literal["rms", "layer"] = "rms"
     eps: float = 1e-6
     offset: float = 0.0
+    scale: bool = True
     bias: bool = False
 
 
@@ -90,11 +92,14 @@ class RopeSpec:
     Args:
         theta: base of the rates.
         fraction: the first part of each head's width that is rotated, in (0, 1].
+        proportional: rates are those of the whole width, and pairs are its halves' columns; all but the fastest
+            `fraction` of them are 0 (Gemma 4).
         scaling: stretched rates for longer texts; None for none.
     """
 
     theta: float = 10_000.0
     fraction: float = 1.0
+    proportional: bool = False
     scaling: RopeScaling | None = None
 
 
@@ -105,10 +110,14 @@ class AttentionSpec:
     Args:
         heads, kv_heads, head_dim: sizes.
         qkv_bias, out_bias: biases of the query, key and value projections, and of the output projection.
+        tie_kv: values are the keys before their norm and rope (Gemma 4).
         qk_norm: norm of each head's queries and keys before rope; None for none.
+        value_norm: norm of each head's values; None for none.
         rope: rotary positions; None for none.
         score_scale: what products of queries and keys are multiplied by; 0 for head_dim ** -0.5.
         window: sliding window: keys at this distance or further are not attended to; 0 for no limit.
+        whole_canvas: a canvas attends to all of itself, and the window counts from its first position
+            (DiffusionGemma).
     """
 
     heads: int
@@ -116,10 +125,13 @@ class AttentionSpec:
     head_dim: int
     qkv_bias: bool = False
     out_bias: bool = False
+    tie_kv: bool = False
     qk_norm: NormSpec | None = None
+    value_norm: NormSpec | None = None
     rope: RopeSpec | None = RopeSpec()
     score_scale: float = 0.0
     window: int = 0
+    whole_canvas: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,10 +153,11 @@ class MLPSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertsSpec:
-    """A mixture of SwiGLUs, of which each position uses those that its router scores highest.
+    """A mixture of gated feed-forwards, of which each position uses those that its router scores highest.
 
     Args:
         dim: hidden units of each expert.
+        activation: of each expert.
         num_experts, num_experts_per_token: how many there are, and how many each position uses.
         scoring: scores become weights by "softmax" over all experts, or by the "sigmoid" of each.
         normalize: whether the weights of the chosen experts are divided by their sum.
@@ -153,9 +166,13 @@ class ExpertsSpec:
         num_groups, groups_per_token: experts are chosen from the groups whose two best sum highest (arXiv 2412.19437,
             section 2.1.2); 1 and 1 for no groups.
         shared_dim: hidden units of a further SwiGLU that every position uses; 0 for none.
+        router_norm: the router's inputs are normalised, and scaled by a learned vector over the root of their number
+            (Gemma 4); None for not.
+        expert_scale: each expert's weight is multiplied by a learned number.
     """
 
     dim: int
+    activation: Literal["silu", "gelu_tanh"] = "silu"
     num_experts: int
     num_experts_per_token: int
     scoring: Literal["softmax", "sigmoid"] = "softmax"
@@ -165,6 +182,8 @@ class ExpertsSpec:
     num_groups: int = 1
     groups_per_token: int = 1
     shared_dim: int = 0
+    router_norm: NormSpec | None = None
+    expert_scale: bool = False
 
     def __post_init__(self):
         if not 1 <= self.num_experts_per_token <= self.num_experts:
@@ -179,6 +198,38 @@ class ExpertsSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TimeSpec:
+    """How the time becomes the vector that modulates layers: sines and cosines, two products, SiLU (arXiv 2006.11239).
+
+    Args:
+        input: "time": waves of 1000 t; "noise": of the total noise -log(1 - t), t being at most 0.999 (SEDD, arXiv
+            2310.16834); "zero": of 0, in a network of that form that doesn't depend on the time (MDLM).
+        waves: sines and cosines.
+        hidden, dim: outputs of the first and of the second product; 0 for the network's width.
+        bias: whether the products have biases.
+    """
+
+    input: Literal["time", "noise", "zero"] = "time"
+    waves: int = 256
+    hidden: int = 0
+    dim: int = 0
+    bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModulationSpec:
+    """How the time's vector shifts, scales and gates hidden states (adaLN-zero, arXiv 2212.09748), by one product.
+
+    Args:
+        bias: whether the product has a bias.
+        gate_offset: gates are this plus the product.
+    """
+
+    bias: bool = False
+    gate_offset: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerSpec:
     """One transformer layer.
 
@@ -186,14 +237,45 @@ class LayerSpec:
         attention, mlp: its two parts.
         norm: before each part.
         post_norm: after each part, before the residual sum ("sandwich norms"); None for none.
-        time_conditioning: whether the time scales, shifts and gates both parts (adaLN-zero, arXiv 2212.09748).
+        modulation: how the time shifts, scales and gates both parts; None for not.
+        experts: a mixture beside the feed-forward: both read what attention left, each between norms of its own
+            (`norm`, `post_norm`), and are summed before the layer's `post_norm` (Gemma 4). Its router reads hidden
+            states before the norm. None for none.
+        output_scale: whether what the layer gives is multiplied by a learned number.
     """
 
     attention: AttentionSpec
     mlp: MLPSpec | ExpertsSpec
     norm: NormSpec = NormSpec()
     post_norm: NormSpec | None = None
-    time_conditioning: bool = False
+    modulation: ModulationSpec | None = None
+    experts: ExpertsSpec | None = None
+    output_scale: bool = False
+
+    def __post_init__(self):
+        if self.experts is not None and (isinstance(self.mlp, ExpertsSpec) or self.post_norm is None):
+            raise ValueError("experts beside a feed-forward need a plain one, and norms after both")
+
+    @property
+    def mixture(self) -> ExpertsSpec | None:
+        """Its experts, in place of a feed-forward or beside it; None for none."""
+        return self.mlp if isinstance(self.mlp, ExpertsSpec) else self.experts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelfConditioningSpec:
+    """How a network takes its previous prediction in: see `layers.SelfConditioning`.
+
+    Args:
+        mlp: what the expected embedding goes through.
+        norm, sum_norm: of the expected embedding, and of its sum with the embedded tokens.
+        canvas_only: clean text passes by it, norm included (DiffusionGemma).
+    """
+
+    mlp: MLPSpec
+    norm: NormSpec = NormSpec()
+    sum_norm: NormSpec = NormSpec()
+    canvas_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -78,12 +78,12 @@ def test_inputs_that_are_added_or_taken_away(causal, lines, tmp_path, caplog):
     home = tmp_path / "timed"
     with caplog.at_level(logging.INFO):
         timed = drawn(config_of(lines, ELBO(), more, init=str(workdir)), home)
-    assert "the mask's embedding, modulation, self_conditioning, time_in, time_out" in caplog.text
+    assert "the mask's embedding, adaln, self_conditioning, time_in, time_out" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):
         made = build(config_of(lines, ELBO(), model.config.model, init=str(home)), tmp_path / "plain")
     left = next(line for line in caplog.text.splitlines() if line.startswith("  left"))
-    assert "modulation, self_conditioning, time_in, time_out" in left
+    assert "adaln, self_conditioning, time_in, time_out" in left
     embedding = made.job.initial().params["embedding"]  # its mask was trained: the row is taken over as it is
     np.testing.assert_array_equal(embedding, timed.network.params["embedding"])
 
