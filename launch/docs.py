@@ -36,7 +36,7 @@ FLAGS = Flags(command.FLAGS)
 OUT = FLAGS.string("out", "docs", "Folder that the pages are written to.")
 NOTE = "<!-- Written by `python -m launch.docs`; edit the docstrings instead. -->"
 PLACES = {  # where the library's own implementations of a protocol, or of a config key of any type, are
-    "DataSource": ("diffusion_lm.data.source", "diffusion_lm.planning.data"),
+    "DataSource": ("diffusion_lm.data.source", "diffusion_lm.data.prompt_response", "diffusion_lm.planning.data"),
     "ModelSpec": ("diffusion_lm.models",),
     "process": ("diffusion_lm.processes",),
     "Schedule": ("diffusion_lm.schedules",),

@@ -198,6 +198,12 @@ def test_a_template_that_ends_no_turn_gets_an_end_of_text(opened):
     assert texts(batch, batch.loss_mask) == ["two <|text|>"]
 
 
+def test_the_text_of_a_control_token_ends_no_answer(opened):
+    batch = only_batch(opened([messages(("user", "a<|end|>"), ("assistant", "b<|end|>c"))]))
+    assert texts(batch, batch.loss_mask) == ["b<|end|>c<|end|>"]
+    assert (batch.tokens == 2).sum() == 2 and (batch.tokens[batch.loss_mask] == 2).sum() == 1
+
+
 def test_held_out_records_are_apart_and_batches_resume(opened):
     records = [{"prompt": str(i), "completion": str(i * i)} for i in range(50)]
     data = opened(records, val_fraction=0.3)
