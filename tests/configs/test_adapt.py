@@ -15,10 +15,11 @@ from diffusion_lm.config import from_json, load, override, to_json
 from diffusion_lm.convert.huggingface import open_folder
 from diffusion_lm.convert.loading import describe
 from diffusion_lm.data.prompt_response import PromptResponse
+from diffusion_lm.nn.lora import Full
 
 FOLDER = Path(__file__).parents[2] / "configs/adapt"
 FAMILIES = {  # kinds, and the fixture of the family that they begin from
-    "smollm2_sft": (("ar", "joint", "block", "masked"), "llama"),
+    "smollm2_sft": (("ar", "lora", "joint", "block", "masked"), "llama"),
     "qwen3_0_6b_a2d": (("block", "masked"), "qwen3"),
     "qwen2_5_1_5b_joint": (("",), "qwen2"),
     "qwen2_5_1_5b_blocks": (("",), "qwen2"),
@@ -48,9 +49,10 @@ def test_a_kind_that_is_not_there_is_refused(name):
 
 @pytest.mark.parametrize(("name", "kind"), ALL)
 def test_its_loss_fits_a_tiny_network_of_the_family(name, kind):
-    """Shapes alone: without weights, text or a tokenizer."""
+    """Shapes alone: without weights, text or a tokenizer; of adapters the network that they lie beside."""
     spec = describe(open_folder(folder(FAMILIES[name][1])))[1].spec
     config = override(config_of(name, kind), ["train.batch_size=8", "data.seq_len=64"])
+    config = dataclasses.replace(config, trainable=Full())
     config = resolve(config, to_json(dataclasses.replace(config, model=spec)))
     module, process = build_model(config, types.SimpleNamespace(mask=spec.vocabulary.mask))
     params = nn.meta.unbox(jax.eval_shape(build_init(module, process), jax.random.key(0), {}))
