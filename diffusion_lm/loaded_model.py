@@ -113,10 +113,8 @@ def begin_with(config: Config, module: Transformer, process: Process, base: Load
         for parts in ((module.clone(lora=None), process), build_model(base.config, base.tokenizer))
     )
     # Whether the base was ever given a mask: else its row of the table is whatever it was drawn as.
-    trained_by = base.config.objective
-    given_masks = (trained_by.layout.denoises or trained_by.draft_length) and not isinstance(
-        base.process, Uniform | Gaussian
-    )
+    trained_by, masks = base.config.objective, not isinstance(base.process, Uniform | Gaussian)
+    given_masks = masks and (trained_by.layout.denoises or trained_by.draft_length > 0)
     spec, context = module.spec, module.spec.learned_positions
     try:
         if context and config.data.seq_len > context:

@@ -133,6 +133,7 @@ def test_adapters_of_noisy_positions_have_no_such_file(converted, lines, tmp_pat
         loading.attach(tmp_path, converted[0], tmp_path / "other")
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's and transformers' own
 def test_pefts_own_logits(converted, attached, tmp_path):
     """Files that the package writes give its logits here, and ours give ours there."""
     peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install torch peft transformers")
