@@ -3,6 +3,8 @@
     python -m launch.compile --config=configs/base_1b.py --topology=v5e:16x16
     python -m launch.compile --config=configs/base_8b.py --topology=v5e:2x4 --what=sample --batch_size=8 \\
         --set=mesh.fsdp=1 --set=mesh.tensor=-1
+    python -m launch.compile --config=LLaDA-8B/config.json --topology=v5e:2x4 --what=sample --set=data.seq_len=2048 \\
+        --set=mesh.data=1 --set=mesh.tensor=-1
 
 TPUs need the extra [aot]. Compiling takes seconds to minutes; --bisect compiles a few times more. Nothing is run, so no
 time is measured. The last line on standard output is a JSON object: bytes are per chip; collectives are per step (of a
@@ -37,10 +39,12 @@ from diffusion_lm.config import Config
 from diffusion_lm.data.tokenizer import SentencePiece
 from diffusion_lm.evaluation import hlo
 from diffusion_lm.inference import presets
+from diffusion_lm.inference.api import make_sampler
 from diffusion_lm.loaded_model import BASE
 from diffusion_lm.models import flops
 from diffusion_lm.models.bound_model import BoundModel, stored
 from diffusion_lm.models.transformer import Transformer, init_params
+from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training.checkpoint import Checkpoints
@@ -158,9 +162,8 @@ def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progr
     if not config.objective.layout.denoises:
         writer, width = presets.autoregressive(model, sampling=SamplingParams()), 1
     else:
-        writer = presets.confidence(
-            model, sampling=SamplingParams(), canvas_length=0, denoising_steps=DENOISING_STEPS.value
-        )
+        name = "confidence" if isinstance(process, Absorbing) else "reverse_process"
+        writer = make_sampler(model, name, sampling=SamplingParams(), denoising_steps=DENOISING_STEPS.value)
         width = writer.canvas_length
     with sharding.using(mesh):
         bound = jax.eval_shape(

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from diffusion_lm.config import Config, load, override
+from diffusion_lm.convert.loading import read_config
 
 
 class FlagRow(NamedTuple):
@@ -59,10 +60,18 @@ class Flags:
 
         It uses --allow_import, one of the flags that every launcher includes.
         """
-        text = "Python file with get_config(), FILE.py:KIND, which passes KIND to it, or a .json file."
+        text = (
+            "Python file with get_config(), FILE.py:KIND, which passes KIND to it, or a .json file: one of this "
+            "library's, or a public model's config.json."
+        )
         path = self.string("config", None, text, required=True)
         settings = self.multi_string("set", [], "KEY=VALUE, as in optim.lr=1e-3; may be repeated.")
-        return lambda: override(load(path.value, self.values.allow_import), settings.value)
+        return lambda: override(self._read(Path(path.value)), settings.value)
+
+    def _read(self, path: Path) -> Config:
+        if path.suffix == ".json" and path.is_file() and b'"model_type"' in path.read_bytes():
+            return read_config(path)
+        return load(str(path), self.values.allow_import)
 
     def workdir(self, default: str | None = None) -> flags.FlagHolder[str]:
         """Defines --workdir, which is required unless it has a default."""

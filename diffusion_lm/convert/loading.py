@@ -17,7 +17,7 @@ from diffusion_lm.attention_patterns import BlockCausal
 from diffusion_lm.build import LoadedModel, build_model, load_for_inference
 from diffusion_lm.config import Config, allowed_by, encode, from_json, to_json
 from diffusion_lm.convert.gguf import open_gguf
-from diffusion_lm.convert.huggingface import Checkpoint, open_folder, write_folder
+from diffusion_lm.convert.huggingface import Checkpoint, open_folder, parse_json, write_folder
 from diffusion_lm.convert.peft import export_adapters, read_adapters
 from diffusion_lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from diffusion_lm.data.source import NoData
@@ -149,13 +149,7 @@ def load_source(
     family, described = describe(checkpoint)
     tokenizer = tokenizer_of(checkpoint, family, described.spec.vocabulary)
     dtype = dtype or _stored_dtype(checkpoint)
-    config = Config(
-        data=NoData(source=str(source), seq_len=described.context, vocab_size=described.spec.vocabulary.size),
-        model=described.spec,
-        process=described.process,
-        objective=objective_of(described),
-        exec=Execution(compute_dtype=dtype),
-    )
+    config = _config(str(source), described, dtype)
     module, process = build_model(config, tokenizer)
     module = module.clone(scan=False)
     boxed = jax.eval_shape(lambda key: init_params(module, key), jax.random.key(0))
@@ -165,6 +159,28 @@ def load_source(
         config=to_json(config), tokenizer=encode(tokenizer), corpus="", source=_source_files(checkpoint)
     )
     return LoadedModel(config, tokenizer, process, BoundModel(module=module, params=params), 0, meta, {})
+
+
+def read_config(file: Path | str) -> Config:
+    """The config of a model of which only the config.json is at hand: enough to say what fits where.
+
+    Raises ValueError with one line for a family or a setting that isn't implemented.
+    """
+    found = parse_json(Path(file).read_bytes(), str(file))
+    reader = ConfigReader(found, str(file))
+    described = family_of(found, str(file)).describe(reader)
+    reader.finish()
+    return _config(str(file), described, "bfloat16")
+
+
+def _config(source: str, described: Described, dtype: str) -> Config:
+    return Config(
+        data=NoData(source=source, seq_len=described.context, vocab_size=described.spec.vocabulary.size),
+        model=described.spec,
+        process=described.process,
+        objective=objective_of(described),
+        exec=Execution(compute_dtype=dtype),
+    )
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> str:

@@ -127,3 +127,13 @@ def test_a_row_cut_along_its_length_reaches_the_kernel_in_parts():
     settings = "mesh.fsdp=1", "mesh.sequence=4", "train.grad_accum_steps=1", "data.seq_len=256"
     found = compiled("--topology=v5e:2x2", "--batch_size=1", settings=settings)
     assert found["fits"] and found["kernels"]
+
+
+def test_what_a_public_models_config_asks_for(shared):
+    """Its config.json alone: no weights are at hand."""
+    config = shared / "parity/llada/config.json"
+    flags = [f"--config={config}", "--topology=cpu:2", "--what=sample", "--batch_size=2", "--denoising_steps=2"]
+    command = [sys.executable, "-m", "launch.compile", *flags, "--set=data.seq_len=64"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])["bytes"]["parameters"] > 0
