@@ -67,6 +67,9 @@ class HuggingFaceTokenizer:
         probe = cls(tokenizer_json=files["tokenizer.json"], vocab=vocab, mask=mask, bos=ends[0], eos=ends[0])
         ids = {name: probe.id_of(token) for name in _SPECIAL if (token := _text(settings.get(name)))}
         bos = next((i for i in (bos, ids.get("bos_token"), ends[0]) if i is not None), ends[0])
+        for name, token in (("bos_token_id", bos), *(("eos_token_id", end) for end in ends)):
+            if not 0 <= token < vocab:
+                raise ValueError(f"{name}={token} is no id of the network's {vocab}: set it right in config.json")
         pads = tuple(i for name in ("pad_token", "bos_token") if (i := ids.get(name)) is not None and i not in ends)
         return cls(
             tokenizer_json=files["tokenizer.json"],

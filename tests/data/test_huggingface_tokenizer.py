@@ -83,6 +83,14 @@ def test_what_can_not_be_is_one_line(files, change, more, cause):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "ids, cause", [({"eos": [2, 320]}, "eos_token_id=320"), ({"eos": 2, "bos": -1}, "bos_token_id=-1")]
+)
+def test_special_ids_outside_the_vocabulary(files, ids, cause):
+    with pytest.raises(ValueError, match=f"{cause} is no id of the network's 320"):
+        HuggingFaceTokenizer.from_files(files, vocab=320, mask=320, **ids)
+
+
 def test_no_tokenizer_file():
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         HuggingFaceTokenizer.from_files({}, vocab=320, mask=320, eos=2)
