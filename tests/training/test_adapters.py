@@ -172,7 +172,7 @@ def test_adapters_beside_a_run_of_ours_in_bfloat16_products(causal, lines, tmp_p
         ({"objective": AutoregressiveLoss()}, "no noisy positions.*set trainable.where=all"),
         (
             {"model": DenoiserSpec(width=16, layers=2, heads=2, mlp_dim=16, time_conditioning=True)},
-            "modulation, which adapters leave as it was drawn",
+            "adaln/kernel, which adapters leave as it was drawn",
         ),
     ],
 )
