@@ -16,11 +16,13 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from diffusion_lm.build import LoadedModel, load_for_inference
 from diffusion_lm.inference import best_of_n, pipeline, streaming
 from diffusion_lm.inference.corpus import Asked, read_prompts, write_corpus
-from diffusion_lm.samplers.base import Generation, TextSampler
+from diffusion_lm.inference.published import Preset
+from diffusion_lm.samplers.base import Generation
 from diffusion_lm.visualize.page import write_page, write_whole
 from diffusion_lm.visualize.terminal import play
 from launch import command, profiler, sampler_flags
@@ -38,8 +40,8 @@ INFILL = FLAGS.multi_string(
     "[[2-8]]: 2 to 8, the most likely length is chosen.",
 )  # fmt: skip
 MAX_NEW_TOKENS = FLAGS.integer(
-    "max_new_tokens", 256, "Most tokens a text, at least 1; fewer where the text ends. The context bounds it, unless "
-    "--rolling_context is set.", 1,
+    "max_new_tokens", None, "Most tokens a text, at least 1; fewer where the text ends. The context bounds it, unless "
+    "--rolling_context is set. Default: 256, or what a converted model's generation_config.json says.", 1,
 )  # fmt: skip
 CHAT = FLAGS.bool(
     "chat", False, "Each --prompt is what a user says, and the text is the answer, by the model's own chat template."
@@ -83,23 +85,21 @@ def main() -> dict:
     if out is not None and out.suffix == ".jsonl":
         return _write_corpus(out)
     model = load_for_inference(WORKDIR.value, step=CHECKPOINT_STEP.value, allow_import=command.ALLOW_IMPORT.value)
-    sampler = sampler_flags.text_sampler(model, record=bool(VIEW.value))
+    made = sampler_flags.preset(model, record=bool(VIEW.value))
+    new_tokens = MAX_NEW_TOKENS.value or made.new_tokens(model, _asked(model, PROMPT.value or [""]))
+    made = made._replace(max_new_tokens=new_tokens)
     sample = _infill if INFILL.value else _continue
     start = time.perf_counter()
-    prompts, output, extra = sample(model, sampler)
+    prompts, output, extra = sample(model, made)
     seconds = time.perf_counter() - start
-    profiler.once_more(lambda: sample(model, sampler))
+    profiler.once_more(lambda: sample(model, made))
     if VIEW.value:
-        _show(
-            pipeline.trace(
-                model, output, 0, max_new_tokens=MAX_NEW_TOKENS.value, title="step by step", subtitle=prompts[0]
-            )
-        )
+        _show(pipeline.trace(model, output, 0, max_new_tokens=new_tokens, title="step by step", subtitle=prompts[0]))
     result = {
         "texts": [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, extra.pop("texts"), strict=True)],
         "tokens": [int(n) for n in output.generation.length],
         "nfe": int(output.generation.nfe),
-        "sampler": sampler_flags.SAMPLER.value,
+        "sampler": sampler_flags.name(model),
         "checkpoint_step": model.step,
         "seed": SEED.value,
         "seconds_including_compilation": round(seconds, 3),
@@ -113,7 +113,8 @@ def main() -> dict:
 def _check() -> None:
     """Raises ValueError for flags that contradict each other, before anything is loaded."""
     sampler_flags.check()
-    view, kind, particles = VIEW.value, sampler_flags.kind(), sampler_flags.NUM_PARTICLES.value
+    kind = sampler_flags.kind(sampler_flags.SAMPLER.value or "confidence")
+    view, particles = VIEW.value, sampler_flags.NUM_PARTICLES.value
     corpus = (OUT() or Path()).suffix == ".jsonl"
     if view and view != "terminal" and not view.endswith(".html"):
         raise ValueError(f"--view is terminal or FILE.html; got {view}")
@@ -159,28 +160,31 @@ def _write_corpus(out: Path) -> dict:
     if CHAT.value:
         asked = [one if one.messages else Asked(messages=_messages(one.prompt)) for one in asked]
     model = load_for_inference(WORKDIR.value, step=CHECKPOINT_STEP.value, allow_import=command.ALLOW_IMPORT.value)
-    sampler, options = sampler_flags.text_sampler(model, record=False), _options(model)
+    made = sampler_flags.preset(model, record=False)
+    if not MAX_NEW_TOKENS.value and made.max_new_tokens is None and made.max_length is not None:
+        raise ValueError(f"generation_config.json says max_length={made.max_length}: set --max_new_tokens")
+    made = made._replace(max_new_tokens=MAX_NEW_TOKENS.value or made.new_tokens(model, [""]))
     settings = {name: sampler_flags.FLAGS.values[name].value for name in sampler_flags.FLAGS.values}
     settings |= {"stop": STOP.value, "rolling_context": ROLLING_CONTEXT.value, "checkpoint_step": model.step}
     settings |= {"workdir": str(Path(WORKDIR.value).absolute()), "seed": SEED.value}
     start = time.perf_counter()
     written = write_corpus(
-        model, sampler, [one for one in asked for _ in range(NUM_SAMPLES.value)], out, settings=settings,
-        batch_size=BATCH_SIZE.value, cut=lambda text: cut([text])[0], **options,
+        model, made.sampler, [one for one in asked for _ in range(NUM_SAMPLES.value)], out, settings=settings,
+        batch_size=BATCH_SIZE.value, cut=lambda text: cut([text])[0], **_options(model, made),
     )  # fmt: skip
     return {
         **written._asdict(),
         "out": str(out),
-        "sampler": sampler_flags.SAMPLER.value,
+        "sampler": sampler_flags.name(model),
         "checkpoint_step": model.step,
         "seed": SEED.value,
         "seconds_including_compilation": round(time.perf_counter() - start, 3),
     }
 
 
-def _continue(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], pipeline.GenerationOutput, dict]:
+def _continue(model: LoadedModel, made: Preset) -> tuple[list[str], pipeline.GenerationOutput, dict]:
     """The prompts, one a text; the whole output; texts, and what else is reported."""
-    options = _options(model)
+    sampler, options = made.sampler, _options(model, made)
     prompts = [prompt for prompt in PROMPT.value or [""] for _ in range(NUM_SAMPLES.value)]
     if BEST_OF.value and BEST_OF_SCORE.value != "vote":
         score = SCORES[BEST_OF_SCORE.value]
@@ -200,18 +204,18 @@ def _continue(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], pipe
     return prompts, output, {"texts": texts[::each], **extra}
 
 
-def _options(model: LoadedModel) -> dict:
+def _options(model: LoadedModel, made: Preset) -> dict:
     return {
-        "max_new_tokens": MAX_NEW_TOKENS.value,
+        "max_new_tokens": made.max_new_tokens,
         "seed": SEED.value,
         "logits_processor": sampler_flags.logits_processor(model),
-        "cfg_scale": sampler_flags.CFG_SCALE.value,
+        "cfg_scale": made.cfg_scale,
         "drop_finished": DROP_FINISHED.value,
         "rolling_context": ROLLING_CONTEXT.value,
     }
 
 
-def _streamed(model: LoadedModel, sampler: TextSampler, prompt, options: dict):
+def _streamed(model: LoadedModel, sampler: Any, prompt, options: dict):
     """Prints the text as it is written; returns an output of the last pass, and the text."""
     del options["rolling_context"], options["drop_finished"]
     text = ""
@@ -220,7 +224,7 @@ def _streamed(model: LoadedModel, sampler: TextSampler, prompt, options: dict):
         generation = Generation(tokens=written.tokens[:1], length=written.length[:1], nfe=written.nfe, cache=None)
         print(piece, end="", flush=True, file=sys.stderr)
     print(file=sys.stderr, flush=True)
-    return pipeline.GenerationOutput([text], generation, [], MAX_NEW_TOKENS.value), {"texts": [text]}
+    return pipeline.GenerationOutput([text], generation, [], options["max_new_tokens"]), {"texts": [text]}
 
 
 def _asked(model: LoadedModel, prompts: list[str]) -> list:
@@ -243,9 +247,12 @@ def cut(texts: list[str]) -> list[str]:
     return [text[: min((text.find(stop) for stop in STOP.value if stop in text), default=None)] for text in texts]
 
 
-def _infill(model: LoadedModel, sampler: TextSampler) -> tuple[list[str], pipeline.GenerationOutput, dict]:
+def _infill(model: LoadedModel, made: Preset) -> tuple[list[str], pipeline.GenerationOutput, dict]:
     """As `_continue`, for texts with holes."""
     texts, rule = [_parts(text) for text in INFILL.value], sampler_flags.logits_processor(model)
+    sampler = made.sampler
+    if made.cfg_scale:
+        raise ValueError(f"infilling goes without guidance, and generation_config.json sets cfg_scale={made.cfg_scale}")
     if not any(isinstance(part, range) for parts in texts for part in parts):
         output = pipeline.infill(model, sampler, texts, seed=SEED.value, logits_processor=rule)
         return INFILL.value, output, {"texts": _whole(texts, output.texts)}

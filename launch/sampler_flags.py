@@ -5,11 +5,12 @@
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Callable
 
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.config import find_class
-from diffusion_lm.inference import api, presets
+from diffusion_lm.inference import by_name, presets, published
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache, PrefixCache
 from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft, TrainedDraft
@@ -75,10 +76,35 @@ def _ancestral(model: LoadedModel, options: dict) -> TextSampler:
 def _of_class(model: LoadedModel, options: dict) -> TextSampler:
     """The sampler of a class that --sampler names, which allows its import."""
     allowed = (*command.ALLOW_IMPORT.value, SAMPLER.value.partition(":")[0])
-    return api.make_sampler(
+    return by_name.make_sampler(
         model, find_class(SAMPLER.value, allowed, "--sampler"), sampling=options["sampling"],
         denoising_steps=options["denoising_steps"], canvas_length=options["canvas_length"],
     )  # fmt: skip
+
+
+def _published(model: LoadedModel, options: dict) -> published.Preset:
+    """A converted model's own sampler, with the flags that are set."""
+    settings = {}
+    for item in SAMPLER_SETTING.value:
+        name, equals, value = item.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--sampler_setting={item} is no NAME=VALUE")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value  # a word
+    shape = {"denoising_steps": DENOISING_STEPS.value, "canvas_length": CANVAS_LENGTH.value}
+    if clash := sorted(settings.keys() & (options.keys() | shape.keys())):
+        raise ValueError(f"--sampler_setting={clash[0]}=... has a flag of its own: set --{clash[0]}")
+    ended = (model.tokenizer.eos,) if IGNORE_EOS.value else ()
+    shape |= {"record": options["record"], "suppressed": ended, "cfg_scale": CFG_SCALE.value}
+    return published.preset(model, **_drawn(), **shape, **settings)
+
+
+def _drawn() -> dict:
+    """The flags of `SamplingParams` that are set."""
+    flags = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P, "min_p": MIN_P}
+    return {name: flag.value for name, flag in flags.items() if flag.value is not None}
 
 
 def _given(flag, keyword: str) -> dict:
@@ -90,6 +116,11 @@ _CANVAS = ("denoising_steps", "canvas_length")
 _COMMITS = (*_CANVAS, "revise_rounds", "revise_span")
 _CACHED = (*_COMMITS, "approximate_cache", "cache_block_size", "cache_refresh_every")
 SAMPLERS = {
+    "published": Kind(
+        help="a converted model's own sampler, with its generation_config.json (docs/open_weights.md)",
+        make=lambda model, options: _published(model, options).sampler,
+        flags=(*_CANVAS, "sampler_setting"),
+    ),
     "confidence": Kind(
         help="commits the same number of tokens each step, by --score (MaskGIT, LLaDA)",
         make=_confidence(lambda: FixedCount(score=SCORE.value)),
@@ -184,9 +215,9 @@ DRAFTERS = {
 FLAGS = Flags()
 SAMPLER = FLAGS.string(
     "sampler",
-    "confidence",
-    "How text is sampled; or module:Class, a sampler of your own. "
-    + "; ".join(f"{name}: {its.help}" for name, its in SAMPLERS.items()),
+    None,
+    "How text is sampled; or module:Class, a sampler of your own. Default: published for a converted model, else "
+    "confidence. " + "; ".join(f"{name}: {its.help}" for name, its in SAMPLERS.items()),
 )
 DENOISING_STEPS = FLAGS.integer(
     "denoising_steps", None, "Most forward passes a canvas, at least 1. (LLaDA's `steps` are for all canvases of an "
@@ -195,6 +226,10 @@ DENOISING_STEPS = FLAGS.integer(
 CANVAS_LENGTH = FLAGS.integer(
     "canvas_length", 0, "Tokens that are denoised together, at least 1; 0: as many as in training.", 0
 )
+SAMPLER_SETTING = FLAGS.multi_string(
+    "sampler_setting", [], "NAME=VALUE, a setting of the published sampler by its own name, as in alg=maskgit_plus; "
+    "may be repeated.",
+)  # fmt: skip
 SCORE = FLAGS.enum(
     "score", "probability", ["probability", "margin", "entropy"], "What confidence ranks positions by: the sampled "
     "token's probability; margin: the most probable token's less the second's; entropy: least entropy first.",
@@ -238,13 +273,20 @@ NUM_PARTICLES = FLAGS.integer(
     "num_particles", 0, "Samples a prompt that ancestral reweights by the autoregressive likelihood and resamples "
     "after each canvas (sequential Monte Carlo; exact as their number grows). 0: off.", 0,
 )  # fmt: skip
-TEMPERATURE = FLAGS.float("temperature", 1.0, "Divides the logits, at least 0; 0: the most probable token.", 0)
-TOP_K = FLAGS.integer("top_k", 0, "Samples among the k most probable tokens; 0: all.", 0)
-TOP_P = FLAGS.float("top_p", 1.0, "Samples among the smallest set of tokens with this probability, 0 to 1.", 0, 1)
-MIN_P = FLAGS.float("min_p", 0.0, "Drops tokens below this share of the top token's probability, 0 to 1.", 0, 1)
+TEMPERATURE = FLAGS.float(
+    "temperature", None, "Divides the logits, at least 0; 0: the most probable token. Default: 1, or the published "
+    "sampler's; so are the next three.", 0,
+)  # fmt: skip
+TOP_K = FLAGS.integer("top_k", None, "Samples among the k most probable tokens; 0: all. Default: 0.", 0)
+TOP_P = FLAGS.float(
+    "top_p", None, "Samples among the smallest set of tokens with this probability, 0 to 1. Default: 1.", 0, 1
+)
+MIN_P = FLAGS.float(
+    "min_p", None, "Drops tokens below this share of the top token's probability, 0 to 1. Default: 0.", 0, 1
+)
 CFG_SCALE = FLAGS.float(
-    "cfg_scale", 0.0, "Classifier-free guidance scale s, at least 0: logits (1 + s) conditional - s unconditional. "
-    "0: off; above 0 each pass costs two.", 0,
+    "cfg_scale", None, "Classifier-free guidance scale s, at least 0: logits (1 + s) conditional - s unconditional. "
+    "0: off; above 0 each pass costs two. Default: 0, or the published sampler's.", 0,
 )  # fmt: skip
 FREQUENCY_PENALTY = FLAGS.float(
     "frequency_penalty", 0.0, "Subtracted from a token's logit for each time it is already in the text, in nats."
@@ -254,24 +296,35 @@ BAD_WORDS = FLAGS.multi_string("bad_words", [], "No token that contains this tex
 IGNORE_EOS = FLAGS.bool("ignore_eos", False, "Never samples the end of text: every answer has --max_new_tokens tokens.")
 
 
-def kind() -> Kind:
-    """The chosen sampler's line of the table, or one for a class. Raises ValueError for any other name."""
-    if ":" in SAMPLER.value:
+def name(model: LoadedModel) -> str:
+    """The name of the sampler for a model: what --sampler says, else its default."""
+    return SAMPLER.value or ("published" if published.of(model) else "confidence")
+
+
+def kind(chosen: str) -> Kind:
+    """A sampler's line of the table, or one for a class. Raises ValueError for any other name."""
+    if ":" in chosen:
         return Kind(help="a sampler class", make=_of_class, flags=_CANVAS)
-    if SAMPLER.value not in SAMPLERS:
-        near = difflib.get_close_matches(SAMPLER.value, SAMPLERS, n=1)
+    if chosen not in SAMPLERS:
+        near = difflib.get_close_matches(chosen, SAMPLERS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"--sampler={SAMPLER.value}: {hint}It is one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[SAMPLER.value]
+        raise ValueError(f"--sampler={chosen}: {hint}It is one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[chosen]
+
+
+def _check_applies(*chosen: str) -> None:
+    """Raises ValueError for a flag that is set and that none of the chosen samplers takes."""
+    taken = {flag for one in chosen for flag in kind(one).flags}
+    for name in sorted({name for other in SAMPLERS.values() for name in other.flags} - taken):
+        flag = FLAGS.values[name]
+        if flag.value != flag.default:
+            takers = ", ".join(other for other, its in SAMPLERS.items() if name in its.flags)
+            raise ValueError(f"--{name} applies to --sampler={takers}; not to {chosen[0]}")
 
 
 def check() -> None:
     """Raises ValueError for flags that contradict each other; needs no model."""
-    for name in sorted({name for other in SAMPLERS.values() for name in other.flags} - set(kind().flags)):
-        flag = FLAGS.values[name]
-        if flag.value != flag.default:
-            takers = ", ".join(other for other, its in SAMPLERS.items() if name in its.flags)
-            raise ValueError(f"--{name} applies to --sampler={takers}; not to {SAMPLER.value}")
+    _check_applies(*([SAMPLER.value] if SAMPLER.value else ["confidence", "published"]))
     if NUM_PARTICLES.value and (CORRECTOR_STEPS.value or REVISE_ROUNDS.value):
         raise ValueError("--num_particles goes without --corrector_steps and --revise_rounds")
     if APPROXIMATE_CACHE.value and REVISE_ROUNDS.value:
@@ -287,19 +340,24 @@ def check() -> None:
 def text_sampler(model: LoadedModel, *, record: bool) -> TextSampler:
     """The sampler that the flags describe; `record` keeps every step for --view. Raises ValueError if it doesn't fit
     the model."""
+    return preset(model, record=record).sampler
+
+
+def preset(model: LoadedModel, *, record: bool) -> published.Preset:
+    """As `text_sampler`, with what else a published sampler's settings say."""
+    chosen = name(model)
+    _check_applies(chosen)
     draw = SamplingParams(
-        temperature=TEMPERATURE.value,
-        top_k=TOP_K.value,
-        top_p=TOP_P.value,
-        min_p=MIN_P.value,
-        suppressed=(*model.tokenizer.suppressed, *([model.tokenizer.eos] if IGNORE_EOS.value else [])),
+        **_drawn(), suppressed=(*model.tokenizer.suppressed, *([model.tokenizer.eos] if IGNORE_EOS.value else []))
     )
-    steps = DENOISING_STEPS.value or (None if SAMPLER.value in FREE else STEPS)
+    steps = DENOISING_STEPS.value or (None if chosen in FREE else STEPS)
     options = {"sampling": draw, "canvas_length": CANVAS_LENGTH.value, "denoising_steps": steps, "record": record}
-    sampler = kind().make(model, options)
+    if chosen == "published":
+        return _published(model, options)
+    sampler = kind(chosen).make(model, options)
     if REVISE_ROUNDS.value:
         sampler = presets.revised(model, sampler, rounds=REVISE_ROUNDS.value, span=REVISE_SPAN.value)
-    return sampler
+    return published.Preset(sampler, cfg_scale=CFG_SCALE.value or 0.0)
 
 
 def logits_processor(model: LoadedModel) -> LogitsProcessor | None:

@@ -130,7 +130,7 @@ def test_the_default_sampler_fits_the_network(joint, uniform, autoregressive):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "nope"}, "sampler 'nope' is none of confidence, "),
+        ({"sampler": "nope"}, "sampler 'nope' is none of published, confidence, "),
         ({"sampler": "autoregressive", "denoising_steps": 3}, "has no canvas"),
         ({"sampler": "confidence", "eta": 0.1}, "confidence: .*unexpected keyword argument 'eta'"),
         ({"sampler": dlm.Texts}, "Texts: .*texts"),

@@ -23,6 +23,7 @@ SEEDS_PER_TOKEN = 8  # candidates that training starts from; SentencePiece's mil
 LINE_CHARS = 2_000  # longer lines are cut for training, since SentencePiece would skip them
 SPACE = "▁"  # how SentencePiece writes a space
 MASK = "░"  # how a mask is shown
+_BEFORE = ("a", ".", "0", "|")  # one of them stands before a text that follows another
 CHUNK_CHARS = 1_000_000  # longer texts are encoded in chunks: SentencePiece's lists take 36 bytes a token
 THREADS = 4  # fixed, since partial sums are added per thread and their order changes the vocabulary
 # Leading, double and trailing spaces, line ends, composed and compatibility characters, capitals, rare letters.
@@ -71,8 +72,8 @@ class Tokenizer(Protocol):
         """What each id looks like on a screen, masks included."""
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """The ids of a text that a user typed: int32 [n].
+def encode_prompt(tokenizer: Tokenizer, text: str, *, follows: bool = False) -> np.ndarray:
+    """The ids of a text that a user typed: int32 [n]. follows: it comes after other text (see `encode_continuation`).
 
     Raises ValueError if the tokenizer has no token for a part of it. Warns if the tokenizer changes it.
     """
@@ -80,11 +81,12 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{text[:40]!r} is not valid UTF-8 (character {error.start}): retype it") from None
-    ids = tokenizer.encode(text)
+    ids = encode_continuation(tokenizer, text) if follows else tokenizer.encode(text)
     if tokenizer.unknown >= 0 and np.any(ids == tokenizer.unknown):
         lost = "".join(dict.fromkeys(c for c in text if np.any(tokenizer.encode(c) == tokenizer.unknown)))
         raise ValueError(f"the tokenizer has no token for {lost or text!r} in {text[:40]!r}: leave it out")
-    if not lossless(tokenizer) and (read := tokenizer.decode(ids)) != text:
+    before = tokenizer.encode(_BEFORE[0]) if follows else []
+    if not lossless(tokenizer) and (read := decode_continuation(tokenizer, before, ids)) != text:
         logging.warning("the tokenizer changes %r: the model sees %r", text[:80], read[:80])
     return ids
 
@@ -93,6 +95,26 @@ def with_bos(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
     """What a network is given of a prompt, int32 [n], n >= 1: after a begin of text, where the tokenizer's texts have
     one, or where there is nothing else."""
     return ids if len(ids) and not tokenizer.adds_bos else np.concatenate([[tokenizer.bos], ids]).astype(np.int32)
+
+
+def encode_continuation(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The ids of a text that follows other text, int32 [n]: `decode_continuation` gives it back.
+
+    Encoded alone, it would begin with the space that most SentencePiece models put before a text. So it is encoded
+    after a character whose token stays apart. A tokenizer that changes the text itself may still do so.
+    """
+    plain = tokenizer.encode(text)
+    if decode_continuation(tokenizer, tokenizer.encode(_BEFORE[0]), plain) == text:
+        return plain
+    found = []
+    for before in _BEFORE:
+        first, whole = tokenizer.encode(before), tokenizer.encode(before + text)
+        rest = whole[len(first) :]
+        if tokenizer.decode(first) and np.array_equal(whole[: len(first)], first):
+            if decode_continuation(tokenizer, first, rest) == text:
+                return rest
+            found.append(rest)
+    return found[0] if found else plain
 
 
 def decode_continuation(tokenizer: Tokenizer, prompt_ids, ids) -> str:

@@ -17,33 +17,9 @@ from diffusion_lm.data.prompt_response import PromptResponse
 from diffusion_lm.data.source import Data
 from diffusion_lm.data.tokenizer import encode_prompt
 from diffusion_lm.evaluation.likelihood import Estimate, held_out
-from diffusion_lm.inference import pipeline, presets, streaming
-from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.samplers.base import TextSampler
-from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Rescale
-from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.samplers.unmasking import EntropyBound, Factor, FixedCount, Threshold
+from diffusion_lm.inference import pipeline, streaming
+from diffusion_lm.inference.by_name import made_for
 from diffusion_lm.training import loop
-
-DEFAULT_STEPS = 12  # denoising steps a canvas
-# name -> the preset, its options, and whether it takes as many steps as it needs
-SAMPLERS = {
-    "confidence": (presets.confidence, {"schedule": FixedCount()}, False),
-    "threshold": (presets.confidence, {"schedule": Threshold()}, True),
-    "factor": (presets.confidence, {"schedule": Factor()}, True),
-    "entropy_bound": (presets.confidence, {"schedule": EntropyBound()}, True),
-    "ancestral": (presets.ancestral, {}, False),
-    "reverse_process": (presets.reverse_process, {}, False),
-    "remask_cap": (presets.remasking, {"remask": Cap()}, False),
-    "remask_rescale": (presets.remasking, {"remask": Rescale()}, False),
-    "remask_confidence": (presets.remasking, {"remask": ConfidenceBased()}, False),
-    "remask_loop": (presets.remasking, {"remask": Loop()}, False),
-    "renoise": (presets.renoising, {}, False),
-    "embedding_flow": (presets.embedding_flow, {}, False),
-    "autoregressive": (presets.autoregressive, {}, None),
-    "speculative": (presets.speculative, {}, None),
-    "auto": (presets.auto, {}, False),
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,45 +68,47 @@ def generate(
     model: LoadedModel,
     prompts: str | Sequence[str] = "",
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     sampler: Any = None,
     denoising_steps: int | None = None,
     canvas_length: int = 0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    cfg_scale: float = 0.0,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    cfg_scale: float | None = None,
     seed: int = 0,
     rolling_context: bool = False,
     **options,
 ) -> Generated:
     """Generates text after each prompt. The same seed and prompt give the same text, in any batch.
 
+    What is None is what a converted model's published sampler and its generation_config.json say, if that sampler is
+    used (see `inference.published`); else the value in brackets.
+
     Args:
       model: what `load` returns.
       prompts: one text or several; "" begins a new document.
-      max_new_tokens: tokens after each prompt, at most.
-      sampler: see `make_sampler`; None: the one that fits the network.
-      denoising_steps: forward passes a canvas, at most; None: 12, or as many as the sampler needs.
+      max_new_tokens: tokens after each prompt, at most (256).
+      sampler: see `make_sampler`; None: a converted model's published one, else the one that fits the network.
+      denoising_steps: forward passes a canvas, at most (12, or as many as the sampler needs).
       canvas_length: tokens that are denoised together; 0: as in training.
-      temperature, top_k, top_p, min_p: see `SamplingParams`.
-      cfg_scale: classifier-free guidance scale s, (1 + s) conditional - s unconditional logits; 0: off.
+      temperature, top_k, top_p, min_p: see `SamplingParams` (1.0, 0, 1.0, 0.0).
+      cfg_scale: classifier-free guidance scale s, (1 + s) conditional - s unconditional logits (0, which is off).
       seed: of all draws.
       rolling_context: forget the oldest tokens once the context is full.
-      options: fields of the sampler, such as schedule=Threshold(...).
+      options: fields of the sampler, such as schedule=Threshold(...); settings of a published one, by its own names.
 
     Raises ValueError for a sampler or options that don't fit the network, and for what its context can't hold.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    sampling = SamplingParams(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, suppressed=model.tokenizer.suppressed
-    )
+    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     shape = {"denoising_steps": denoising_steps, "canvas_length": canvas_length}
-    made = make_sampler(model, sampler, sampling=sampling, **shape, **options)
+    made = made_for(model, sampler, drawn, **shape, **options)
+    new = made.new_tokens(model, prompts) if max_new_tokens is None else max_new_tokens
     output = pipeline.generate(
-        model, made, prompts, max_new_tokens=max_new_tokens, seed=seed, cfg_scale=cfg_scale,
-        rolling_context=rolling_context,
+        model, made.sampler, prompts, max_new_tokens=new, seed=seed,
+        cfg_scale=made.cfg_scale if cfg_scale is None else cfg_scale, rolling_context=rolling_context,
     )  # fmt: skip
     return _generated(output, output.texts)
 
@@ -139,15 +117,15 @@ def stream(
     model: LoadedModel,
     prompt: str = "",
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     sampler: Any = None,
     denoising_steps: int | None = None,
     canvas_length: int = 0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    cfg_scale: float = 0.0,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    cfg_scale: float | None = None,
     seed: int = 0,
     stop: Sequence[str] = (),
     **options,
@@ -155,14 +133,13 @@ def stream(
     """Generates text after one prompt, piece by piece: by token, round of drafts or canvas. Pieces are whole
     characters and join to the text of `generate`, whose arguments and errors these are; it ends before the first
     string of `stop`. `inference.streaming.stream` also shows each pass over a canvas."""
-    sampling = SamplingParams(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, suppressed=model.tokenizer.suppressed
-    )
-    shape = {"denoising_steps": denoising_steps, "canvas_length": canvas_length}
-    made = make_sampler(model, sampler, sampling=sampling, **shape, **options)
+    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    made = made_for(model, sampler, drawn, denoising_steps=denoising_steps, canvas_length=canvas_length, **options)
     passes = streaming.stream(
-        model, made, prompt, max_new_tokens=max_new_tokens, seed=seed, stop=stop, cfg_scale=cfg_scale
-    )
+        model, made.sampler, prompt, seed=seed, stop=stop,
+        max_new_tokens=made.new_tokens(model, [prompt]) if max_new_tokens is None else max_new_tokens,
+        cfg_scale=made.cfg_scale if cfg_scale is None else cfg_scale,
+    )  # fmt: skip
     return (piece for piece, _ in passes if piece)
 
 
@@ -173,7 +150,7 @@ def infill(
     sampler: Any = None,
     denoising_steps: int | None = None,
     canvas_length: int = 0,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     seed: int = 0,
     **options,
 ) -> Generated:
@@ -183,11 +160,11 @@ def infill(
     Raises ValueError for a text without a hole, or one that the context or canvas can't hold.
     """
     texts = [texts] if texts and isinstance(texts[0], str | int) else list(texts)
-    sampling = SamplingParams(temperature=temperature, suppressed=model.tokenizer.suppressed)
     shape = {"denoising_steps": denoising_steps, "canvas_length": canvas_length}
-    output = pipeline.infill(
-        model, make_sampler(model, sampler, sampling=sampling, **shape, **options), texts, seed=seed
-    )
+    made = made_for(model, sampler, {"temperature": temperature}, **shape, **options)
+    if made.cfg_scale:
+        raise ValueError(f"infilling goes without cfg_scale={made.cfg_scale}: set cfg_scale=0.0")
+    output = pipeline.infill(model, made.sampler, texts, seed=seed)
     first = [text[0] if isinstance(text[0], str) else "" for text in texts]
     return _generated(output, [start + rest for start, rest in zip(first, output.texts, strict=True)])
 
@@ -195,74 +172,6 @@ def infill(
 def _generated(output: pipeline.GenerationOutput, texts: Sequence[str]) -> Generated:
     counts = tuple(int(n) for n in output.generation.length)
     return Generated(tuple(texts), counts, int(output.generation.nfe), output)
-
-
-def make_sampler(
-    model: LoadedModel,
-    sampler: Any = None,
-    *,
-    sampling: SamplingParams | None = None,
-    denoising_steps: int | None = None,
-    canvas_length: int = 0,
-    **options,
-) -> TextSampler:
-    """The text sampler for a network.
-
-    Args:
-      model: a trained network.
-      sampler: a name in SAMPLERS; a canvas or text sampler's class, or an instance of one. A class gets those of the
-        fields process, denoising_steps, eos, mask and sampling that it has, and `options`. None: "autoregressive" for
-        networks without canvases, "confidence" for masks, else "reverse_process".
-      sampling: how tokens are sampled; None: at temperature 1.
-      denoising_steps, canvas_length, options: as in `generate`.
-
-    Raises ValueError if sampler, options and network don't go together.
-    """
-    tokenizer, layout = model.tokenizer, model.config.objective.layout
-    sampling = sampling or SamplingParams(suppressed=tokenizer.suppressed)
-    if sampler is None:
-        masks = "confidence" if isinstance(model.process, Absorbing) else "reverse_process"
-        sampler = masks if layout.denoises else "autoregressive"
-    if isinstance(sampler, str):
-        return _named(model, sampler, options, sampling, denoising_steps, canvas_length)
-    if isinstance(sampler, type):
-        known = {
-            "process": model.process,
-            "denoising_steps": denoising_steps or DEFAULT_STEPS,
-            "eos": tokenizer.eos if layout.closed_by_eos or hasattr(sampler, "stages") else -1,
-            "mask": tokenizer.mask,
-            "sampling": sampling,
-        }
-        has = {field.name for field in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else set()
-        sampler = _call(sampler, {name: value for name, value in known.items() if name in has} | options)
-    elif options or denoising_steps is not None:
-        names = ", ".join([*options, *(["denoising_steps"] if denoising_steps is not None else [])])
-        raise ValueError(f"{names}: set them in the sampler that you pass")
-    if hasattr(sampler, "stages"):
-        return sampler
-    if not hasattr(sampler, "query"):
-        raise ValueError(f"{type(sampler).__name__} is no sampler: it has neither query and update, nor stages")
-    return presets.block_diffusion(model, sampler, canvas_length=canvas_length)
-
-
-def _named(model, name: str, options: dict, sampling, denoising_steps: int | None, canvas_length: int) -> TextSampler:
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler {name!r} is none of {', '.join(SAMPLERS)}")
-    preset, fixed, free = SAMPLERS[name]
-    shape = {}
-    if free is not None:
-        steps = denoising_steps if denoising_steps is not None or free else DEFAULT_STEPS
-        shape = {"denoising_steps": steps, "canvas_length": canvas_length}
-    elif denoising_steps is not None or canvas_length:
-        raise ValueError(f"sampler {name!r} has no canvas: leave denoising_steps and canvas_length out")
-    return _call(preset, fixed | shape | options | {"sampling": sampling}, model)
-
-
-def _call(make: Any, options: dict, *arguments: Any) -> Any:
-    try:
-        return make(*arguments, **options)
-    except TypeError as error:
-        raise ValueError(f"{make.__name__}: {error}") from None
 
 
 class LogLikelihood(NamedTuple):

@@ -132,7 +132,11 @@ def _prompt_and_suffix(model: LoadedModel, text: Sequence[str | int]) -> tuple[n
         raise ValueError("a text to infill needs a hole of 1 token or more")
     tokenizer = model.tokenizer
     parts = [
-        np.full(p, tokenizer.mask) if isinstance(p, int) else encode_prompt(tokenizer, p) if isinstance(p, str) else p
+        np.full(p, tokenizer.mask)
+        if isinstance(p, int)
+        else encode_prompt(tokenizer, p, follows=True)
+        if isinstance(p, str)
+        else p
         for p in rest
     ]
     return encode_prompts(model, [first])[0], np.concatenate(parts).astype(np.int32)
@@ -199,9 +203,9 @@ class Request:
         suffix: np.ndarray | None = None,
         num_new_tokens: np.ndarray | None = None,
     ) -> Generation:
-        network, prompt = self.prepared(ids, max_new_tokens, suffix, num_new_tokens)
+        sampler, network, prompt = self.prepared(ids, max_new_tokens, suffix, num_new_tokens)
         generation = runner.run(
-            self.sampler, network, prompt, keys, max_new_tokens=max_new_tokens, drop_finished=self.drop_finished
+            sampler, network, prompt, keys, max_new_tokens=max_new_tokens, drop_finished=self.drop_finished
         )
         return jax.block_until_ready(generation)
 
@@ -212,8 +216,8 @@ class Request:
         suffix: np.ndarray | None = None,
         num_new_tokens: np.ndarray | None = None,
         rows: int | None = None,
-    ) -> tuple[Any, Prompt]:
-        """The network and the prompts as `runner` takes them.
+    ) -> tuple[TextSampler, Any, Prompt]:
+        """The sampler for these prompts, the network and the prompts as `runner` takes them.
 
         rows: how many the network's type of products is chosen for (see `BoundModel.for_sampling`); None: as there are
         """
@@ -228,7 +232,10 @@ class Request:
             suffix=None if suffix is None else jnp.asarray(suffix),
             num_new_tokens=None if num_new_tokens is None else jnp.asarray(num_new_tokens),
         )
-        width = self.sampler.width(max_new_tokens) * (2 if self.cfg_scale else 1)
+        sampler = self.sampler
+        if hasattr(sampler, "sized"):
+            sampler = sampler.sized(width, max_new_tokens)
+        width = sampler.width(max_new_tokens) * (2 if self.cfg_scale else 1)
         network, prefix = self.model.for_sampling((rows or len(ids)) * width), self.model.config.objective.layout.prefix
         if self.cfg_scale and (isinstance(prefix, BlockCausal) or not np.isfinite(self.cfg_scale)):
             raise ValueError(f"cfg_scale={self.cfg_scale} must be finite, and needs text that isn't read in blocks")
@@ -240,7 +247,7 @@ class Request:
                 cfg_scale=jnp.asarray(self.cfg_scale, jnp.float32) if self.cfg_scale else None,
                 prompt_length=prompt.length if self.cfg_scale else None,
             )
-        return network, prompt
+        return sampler, network, prompt
 
 
 def rolling_generate(request: Request, ids: list[np.ndarray], keys: jax.Array, *, max_new_tokens: int) -> Generation:
@@ -282,7 +289,11 @@ def _output(
     rows = [row[:n] for row, n in zip(np.asarray(generation.tokens), np.asarray(generation.length), strict=True)]
     if any((row < 0).any() for row in rows):  # categorical.INVALID
         raise ValueError("the network's logits were not finite: check its parameters, or compute in float32")
-    rows = [_before_stop(row, model.tokenizer.stops) for row in rows]
+    if any(np.isin(row, model.tokenizer.stops).any() for row in rows):
+        rows = [_before_stop(row, model.tokenizer.stops) for row in rows]
+        length = jnp.asarray([len(row) for row in rows], jnp.int32)
+        ended = jnp.arange(generation.tokens.shape[1], dtype=jnp.int32)[None] >= length[:, None]
+        generation = generation.replace(tokens=jnp.where(ended, model.tokenizer.mask, generation.tokens), length=length)
     texts = [decode_continuation(model.tokenizer, prompt, row) for prompt, row in zip(ids, rows, strict=True)]
     return GenerationOutput(texts, generation, ids, max_new_tokens)
 

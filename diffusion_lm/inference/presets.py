@@ -35,7 +35,8 @@ def autoregressive(model: LoadedModel, *, sampling: SamplingParams) -> Autoregre
         raise ValueError(
             f"{type(objective).__name__} doesn't train autoregression: sample with confidence or ancestral"
         )
-    return AutoregressiveSampler(mask=model.tokenizer.mask, eos=model.tokenizer.eos, sampling=sampling)
+    tokenizer = model.tokenizer
+    return AutoregressiveSampler(mask=tokenizer.mask, eos=tokenizer.eos, stops=_stops(model), sampling=sampling)
 
 
 def speculative(
@@ -186,6 +187,7 @@ def block_diffusion(
         canvas_length=canvas_length,
         mask=tokenizer.mask,
         eos=tokenizer.eos,
+        stops=_stops(model),
         clean=objective.layout.prefix,
         align=objective.layout.align,
         record=record,
@@ -196,6 +198,11 @@ def block_diffusion(
 def _eos(model: LoadedModel) -> int:
     """The end of text that closes a canvas; -1 where rows of several texts were one canvas in training."""
     return model.tokenizer.eos if model.config.objective.layout.closed_by_eos else -1
+
+
+def _stops(model: LoadedModel) -> tuple[int, ...]:
+    """Ends of a text beside the end of text."""
+    return tuple(stop for stop in model.tokenizer.stops if stop != model.tokenizer.eos)
 
 
 def _canvas_length(model: LoadedModel, canvas_length: int) -> int:

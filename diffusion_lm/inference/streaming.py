@@ -48,9 +48,9 @@ class Rows:
         suffix, num_new_tokens = (None if a is None else a[copies] for a in (suffix, num_new_tokens))
         self._wanted = number < len(ids)
         padded = [ids[i] for i in copies]
-        network, prompt = request.prepared(padded, max_new_tokens, suffix, num_new_tokens, rows=1)
+        sampler, network, prompt = request.prepared(padded, max_new_tokens, suffix, num_new_tokens, rows=1)
         self._passes = runner.snapshots(
-            request.sampler, network, prompt, jnp.take(keys, copies, axis=0), max_new_tokens=max_new_tokens,
+            sampler, network, prompt, jnp.take(keys, copies, axis=0), max_new_tokens=max_new_tokens,
             wanted=self._wanted, sampling=jax.tree.map(lambda a: jnp.take(a, copies), sampling),
         )  # fmt: skip
 

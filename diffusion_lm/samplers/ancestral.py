@@ -22,6 +22,7 @@ class Ancestral(CanvasSampler):
                      quarter of a step's noise to the finished text and removes it again, so that tokens which were
                      sampled independently are sampled anew given the rest. Little noise at the end helps more than the
                      same number of ordinary steps. Not for masks: see `remasking`
+    end              the times fall evenly to this one, not to 0; the last step ends at 0 all the same (Dream)
     """
 
     process: Process
@@ -29,9 +30,12 @@ class Ancestral(CanvasSampler):
     eos: int
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
     corrector_steps: int = 0
+    end: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 <= self.end < 1:
+            raise ValueError(f"the last of the times must be at least 0 and less than 1; got {self.end}")
         if not 0 <= self.corrector_steps < self.denoising_steps:
             raise ValueError(
                 f"corrector_steps must be at least 0 and less than denoising_steps={self.denoising_steps}; "
@@ -65,8 +69,8 @@ class Ancestral(CanvasSampler):
     def _times(self, state: Canvas) -> tuple[Array, Array]:
         """The times [B] that the next step goes between."""
         steps = self.denoising_steps - self.corrector_steps
-        t = 1.0 - state.step / steps
-        t, s = (jnp.full(state.tokens.shape[0], time) for time in (t, jnp.maximum(t - 1 / steps, 0.0)))
+        t = 1.0 - state.step * (1 - self.end) / steps
+        t, s = (jnp.full(state.tokens.shape[0], time) for time in (t, jnp.maximum(t - (1 - self.end) / steps, 0.0)))
         s = jnp.where(state.step + 1 >= steps, 0.0, s)  # the last step ends at 0, whatever the rounding
         return (jnp.where(state.step >= steps, _CORRECTOR_TIME / steps, t) if self.corrector_steps else t), s
 

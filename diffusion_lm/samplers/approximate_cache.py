@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from diffusion_lm.samplers.base import Canvas, CanvasSampler, Query, commit, fields_of, fold_in_rows
-from diffusion_lm.samplers.cache_policy import CachePolicy, in_block, positions
+from diffusion_lm.samplers.cache_policy import CachePolicy
+from diffusion_lm.samplers.canvas_blocks import block_steps_left, first_free, in_block, positions
 from diffusion_lm.samplers.confidence import Confidence
 
 Array = jax.Array
@@ -37,8 +38,8 @@ class CachedCanvas(Canvas):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ApproximateCacheSampler(CanvasSampler):
-    """Denoises a canvas as `sampler` would, block by block; each step queries the positions that `policy` names. The
-    steps are shared evenly by the blocks.
+    """Denoises a canvas as `sampler` would, block by block, each with its share of the steps; a step queries the
+    positions that `policy` names.
 
     width  how many positions a step queries, which must be enough: see `variants`
     """
@@ -51,6 +52,8 @@ class ApproximateCacheSampler(CanvasSampler):
     def __post_init__(self):
         if not isinstance(self.sampler, Confidence):
             raise ValueError(f"approximate caches work with Confidence; got {type(self.sampler).__name__}")
+        if self.sampler.block_length:
+            raise ValueError("an approximate cache's policy has the blocks: leave block_length out")
 
     @property
     def denoising_steps(self) -> int:
@@ -73,7 +76,7 @@ class ApproximateCacheSampler(CanvasSampler):
     def needed(self, state: CachedCanvas) -> Array:
         """bool [B, L]: what the next step must compute."""
         every = self.policy.refresh_every or self.denoising_steps
-        needed = self.policy.needed(state.undecided, state.changed) | (state.step % every == 0)
+        needed = self.policy.needed(state.undecided, state.changed, first_free(state.fixed)) | (state.step % every == 0)
         return needed & ~self.done(state)[:, None]
 
     def query(self, state: CachedCanvas) -> Query:
@@ -84,15 +87,12 @@ class ApproximateCacheSampler(CanvasSampler):
     def update(self, state: CachedCanvas, logits: Array) -> CachedCanvas:
         length, at = state.tokens.shape[1], self._positions(state)
         block_size = min(self.policy.block_size, length) or length
-        undecided = _take(state.undecided & in_block(state.undecided, block_size), at, False)
+        origin = first_free(state.fixed)
+        undecided = _take(state.undecided & in_block(state.undecided, block_size, origin), at, False)
         keys = fold_in_rows(state.keys, state.step)
         tokens, confidence = self.sampler.sampling(keys, logits, positions=at, length=length)
-        left = (
-            _num_blocks(state.undecided, block_size) - 1
-        )  # blocks after this one, an even share of the steps for each
-        reserved = left * self.denoising_steps // jnp.maximum(_num_blocks(~state.fixed, block_size), 1)
-        steps_left = jnp.maximum(self.denoising_steps - state.step - reserved, 1)
-        chosen = undecided & self.sampler.choose(logits, confidence, undecided, steps_left)
+        steps_left = block_steps_left(state, self.denoising_steps, block_size, origin)
+        chosen = self.sampler.choose(logits, tokens, confidence, undecided, steps_left)
         rows = jnp.arange(at.shape[0], dtype=jnp.int32)[:, None]
         whole = [jnp.zeros((at.shape[0], length), a.dtype).at[rows, at].set(a, mode="drop")
                  for a in (chosen, tokens, confidence)]  # fmt: skip
@@ -111,9 +111,3 @@ class ApproximateCacheSampler(CanvasSampler):
 def _take(a: Array, at: Array, fill: Any) -> Array:
     """a [B, L] at positions `at` [B, W], `fill` where that is none."""
     return jnp.where(at < a.shape[1], jnp.take_along_axis(a, jnp.minimum(at, a.shape[1] - 1), axis=1), fill)
-
-
-def _num_blocks(where: Array, block_size: int) -> Array:
-    """int32 [B]: how many blocks have a position in `where`."""
-    padded = jnp.pad(where, ((0, 0), (0, -where.shape[1] % block_size)))
-    return jnp.sum(jnp.any(padded.reshape(where.shape[0], -1, block_size), axis=2), axis=1, dtype=jnp.int32)

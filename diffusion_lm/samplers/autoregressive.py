@@ -1,6 +1,7 @@
 """Autoregressive sampling: one token a forward pass, with the exact cache."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -38,10 +39,12 @@ class ARState:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoregressiveSampler(TextSampler):
-    """Samples each token from the next-token distribution. mask fills unwritten columns; eos ends a row."""
+    """Samples each token from the next-token distribution. mask fills unwritten columns; eos ends a row, and so do
+    stops."""
 
     mask: int
     eos: int
+    stops: tuple[int, ...] = ()
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
 
     def init(self, network: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, max_new_tokens: int) -> ARState:
@@ -71,14 +74,18 @@ class AutoregressiveSampler(TextSampler):
         return state.finished | (state.nfe >= state.text.shape[1])
 
     def finish(self, state: ARState, *, max_new_tokens: int) -> Generation:
-        ended, writer = (state.text == self.eos) | (state.text == self.mask), jnp.full(state.text.shape, AUTOREGRESSION)
+        ended, writer = self._ends(state.text) | (state.text == self.mask), jnp.full(state.text.shape, AUTOREGRESSION)
         more = {"confidence": state.confidence, "writer": writer.astype(jnp.int8)}
         return generation_of(state, state.text, ended, self.mask, **more)
+
+    def _ends(self, tokens: Array) -> Array:
+        """bool, as tokens: where an id ends a row."""
+        return functools.reduce(jnp.logical_or, [tokens == stop for stop in self.stops], tokens == self.eos)
 
     def _write(self, state: ARState, logits: Array) -> ARState:
         tokens, confidence = self.sampling(fold_in_rows(state.keys, state.nfe), suppress(logits, (self.mask,)))
         tokens = jnp.where(state.finished, self.mask, tokens)
         text = jax.lax.dynamic_update_slice(state.text, tokens[:, None], (0, state.nfe))
         confidence = jax.lax.dynamic_update_slice(state.confidence, confidence[:, None], (0, state.nfe))
-        finished = state.finished | (tokens == self.eos)
+        finished = state.finished | self._ends(tokens)
         return state.replace(text=text, confidence=confidence, nfe=state.nfe + 1, finished=finished)

@@ -112,6 +112,11 @@ class CanvasSampler(Protocol):
     def update(self, state: Any, logits: Array) -> Any:
         """The state after the step; logits float32 [B, W, V] answer `query(state)`, minus infinity at the mask."""
 
+    def conditioning(self, state: Any, logits: Array) -> Array:
+        """The logits whose expected embedding conditions the next step; state is the one before this step."""
+        del state
+        return logits
+
     def done(self, state: Any) -> Array:
         """bool [B]: rows that need no further step."""
         return ~jnp.any(state.undecided, axis=1)
@@ -182,16 +187,16 @@ def denoising(
       embed: softmax(logits) -> expected embedding [B, K, E].
       self_cond_dim: E of a self-conditioned network: each step receives the expected embedding of the previous step's
         prediction, zeros before the first (Analog Bits, arXiv 2208.04202, section 3). Predictions are taken at
-        temperature 1, as in training. 0: no self-conditioning.
+        temperature 1, as in training, unless the sampler says otherwise. 0: no self-conditioning.
     """
-
     variants = sampler.variants(canvas.tokens.shape[1])
 
     def one_pass(variant: CanvasSampler, state: Any, cache: Any, self_cond: Array | None):
         query = variant.query(state)._replace(self_cond=self_cond)
         logits, cache = predict(query, cache)  # the one network call
+        told = embed(variant.conditioning(state, logits)) if self_cond_dim else None
         state = variant.update(state, logits, *((embed,) if variant.uses_embeddings else ()))
-        return state, cache, embed(logits) if self_cond_dim else None
+        return state, cache, told
 
     def step(carry):
         if len(variants) == 1:

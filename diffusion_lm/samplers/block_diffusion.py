@@ -1,6 +1,8 @@
 """Block diffusion: canvas after canvas, each denoised over a cache that holds all clean text before it."""
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax
@@ -82,6 +84,10 @@ class BlockDiffusion(TextSampler):
     record             keep each step's canvas (see `History`)
     self_cond_dim      the embedding width E of a self-conditioned network; 0: it isn't self-conditioned
     approximate_cache  with align 0: compute only what the policy names, over keys and values of earlier steps
+    stops              further ids that end a row's text after their canvas, as a chat model's end of turn does
+    fitted             with align 0: a row's canvas ends with its new tokens, at most at canvas_length (LLaDA, Dream);
+                       else all of canvas_length is denoised, as in training on whole rows. See `sized`
+    steps_per_token    with fitted: denoising steps for each new token; 0: as many as the sampler has
     """
 
     sampler: CanvasSampler
@@ -93,6 +99,9 @@ class BlockDiffusion(TextSampler):
     record: bool = False
     self_cond_dim: int = 0
     approximate_cache: CachePolicy | None = None
+    stops: tuple[int, ...] = ()
+    fitted: bool = False
+    steps_per_token: float = 0.0
 
     def __post_init__(self):
         if self.canvas_length < 1:
@@ -101,6 +110,10 @@ class BlockDiffusion(TextSampler):
             raise ValueError(f"canvas_length={self.canvas_length} must be a multiple of align={self.align}, 0 or above")
         if self.align and isinstance(self.clean, BlockCausal) and self.align != self.clean.block_size:
             raise ValueError(f"blocks of {self.clean.block_size} need align={self.clean.block_size}; got {self.align}")
+        if self.fitted and (self.align or self.approximate_cache):
+            raise ValueError(
+                "fitted canvases are for networks with full attention (align=0) without an approximate cache"
+            )
         if policy := self.approximate_cache:
             if self.align or self.self_cond_dim:
                 raise ValueError(
@@ -116,6 +129,21 @@ class BlockDiffusion(TextSampler):
     @property
     def separable(self) -> bool:
         return not self.record
+
+    def sized(self, prompt: int, max_new_tokens: int) -> "BlockDiffusion":
+        """The sampler for prompts of at most so many tokens, and so many new ones after each."""
+        if not self.fitted:
+            return self
+        sampler, length = self.sampler, prompt + max_new_tokens
+        if self.steps_per_token:
+            steps = max(math.ceil(self.steps_per_token * max_new_tokens), 1)
+            sampler = dataclasses.replace(sampler, denoising_steps=steps)
+        if (block := getattr(sampler, "block_length", 0)) and sampler.denoising_steps < -(-max_new_tokens // block):
+            raise ValueError(
+                f"denoising_steps={sampler.denoising_steps} are fewer than the {-(-max_new_tokens // block)} blocks of "
+                f"{block} positions in {max_new_tokens} new tokens: more steps, or wider blocks"
+            )
+        return dataclasses.replace(self, sampler=sampler, canvas_length=length, steps_per_token=0.0)
 
     def width(self, max_new_tokens: int) -> int:
         return self.canvas_length
@@ -236,14 +264,14 @@ class BlockDiffusion(TextSampler):
                 logits, cache = network.forward_positions(cache, query.tokens, at, query.t)
             else:
                 at, inputs = slot, {"self_cond": query.self_cond, "embeddings": query.embeddings}
-                if state.last_fixed is not None and self.align == 1:
+                if self._ends_inside(state):
                     inputs["segment_ids"] = (~self._beyond(state, slot)).astype(jnp.int32)
                 inputs = {name: value for name, value in inputs.items() if value is not None}
                 logits = network.read_canvas(state.cache, query.tokens, query.t, **inputs)
             logits = suppress(logits, (self.mask,))
             if state.last_fixed is None:
                 return logits, cache
-            end = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None] == self.eos
+            end = self._ends(jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None])
             return jnp.where((at < state.last_fixed[:, None])[..., None] & end, -jnp.inf, logits), cache
 
         return denoising(
@@ -258,7 +286,7 @@ class BlockDiffusion(TextSampler):
     def written(self, state: BlockState, denoised: Denoised) -> BlockState:
         """The state with a denoised canvas in its text; the cache is as before."""
         canvas, history, now = denoised.state, state.history, state.num_canvases
-        ended = jnp.any((canvas.tokens == self.eos) & ~canvas.fixed, axis=1)
+        ended = jnp.any(self._ends(canvas.tokens) & ~canvas.fixed, axis=1)
         if self.record:  # a narrow canvas leaves the rest of its width masked
             (tokens, confidence), here = denoised.trace, (slice(None), slice(None), slice(self.canvas_length))
             history = History(
@@ -285,7 +313,7 @@ class BlockDiffusion(TextSampler):
         at = state.prompt_length[:, None] + jnp.arange(max_new_tokens, dtype=jnp.int32)[None]
         tokens = jnp.take_along_axis(state.text, at, axis=1)
         beyond = at >= state.end[:, None]
-        ended = jnp.cumsum((tokens == self.eos) | (tokens == self.mask) | beyond, axis=1) > 0
+        ended = jnp.cumsum(self._ends(tokens) | (tokens == self.mask) | beyond, axis=1) > 0
         return generation_of(
             state,
             tokens,
@@ -297,16 +325,22 @@ class BlockDiffusion(TextSampler):
             positions_computed=state.positions_computed,
         )
 
+    def _ends(self, tokens: Array) -> Array:
+        """bool, as tokens: where an id ends a row's text."""
+        return functools.reduce(jnp.logical_or, [tokens == stop for stop in self.stops], tokens == self.eos)
+
     def _slots(self, state: BlockState) -> Array:
         """int32 [B, K]: the slots of the next canvas."""
         return state.filled[:, None] + jnp.arange(self.canvas_length, dtype=jnp.int32)[None]
 
     def _beyond(self, state: BlockState, slot: Array) -> Array:
-        """bool [B, K]: after the end of a row whose text has a given length. Canvases at multiples of more than one
-        position are denoised to their ends, as in training."""
-        if self.align != 1 or state.last_fixed is None:
-            return jnp.zeros_like(slot, bool)
-        return slot >= state.end[:, None]
+        """bool [B, K]: after the end of a row's text, where the canvas ends with it."""
+        return slot >= state.end[:, None] if self._ends_inside(state) else jnp.zeros_like(slot, bool)
+
+    def _ends_inside(self, state: BlockState) -> bool:
+        """Whether a row's text may end inside a canvas. Canvases at multiples of more than one position are denoised to
+        their ends, as in training."""
+        return self.fitted or (self.align == 1 and state.last_fixed is not None)
 
     def _canvas(self, state: BlockState, slot: Array) -> Canvas:
         """Masks at each row's next slots, except for fixed tokens; a finished row has nothing undecided."""

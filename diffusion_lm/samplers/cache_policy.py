@@ -5,7 +5,8 @@ import dataclasses
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
+
+from diffusion_lm.samplers.canvas_blocks import block_start, in_block, positions
 
 Array = jax.Array
 
@@ -13,7 +14,8 @@ Array = jax.Array
 class CachePolicy(Protocol):
     """A frozen dataclass.
 
-    block_size     the canvas is denoised in blocks of so many positions, from left to right; 0: as one
+    block_size     the canvas is denoised in blocks of so many positions, from left to right, counted from the prompt's
+                   end; 0: as one
     refresh_every  every so many steps compute all positions, counted from the first step, which always does; 1: every
                    step, which is exact; 0: no other
     """
@@ -21,8 +23,9 @@ class CachePolicy(Protocol):
     block_size: int
     refresh_every: int
 
-    def needed(self, undecided: Array, changed: Array) -> Array:
-        """bool [B, L]: what a step must compute, given what is undecided and what the previous step changed."""
+    def needed(self, undecided: Array, changed: Array, origin: Array) -> Array:
+        """bool [B, L]: what a step must compute, given what is undecided and what the previous step changed. Blocks are
+        counted from position `origin` [B, 1]."""
 
     def widths(self, length: int) -> tuple[int, ...]:
         """How many positions a step may compute, ascending up to all; each is compiled separately."""
@@ -40,7 +43,7 @@ class DelayedCache(CachePolicy):
         if self.refresh_every < 0:
             raise ValueError(f"refresh_every must be at least 1 step (or 0: never); got {self.refresh_every}")
 
-    def needed(self, undecided: Array, changed: Array) -> Array:
+    def needed(self, undecided: Array, changed: Array, origin: Array) -> Array:
         return undecided | changed
 
     def widths(self, length: int) -> tuple[int, ...]:
@@ -59,9 +62,10 @@ class PrefixCache(DelayedCache):
         if self.block_size < 1:
             raise ValueError(f"block_size must be at least 1; got {self.block_size}")
 
-    def needed(self, undecided: Array, changed: Array) -> Array:
-        start = block_start(undecided, self.block_size)
-        return (positions(undecided) >= start) | (start != block_start(changed, self.block_size))
+    def needed(self, undecided: Array, changed: Array, origin: Array) -> Array:
+        # every step changes a token of its block and none before: `changed` tells the previous step's block
+        start = block_start(undecided, self.block_size, origin)
+        return (positions(undecided) >= start) | (start != block_start(changed, self.block_size, origin))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,26 +73,9 @@ class DualCache(PrefixCache):
     """Computes the current block; at its start, everything (Fast-dLLM, section 3.2, DualCache). What an end of text
     closes after the block is attended to as masks until then."""
 
-    def needed(self, undecided: Array, changed: Array) -> Array:
-        start = block_start(undecided, self.block_size)
-        return in_block(undecided, self.block_size) | (start != block_start(changed, self.block_size))
+    def needed(self, undecided: Array, changed: Array, origin: Array) -> Array:
+        start = block_start(undecided, self.block_size, origin)
+        return in_block(undecided, self.block_size, origin) | (start != block_start(changed, self.block_size, origin))
 
     def widths(self, length: int) -> tuple[int, ...]:
         return tuple(sorted({min(self.block_size, length), length}))
-
-
-def positions(undecided: Array) -> Array:
-    """int32 [1, L]: 0..L-1."""
-    return jnp.arange(undecided.shape[1], dtype=jnp.int32)[None]
-
-
-def block_start(where: Array, block_size: int) -> Array:
-    """int32 [B, 1]: the start of the first block with a position in `where`. Every step changes a token of its block
-    and none before, so that `changed` tells which block the previous step committed in."""
-    return (jnp.argmax(where, axis=1) // block_size * block_size)[:, None].astype(jnp.int32)
-
-
-def in_block(undecided: Array, block_size: int) -> Array:
-    """bool [B, L]: the current block."""
-    start, at = block_start(undecided, block_size), positions(undecided)
-    return (start <= at) & (at < start + block_size)

@@ -29,8 +29,8 @@ class ProcessedDenoiser:
 
     Guidance: (1 + s) log p(x | prompt, text) - s log p(x | text), up to a constant (arXiv 2207.12598, equation 6; for
     discrete diffusion arXiv 2412.10193). A forward pass then has twice the rows. Without its prompt a text continues
-    from its first token (begin of text) alone; where the prompt is in the canvas, it is masked there (as in LLaDA,
-    arXiv 2502.09992). Over an approximate cache each half has its own keys and values.
+    from its first token (begin of text) alone; where the prompt is in the canvas, it is masked there, begin of text
+    included (as in LLaDA, arXiv 2502.09992). Over an approximate cache each half has its own keys and values.
 
     network        the `CachedDenoiser`
     mask           the mask id
@@ -90,7 +90,7 @@ class ProcessedDenoiser:
         """ValueError for guidance with inputs beside a canvas that holds its prompt: they would show what is masked."""
         tokens = self.twice(canvas)
         if self.cfg_scale is not None and cache.inner.slots == 0:
-            if inputs:
+            if inputs.keys() - {"segment_ids"}:
                 raise ValueError("guidance of a self-conditioned network needs its prompt in a cache: set cfg_scale=0")
             tokens = self._without_prompt(canvas, jnp.arange(canvas.shape[1], dtype=jnp.int32)[None])
         logits = self.network.read_canvas(cache.inner, tokens, self.twice(t), **jax.tree.map(self.twice, inputs))
@@ -139,9 +139,8 @@ class ProcessedDenoiser:
         return jax.vmap(jax.vmap(one, (0, None, 0, 0)))(logits, text, at, end)
 
     def _without_prompt(self, tokens: Array, at: Array) -> Array:
-        """Tokens [B, W] at positions `at`, then the same with the prompt masked but for its first token: [2 B, W]."""
-        in_prompt = (at > 0) & (at < self.prompt_length[:, None])
-        return jnp.concatenate([tokens, jnp.where(in_prompt, self.mask, tokens)])
+        """Tokens [B, W] at positions `at`, then the same with the prompt masked: [2 B, W]."""
+        return jnp.concatenate([tokens, jnp.where(at < self.prompt_length[:, None], self.mask, tokens)])
 
     def _text_with(self, cache: ProcessedCache, tokens: Array) -> tuple[Array | None, Array]:
         """The text [B, S] with [B, T] more tokens, and their columns [B, T]. (A network without a cache has S = 0:

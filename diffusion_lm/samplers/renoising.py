@@ -34,6 +34,9 @@ class Renoising(CanvasSampler):
     A row is done when its most probable canvas is that of the previous step and has less than `entropy_threshold` nats
     a position; that canvas is committed. So does the last step. This favours likely texts: it doesn't follow the
     network's distribution.
+
+    sharpened_conditioning  a self-conditioned network receives the previous prediction at the step's temperature, as
+                            DiffusionGemma does; else at temperature 1
     """
 
     process: Process
@@ -44,6 +47,7 @@ class Renoising(CanvasSampler):
     max_temperature: float = 0.8
     min_temperature: float = 0.4
     entropy_threshold: float = 0.005
+    sharpened_conditioning: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,10 +71,9 @@ class Renoising(CanvasSampler):
 
     def update(self, state: RenoisingState, logits: Array) -> RenoisingState:
         logits = self.sampling.allowed(logits)
-        span = self.max_temperature - self.min_temperature
-        scaled = logits / (self.min_temperature + span * self._time(state))
+        scaled = logits / self._temperature(state)
         nats, best = entropy(scaled), likeliest(logits)
-        drawn, confidence = SamplingParams()(fold_in_rows(state.keys, state.step), scaled)
+        drawn, confidence = self._draw(state, scaled)
         keep = self._kept(state, nats)
         tokens = jnp.where(keep, drawn, self._noise(state, state.step))
         going = state.replace(
@@ -83,6 +86,16 @@ class Renoising(CanvasSampler):
         final = (stable & (mean < self.entropy_threshold)) | (state.step + 1 >= self.denoising_steps)
         certainty = jnp.exp(jnp.max(jax.nn.log_softmax(logits, axis=-1), axis=-1))
         return commit(going, final[:, None], best, certainty, eos=self.eos)
+
+    def conditioning(self, state: RenoisingState, logits: Array) -> Array:
+        return logits / self._temperature(state) if self.sharpened_conditioning else logits
+
+    def _temperature(self, state: Canvas) -> Array:
+        return self.min_temperature + (self.max_temperature - self.min_temperature) * self._time(state)
+
+    def _draw(self, state: Canvas, logits: Array) -> tuple[Array, Array]:
+        """Tokens [B, K], and the probability of each."""
+        return SamplingParams()(fold_in_rows(state.keys, state.step), logits)
 
     def _time(self, state: Canvas) -> Array:
         return (self.denoising_steps - state.step) / self.denoising_steps

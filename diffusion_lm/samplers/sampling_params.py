@@ -47,11 +47,16 @@ class SamplingParams:
 
     def sharpened(self, logits: Array) -> Array:
         """float32 logits [..., V] whose softmax is the distribution that tokens are sampled from."""
-        logits = self.allowed(logits)
         if self.temperature == 0:
+            logits = self.allowed(logits)
             index = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))
             return jnp.where(index == likeliest(logits)[..., None], 0.0, -jnp.inf)
-        logits = logits / self.temperature
+        return self.filtered(logits)
+
+    def filtered(self, logits: Array) -> Array:
+        """`sharpened`, but for temperature 0, which stays the network's own distribution among the tokens kept."""
+        logits = self.allowed(logits)
+        logits = logits if self.temperature == 0 else logits / self.temperature
         if self.top_k:
             logits = _at_least(logits, jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][..., -1:])
         if self.min_p:

@@ -1,7 +1,7 @@
 """Unmasking schedules: how many positions a step commits, given how certain the network is of each.
 
-`Confidence` commits at least one position a step, and enough to finish within its steps. `FixedCount` does just that;
-the others commit more where the network is certain enough.
+`Confidence` commits at least what a schedule's `least` says, by default one position a step and enough to finish within
+its steps. `FixedCount` does just that; the others commit more where the network is certain enough.
 """
 
 import dataclasses
@@ -9,19 +9,71 @@ from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
-ConfidenceScore = Literal["probability", "margin", "entropy"]
+ConfidenceScore = Literal["probability", "margin", "entropy", "position"]
+
+
+class LeastCount(Protocol):
+    """A frozen dataclass: how many positions a step commits at least, and how a canvas is finished in time."""
+
+    def __call__(self, num_undecided: Array, width: int, steps_left: int | Array, num_steps: int) -> Array:
+        """int32 [B].
+
+        Args:
+          num_undecided: int32 [B].
+          width: positions of the canvas, those fixed beforehand included.
+          steps_left: of num_steps, this one included; [] or [B].
+          num_steps: steps of a canvas.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class EvenlyLeft:
+    """What is undecided, shared evenly by the steps left (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992)."""
+
+    def __call__(self, num_undecided: Array, width: int, steps_left: int | Array, num_steps: int) -> Array:
+        return -(-num_undecided // jnp.maximum(steps_left, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvenlyOverCanvas:
+    """All of the canvas, shared evenly by its steps, so that a canvas with fixed positions is finished sooner (SDAR,
+    arXiv 2510.06303; LLaDA2, arXiv 2512.15745). What doesn't divide evenly goes to the first steps."""
+
+    def __call__(self, num_undecided: Array, width: int, steps_left: int | Array, num_steps: int) -> Array:
+        count = width // num_steps + (num_steps - steps_left < width % num_steps)
+        return jnp.minimum(count, num_undecided)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverTime:
+    """A share 1 - s / t of what is undecided, rounded down, for a step from time t to s of an even grid from 1 to
+    `end`; the last step commits the rest (Dream, arXiv 2508.15487, as its public code has it). May be none."""
+
+    end: float = 1e-3
+
+    def __post_init__(self):
+        if not 0 < self.end < 1:
+            raise ValueError(f"the grid's end is a time between 0 and 1; got {self.end}")
+
+    def __call__(self, num_undecided: Array, width: int, steps_left: int | Array, num_steps: int) -> Array:
+        times = np.linspace(1.0, self.end, num_steps + 1, dtype=np.float32)
+        shares = jnp.asarray(np.append(1 - times[1:-1] / times[:-2], np.float32(1)))
+        return jnp.floor(num_undecided * shares[num_steps - jnp.maximum(steps_left, 1)]).astype(jnp.int32)
 
 
 class UnmaskingSchedule(Protocol):
     """A frozen dataclass.
 
     score  what positions are ranked by: the sampled token's probability, the highest probability minus the second
-           highest, or minus the entropy in nats
+           highest, minus the entropy in nats, or the position (from left to right)
+    least  what a step commits at least
     """
 
     score: ConfidenceScore
+    least: LeastCount = EvenlyLeft()
 
     def count(self, scores: Array, num_undecided: Array, steps_left: int | Array) -> Array:
         """int32 [B]: how many positions to commit.
@@ -34,21 +86,23 @@ class UnmaskingSchedule(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FixedCount:
-    """Evenly many a step (MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992)."""
+class FixedCount(UnmaskingSchedule):
+    """As many as `least` says, whatever the scores."""
 
     score: ConfidenceScore = "probability"
+    least: LeastCount = EvenlyLeft()
 
     def count(self, scores: Array, num_undecided: Array, steps_left: int | Array) -> Array:
-        del scores
-        return -(-num_undecided // jnp.maximum(steps_left, 1))
+        del scores, steps_left
+        return jnp.zeros_like(num_undecided)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Threshold:
+class Threshold(UnmaskingSchedule):
     """All whose probability is above `threshold` (Fast-dLLM, arXiv 2505.22618, section 3.3)."""
 
     threshold: float = 0.9
+    least: LeastCount = EvenlyLeft()
     score = "probability"
 
     def __post_init__(self):
@@ -61,7 +115,7 @@ class Threshold:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Factor:
+class Factor(UnmaskingSchedule):
     """The most n with (n + 1) (1 - p_n) < factor, p_n the n-th highest probability: as many as can be right together
     (Fast-dLLM, arXiv 2505.22618, theorem 1 and section 3.3)."""
 
@@ -79,7 +133,7 @@ class Factor:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EntropyBound:
+class EntropyBound(UnmaskingSchedule):
     """From the lowest entropy on, while the entropies before a position sum to at most `bound` nats. Their sum bounds
     the error of sampling these positions independently (EB-Sampler, arXiv 2505.24857, section 3)."""
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.data.tokenizer import encode_prompt
-from diffusion_lm.inference import api
+from diffusion_lm.inference import by_name
 from diffusion_lm.inference.pipeline import checked_room, encode_prompts
 
 MAX_ROWS = 64  # texts of one request
@@ -38,7 +38,7 @@ class Ask:
     prompts     the ids of each prompt, begin of text included
     infill      for a prompt with a suffix: (ids, number of missing tokens, ids); None: to continue
     max_tokens  of each text
-    sampler     (name, denoising_steps, canvas_length) as `api.make_sampler` takes them, and draw, the arguments of
+    sampler     (name, denoising_steps, canvas_length) as `by_name.make_sampler` takes them, and draw, the arguments of
                 `SamplingParams`
     passes      whether the page's account of every pass is asked for
     """
@@ -294,12 +294,12 @@ def known_samplers(model: LoadedModel) -> list[str]:
 
     def fits(name: str | None) -> bool:
         try:
-            return bool(api.make_sampler(model, name))
+            return bool(by_name.make_sampler(model, name))
         except ValueError:
             return False
 
     layout, trains_ar = model.config.objective.layout, model.config.objective.trains_ar
-    names = [name for name in api.SAMPLERS if name not in ("speculative", "auto") and fits(name)]
+    names = [name for name in by_name.SAMPLERS if name not in ("speculative", "auto") and fits(name)]
     names += ["speculative"] * trains_ar  # these two measure when they are made
     names += ["auto"] * ("confidence" in names and trains_ar and layout.align == 1)
     first = "autoregressive" if not layout.denoises else "confidence" if "confidence" in names else "reverse_process"

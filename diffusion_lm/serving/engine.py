@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from diffusion_lm.build import LoadedModel
-from diffusion_lm.inference import api
+from diffusion_lm.inference import by_name
 from diffusion_lm.inference.pipeline import Request, encode_infill, few_widths
 from diffusion_lm.inference.runner import Snapshot
 from diffusion_lm.inference.streaming import Answer, Rows
@@ -138,7 +138,7 @@ class Engine:
             try:
                 sampling = SamplingParams(top_k=key[1], suppressed=self.model.tokenizer.suppressed)
                 shape = {"denoising_steps": steps, "canvas_length": canvas_length}
-                made = api.make_sampler(self.model, name, sampling=sampling, **shape)
+                made = by_name.make_sampler(self.model, name, sampling=sampling, **shape)
             except ValueError as error:
                 raise RequestError(str(error), param="sampler") from None
             if len(self._made) >= _KEPT:

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_lm.data import tokenizer as module
-from diffusion_lm.data.tokenizer import SentencePiece, decode_continuation, encode_prompt, lossless, train_tokenizer
+from diffusion_lm.data.tokenizer import (
+    SentencePiece,
+    decode_continuation,
+    encode_continuation,
+    encode_prompt,
+    lossless,
+    train_tokenizer,
+)
 
 DRAW = random.Random(0)
 WORDS = ["".join(DRAW.choices(["ka", "lo", "mi", "ren", "st", "tu"], k=DRAW.randint(1, 4))) for _ in range(400)]
@@ -216,6 +223,16 @@ def test_a_continuation_keeps_its_first_space(normalising):
     assert decode_continuation(normalising, prompt, ids) == " the day"
     assert decode_continuation(normalising, [normalising.bos], ids) == "the day"
     assert decode_continuation(normalising, prompt, []) == ""
+
+
+@pytest.mark.parametrize("text", ["the day", " the day", "ing", ".", " "])
+def test_a_text_that_follows_another_gets_no_space(normalising, tokenizer, text):
+    """Encoded alone, `normalising` puts a space before it; it drops a space that stands alone."""
+    for one in (tokenizer, normalising):
+        ids = encode_continuation(one, text)
+        kept = "" if one is normalising and text == " " else text
+        assert decode_continuation(one, one.encode("It was"), ids) == kept
+    assert np.array_equal(encode_continuation(tokenizer, text), tokenizer.encode(text))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)

@@ -64,14 +64,16 @@ def test_every_schedule_is_exact_when_refreshed(schedule):
 
 @pytest.mark.parametrize(("kind", "temperature"), [(PrefixCache, 1.0), (DualCache, 0.0)])
 def test_refreshed_every_step_blocks_follow_one_another(kind, temperature):
-    """As full passes in a Python loop: an even share of the steps for each block."""
+    """As full passes in a Python loop: blocks from the prompt's end on, each with a share of the steps."""
     prompt, sampler = prompts(), confidence(eos=NEVER, temperature=temperature)
     ours = generate(approximate(kind(block_size=4, refresh_every=1), eos=NEVER, temperature=temperature), prompt)
     for row, start in enumerate([6, 1, 3]):
-        canvas, first = begun(prompt, row), start // 4
-        for block in range(first, 4):
-            due = sampler.denoising_steps - (3 - block) * sampler.denoising_steps // (4 - first)
-            here = canvas.undecided & (np.arange(CANVAS) // 4 == block)[None]
+        canvas, steps = begun(prompt, row), sampler.denoising_steps
+        blocks = -(-(CANVAS - start) // 4)
+        for block in range(blocks):
+            later = max(CANVAS - start - 4 * (block + 1), 0)
+            due = steps - max(later * steps // (CANVAS - start), blocks - block - 1)
+            here = canvas.undecided & ((np.arange(CANVAS) - start) // 4 == block)[None]
             while here.any():
                 by_then = dataclasses.replace(sampler, denoising_steps=due)  # as if the canvas ended here
                 after = step(by_then, full_pass, canvas.replace(undecided=here))
@@ -186,9 +188,9 @@ def test_positions_closed_by_an_end_of_text_are_computed_again():
 
 def test_blocks_are_computed_whole_and_in_order():
     for was, _, now, state in steps_of(DualCache(block_size=4)):
-        at = np.arange(13) // 4
         for row in range(3):
             if was.undecided[row].any():
+                at = (np.arange(13) - np.argmin(was.fixed[row])) // 4
                 block = at[np.argmax(was.undecided[row])]
                 assert now[row].all() or (now[row] == (at == block)).all()
                 assert (at[np.asarray(was.undecided[row] & ~state.undecided[row])] == block).all()

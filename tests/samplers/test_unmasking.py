@@ -12,7 +12,15 @@ from support.oracle import blank
 
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.samplers.unmasking import EntropyBound, Factor, FixedCount, Threshold
+from diffusion_lm.samplers.unmasking import (
+    EntropyBound,
+    EvenlyLeft,
+    EvenlyOverCanvas,
+    Factor,
+    FixedCount,
+    OverTime,
+    Threshold,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -109,3 +117,70 @@ def test_the_most_certain_by_each_score_goes_first(score):
 def test_impossible_values_are_refused(bad):
     with pytest.raises(ValueError, match=r"must|probability"):
         bad()
+
+
+# Least counts, and blocks of a canvas
+
+
+def least(rule, undecided, width, steps):
+    """How many positions each of so many steps commits."""
+    found = []
+    for made in range(steps):
+        count = int(rule(jnp.full(1, undecided, jnp.int32), width, steps - made, steps)[0])
+        found.append(count)
+        undecided -= count
+    return found, undecided
+
+
+@pytest.mark.parametrize(
+    ("rule", "undecided", "width", "steps", "expected"),
+    [
+        (EvenlyLeft(), 8, 8, 3, [3, 3, 2]),
+        (EvenlyLeft(), 3, 8, 8, [1, 1, 1, 0, 0, 0, 0, 0]),
+        (EvenlyOverCanvas(), 8, 8, 3, [3, 3, 2]),
+        (EvenlyOverCanvas(), 5, 8, 3, [3, 2, 0]),  # three of the canvas are fixed: sooner, not slower
+        (EvenlyOverCanvas(), 4, 4, 6, [1, 1, 1, 1, 0, 0]),
+        (OverTime(), 4, 9, 4, [0, 1, 1, 2]),  # 4 / 4, 4 / 3, 3 / 2 and the rest, a little less each
+        (OverTime(), 3, 9, 1, [3]),
+    ],
+    ids=str,
+)
+def test_least_counts(rule, undecided, width, steps, expected):
+    assert least(rule, undecided, width, steps) == (expected, 0)
+
+
+@pytest.mark.parametrize("steps", [3, 4, 11, 50])
+@pytest.mark.parametrize("origin", ["canvas", "prompt"])
+def test_blocks_are_committed_in_order_and_in_time(steps, origin):
+    """11 positions in blocks of 4, one row with 2 fixed at its beginning."""
+    canvas = blank(2, 11, MASK, fixed=jnp.zeros((2, 11), bool).at[1, :2].set(True), prompt=1)
+    sampler = Confidence(denoising_steps=steps, eos=-1, block_length=4, block_origin=origin)
+    state, undecided = recorded(sampler, said, canvas, lambda s: s.undecided)
+    assert not state.undecided.any() and int(state.step) <= steps
+    before = np.concatenate([np.asarray(canvas.undecided)[None], np.asarray(undecided)[: int(state.step)]])
+    for was, now in itertools.pairwise(before):
+        for row, start in enumerate([0, 2 if origin == "prompt" else 0]):
+            if was[row].any():
+                block = (np.arange(11) - start) // 4
+                assert len({*block[was[row] & ~now[row]], block[np.argmax(was[row])]}) == 1
+
+
+def test_certainty_may_be_measured_after_filtering():
+    """At temperature 0 top-k 1 makes every position certain, and the leftmost goes first."""
+    logits = jnp.asarray([[[1.0, 0, 0, 0, 0], [9.0, 0, 0, 0, 0]]])
+    for filtered, first in ((False, 1), (True, 0)):
+        sampling = SamplingParams(temperature=0.0, top_k=1)
+        sampler = Confidence(denoising_steps=2, eos=-1, sampling=sampling, filtered_score=filtered)
+        state = step(sampler, lambda tokens, t: logits, blank(1, 2, MASK))
+        assert np.flatnonzero(~np.asarray(state.undecided)[0]).tolist() == [first]
+
+
+def test_a_first_position_alone():
+    sampler = Confidence(denoising_steps=7, eos=-1, schedule=Threshold(threshold=0.0), first_alone=True)
+    state = step(sampler, said, ragged())
+    assert np.asarray(~state.undecided).sum(axis=1).tolist() == [1, 6, 1]  # a fixed first position waits for nothing
+
+
+def test_blocks_have_their_own_share_of_steps():
+    with pytest.raises(ValueError, match="block_length goes with"):
+        Confidence(denoising_steps=4, eos=-1, block_length=2, schedule=FixedCount(least=OverTime()))

@@ -1,0 +1,138 @@
+"""Published samplers at the front door: defaults, generation_config.json, what is refused, ragged prompts."""
+
+import numpy as np
+import pytest
+from support import parity
+from support.python_loops import generated, loops_in_python  # noqa: F401 (a fixture)
+from support.sources import write_source
+
+import diffusion_lm as dlm
+from diffusion_lm.build import load_for_inference
+from diffusion_lm.convert.loading import export, load_source, save
+from diffusion_lm.inference import published
+from diffusion_lm.samplers.confidence import Confidence
+
+pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install -e '.[test]'")
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """(family, generation_config.json) -> a folder."""
+
+    def made(family, generation=None):
+        folder = tmp_path_factory.mktemp(family)
+        write_source(folder, family, {"eos_token_id": parity.config(family).get("eos_token_id", 0)}, generation)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def llada(folder_of):
+    settings = {
+        "steps": 8,
+        "block_length": 4,
+        "max_new_tokens": 16,
+        "eos_token_id": [490, 3],
+        "repetition_penalty": 1.0,
+    }
+    return load_source(folder_of("llada", settings), dtype="float32")
+
+
+def settings_of(model, **given):
+    return published.preset(model, **given).sampler
+
+
+def test_a_converted_model_writes_as_its_generation_config_says(llada):
+    found = dlm.generate(llada, "w5 w6")
+    assert found.nfe == 8 and found.num_tokens[0] <= 16 and llada.tokenizer.stops == (490, 3)
+    made = dlm.make_sampler(llada)
+    assert (made.sampler.block_length, made.sampler.denoising_steps, made.sampler.sampling.temperature) == (4, 8, 0.0)
+    assert made == settings_of(llada) and made.stops == (3,)
+
+
+def test_what_is_given_comes_first(llada):
+    made = dlm.make_sampler(llada, denoising_steps=5, block_length=8)
+    assert (made.sampler.block_length, made.sampler.denoising_steps) == (8, 5)
+    assert settings_of(llada, temperature=0.5).sampler.sampling.temperature == 0.5
+    ours = dlm.make_sampler(llada, "confidence")
+    assert not ours.fitted and not ours.sampler.block_length and ours.sampler.sampling.temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("family", "generation", "cause"),
+    [
+        ("llada", {"penalty_alpha": 0.6}, "generation_config.json sets penalty_alpha=0.6, which isn't implemented"),
+        ("llada", {"repetition_penalty": 1.1}, "repetition_penalty=1.1"),
+        ("llada", {"remasking": "random"}, "remasking='random'"),
+        ("llada", {"mask_token_id": 5}, "mask_token_id=5"),
+        ("dream", {"alg": "p2"}, "alg='p2' isn't implemented: it is origin, entropy"),
+        ("dream", {"alg_temp": 0.5}, "alg_temp=0.5"),
+        ("sdar", {"remasking_strategy": "entropy_bounded"}, "remasking_strategy='entropy_bounded'"),
+        ("llada2", {"temperature": -1}, "temperature must be"),
+    ],
+)
+def test_what_a_file_asks_that_we_do_not_have_is_refused_by_name(folder_of, family, generation, cause):
+    model = load_source(folder_of(family, generation), dtype="float32")
+    with pytest.raises(ValueError, match=cause) as raised:
+        dlm.make_sampler(model)
+    assert "\n" not in str(raised.value)
+    dlm.make_sampler(model, "confidence")  # ours doesn't ask that file
+
+
+def test_what_a_file_says_that_changes_nothing(folder_of):
+    said = {"transformers_version": "5", "do_sample": False, "temperature": 0.7, "top_k": 20, "num_beams": 1,
+            "use_cache": True, "mask_token_id": 503, "pad_token_id": 500, "max_length": None, "eps": 0.01}  # fmt: skip
+    made = dlm.make_sampler(load_source(folder_of("dream", said), dtype="float32")).sampler
+    assert (made.sampling.temperature, made.sampling.top_k, made.schedule.least.end) == (0.0, 20, 0.01)
+
+
+def test_unknown_settings_are_refused(llada):
+    with pytest.raises(ValueError, match="has no alg: it has block_length"):
+        dlm.make_sampler(llada, alg="entropy")
+    with pytest.raises(ValueError, match="has no canvas_length"):
+        dlm.make_sampler(llada, canvas_length=8)
+    with pytest.raises(ValueError, match="fewer than the 4 blocks"):
+        dlm.generate(llada, "w5", denoising_steps=3)
+
+
+def test_the_file_goes_through_a_workdir_and_comes_back(folder_of, tmp_path):
+    generation = {"confidence_threshold": 0.5, "denoising_steps": 2, "eos_token_id": [7, 3]}
+    folder = folder_of("sdar", generation)
+    straight = load_source(folder, dtype="float32")
+    save(straight, tmp_path / "run")
+    loaded = load_for_inference(tmp_path / "run")
+    assert settings_of(loaded) == settings_of(straight) and loaded.tokenizer.stops == straight.tokenizer.stops
+    export(loaded, tmp_path / "out")
+    assert (tmp_path / "out/generation_config.json").read_bytes() == (folder / "generation_config.json").read_bytes()
+
+
+def test_a_model_of_ours_has_none(model):
+    with pytest.raises(ValueError, match="only converted models have a published sampler"):
+        dlm.make_sampler(model, "published")
+    assert isinstance(dlm.make_sampler(model).sampler, Confidence)
+
+
+# Text is never masks: lengths that no block divides, prompts of several lengths, one new token
+
+RAGGED = [np.arange(1, 1 + n) for n in (5, 1, 3)]
+FAMILIES = {
+    "llada": {"block_length": 4},
+    "dream": {"temperature": 0.0},
+    "sdar": {"temperature": 0.0},
+    "fastdllm_v2": {"canvas_length": 8, "small_block_size": 4, "threshold": 0.1},
+}
+
+
+@pytest.mark.usefixtures("loops_in_python")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ragged_rows_are_whole_and_as_they_are_alone(folder_of, family):
+    model = load_source(folder_of(family), dtype="float32")
+    sampler = settings_of(model, **FAMILIES[family])
+    tokens, _ = generated(model, sampler, RAGGED, 6)
+    alone, _ = generated(model, sampler, RAGGED[1:2], 6)
+    np.testing.assert_array_equal(alone[0], tokens[1])
+    one, _ = generated(model, sampler, RAGGED, 1)
+    for row in (*tokens, *one):  # masks only after an end of text, and no such end here
+        assert len(row) in (1, 6) and not np.isin(row, (model.tokenizer.mask, *model.tokenizer.stops)).any()
