@@ -39,7 +39,7 @@ from diffusion_lm.config import Config
 from diffusion_lm.data.tokenizer import SentencePiece
 from diffusion_lm.evaluation import hlo
 from diffusion_lm.inference import presets
-from diffusion_lm.inference.api import make_sampler
+from diffusion_lm.inference.by_name import make_sampler
 from diffusion_lm.loaded_model import BASE
 from diffusion_lm.models import flops
 from diffusion_lm.models.bound_model import BoundModel, stored
