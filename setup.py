@@ -48,6 +48,7 @@ setup(
         "serve": SERVE,
         "open": OPEN,
         "viz": VIZ,
+        "eval": ["lm-eval>=0.4.9"],  # datasets, pandas, scikit-learn: no torch
         "tpu": ["jax[tpu]>=0.10.0"],
         "aot": ["jax[tpu]>=0.10.0"],  # the libtpu that goes with this JAX: enough to compile for TPUs
         "cuda": ["jax[cuda13]>=0.10.0"],

@@ -168,7 +168,11 @@ class HuggingFaceTokenizer:
 
         Raises ValueError where the model has no template, or it refuses the messages.
         """
-        return self._encode_rendered(render(self._template, messages, **self._rendering | variables))
+        return self._encode_rendered(self.render_chat(messages, **variables))
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> Rendered:
+        """What `encode_chat` encodes."""
+        return render(self._template, messages, **self._rendering | variables)
 
     def encode_turns(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[tuple[np.ndarray, ...]]:
         """For each message of the assistant the ids before it, those of the answer up to its end of turn, and those

@@ -190,11 +190,17 @@ class LogLikelihood(NamedTuple):
 
 
 def log_likelihood(
-    model: LoadedModel, texts: str | Sequence[str], *, draws: int = 8, seed: int = 0, batch_size: int = 16
+    model: LoadedModel,
+    texts: str | Sequence[str],
+    *,
+    draws: int = 8,
+    seed: int = 0,
+    batch_size: int = 16,
+    seq_len: int | None = None,
 ) -> LogLikelihood:
     """The log probability of each text: exact if the network was trained autoregressively, else the ELBO.
 
-    A text that is longer than the context is cut into rows; a row after the first is conditioned on one token. A
+    A text that is longer than a row is cut into rows; a row after the first is conditioned on one token. A
     text's value doesn't depend on the other texts.
 
     Args:
@@ -203,9 +209,11 @@ def log_likelihood(
       draws: of noise, at least 2; a bound is their mean.
       seed: of the noise.
       batch_size: rows a forward pass.
+      seq_len: positions a row, at most the network's context; None: its context, which of a converted model is long.
 
     Raises ValueError for text without a token.
     """
+    seq_len = _seq_len(model, seq_len)
     if draws < 2 or batch_size < 1:
         raise ValueError(f"draws must be at least 2 and batch_size at least 1; got {draws} and {batch_size}")
     texts, objective = [texts] if isinstance(texts, str) else list(texts), model.config.objective
@@ -214,7 +222,7 @@ def log_likelihood(
     rows, owner, number, counts = [], [], [], []
     for i, text in enumerate(texts):
         tokens = loader.tokenize(Texts(texts=(text,)), model.tokenizer, pad=objective.layout.pad, name="a text")
-        own = list(loader.eval_batches(tokens, length=model.config.data.seq_len, batch=1))
+        own = list(loader.eval_batches(tokens, length=seq_len, batch=1))
         rows, owner, number = rows + own, owner + [i] * len(own), [*number, *range(len(own))]
         counts.append(tokens.targets)
     part, draws = ("causal", 1) if objective.trains_ar else ("canvas", draws)
@@ -284,10 +292,7 @@ def evaluate(
 
     Raises ValueError or OSError if there is no such text.
     """
-    config = model.config
-    seq_len = config.data.seq_len if seq_len is None else seq_len
-    if not 2 <= seq_len <= config.data.seq_len:
-        raise ValueError(f"seq_len={seq_len} must lie in 2..{config.data.seq_len}, the network's context")
+    config, seq_len = model.config, _seq_len(model, seq_len)
     records = data if data is not None else config.data
     if isinstance(records, PromptResponse):
         records = dataclasses.replace(records, seq_len=min(seq_len, records.seq_len))
@@ -296,8 +301,7 @@ def evaluate(
     elif data is None:
         tokens = read_text(config, model.meta).valid
     else:
-        form = config.data if isinstance(config.data, Data) else Data(path="", seq_len=config.data.seq_len)
-        corpus = dataclasses.replace(form, path=data).corpus()
+        corpus = documents(model, data)
         tokens = loader.tokenize(corpus, model.tokenizer, pad=config.objective.layout.pad)
     if tokens is None:
         raise ValueError("nothing is held out (data.val_fraction=0): name a text with --data (data=)")
@@ -305,3 +309,18 @@ def evaluate(
         batches = loader.eval_batches(tokens, length=seq_len, batch=batch_size)
     found = held_out(model.elbo(), batches, tokens, jax.random.key(seed), draws=draws)
     return Evaluation(found, tokens.targets, tokens.bytes)
+
+
+def documents(model: LoadedModel, data: str | Corpus) -> Corpus:
+    """The documents of a path, divided as those that the network was trained on; of a converted model, by `Data`."""
+    form = model.config.data
+    form = form if isinstance(form, Data) else Data(path="", seq_len=form.seq_len)
+    return dataclasses.replace(form, path=data).corpus()
+
+
+def _seq_len(model: LoadedModel, seq_len: int | None) -> int:
+    context = model.config.data.seq_len
+    seq_len = context if seq_len is None else seq_len
+    if not 2 <= seq_len <= context:
+        raise ValueError(f"seq_len={seq_len} must lie in 2..{context}, the network's context")
+    return seq_len

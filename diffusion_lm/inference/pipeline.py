@@ -41,7 +41,7 @@ def generate(
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
-    seed: int,
+    seed: int | Sequence[int],
     logits_processor: LogitsProcessor | None = None,
     cfg_scale: float = 0.0,
     drop_finished: bool = False,
@@ -55,7 +55,7 @@ def generate(
       sampler: a text sampler (see `presets`).
       prompts: one a row; "" is a new document.
       max_new_tokens: tokens a row, at most.
-      seed: of all draws.
+      seed: of all draws; or one a row.
       logits_processor: a rule on logits (see `samplers.logits_processors`).
       cfg_scale: classifier-free guidance scale s, (1 + s) conditional - s unconditional; 0: off.
       drop_finished: rows that finish leave the batch (see `runner`).
@@ -178,8 +178,11 @@ def few_widths(length: int, most: int) -> int:
     return max(length, min(max(_MIN_WIDTH, 1 << (length - 1).bit_length()), most))
 
 
-def row_keys(seed: int, rows: int, first: int = 0) -> jax.Array:
-    """A key for each of the rows first, first + 1, ...: row i draws the same in every batch."""
+def row_keys(seed: int | Sequence[int], rows: int, first: int = 0) -> jax.Array:
+    """A key for each of the rows first, first + 1, ...: row i draws the same in every batch. With a seed a row, each
+    draws as row 0 of its seed."""
+    if not isinstance(seed, int):
+        return jax.vmap(lambda own: jax.random.fold_in(jax.random.key(own), 0))(jnp.asarray(seed, jnp.uint32))
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(rows))
 
 
