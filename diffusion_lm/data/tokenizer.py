@@ -282,6 +282,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int, kind: str = "unigram") 
     lines = _sample(_lines(texts, seen), max(SAMPLE_BYTES, BYTES_PER_TOKEN * vocab))
     if not any(lines):
         raise ValueError("no text to train a tokenizer on")
+    if not any(" " in line or SPACE in line for line in lines):
+        seen.add(SPACE)  # SentencePiece would spell a later space in bytes, and read them as ▁
     options = {"unigram": {}, "char": {"character_coverage": 1.0, "hard_vocab_limit": False}}[kind]
     model = io.BytesIO()
     try:

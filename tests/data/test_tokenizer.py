@@ -270,3 +270,11 @@ def test_a_vocabulary_that_is_too_small_is_one_line(vocab, kind):
     with pytest.raises(ValueError, match="too few") as error:
         train_tokenizer(PROSE, vocab=vocab, kind=kind)
     assert ".cc" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["char", "unigram"])
+def test_a_space_comes_back_where_the_training_text_had_none(kind):
+    """SentencePiece would spell it in the bytes of its own sign for a space."""
+    text = " a b  c▁\n"
+    tokenizer = train_tokenizer(["abc\nacb"] * 3, vocab=264, kind=kind)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
