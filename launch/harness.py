@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any
 
-from diffusion_lm.inference import api, harness
+from diffusion_lm.inference import api, by_name, harness
 from diffusion_lm.visualize.page import write_whole
 from launch import command
 from launch.flags import Flags
@@ -24,8 +24,8 @@ NUM_FEWSHOT = FLAGS.integer("num_fewshot", None, "Examples before each question.
 LIMIT = FLAGS.integer("limit", None, "First documents of each task to evaluate, for a trial. Default: all.", 1)
 CHAT = FLAGS.bool("chat", False, "Asks by the model's own chat template.")
 SAMPLER = FLAGS.enum(
-    "sampler", None, sorted(set(api.SAMPLERS) - {"auto"}), "How answers are generated (see launch.sample). Default: "
-    "the one that fits the network.",
+    "sampler", None, [by_name.PUBLISHED, *sorted(set(by_name.SAMPLERS) - {"auto"})], "How answers are generated (see "
+    "launch.sample). Default: a converted model's own, or the one that fits the network.",
 )  # fmt: skip
 DENOISING_STEPS = FLAGS.integer(
     "denoising_steps", None, "Most forward passes a canvas. Default: 12, or as many as the sampler needs.", 1

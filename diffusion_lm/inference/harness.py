@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from diffusion_lm.inference import api, pipeline, scoring
+from diffusion_lm.inference import api, by_name, pipeline, scoring
 from diffusion_lm.loaded_model import LoadedModel
 from diffusion_lm.models.bound_model import BoundModel
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -236,7 +236,7 @@ class DiffusionLM(LM):
 
     def _sampler(self, sampling: SamplingParams) -> Any:
         if sampling not in self._samplers:
-            self._samplers[sampling] = api.make_sampler(self.model, sampling=sampling, **self._making)
+            self._samplers[sampling] = by_name.make_sampler(self.model, sampling=sampling, **self._making)
         return self._samplers[sampling]
 
     # ---- texts ----
