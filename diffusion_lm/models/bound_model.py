@@ -69,12 +69,12 @@ class BoundModel:
         head, new = self._after(cache, tokens, jnp.zeros((tokens.shape[0], 1)), attention)
         return head, _appended(cache, head, new, count)
 
-    def fork(
+    def draft_and_verify(
         self, cache: KVCache, tokens: Array, count: Array, masks: int, causal: bool = False
     ) -> tuple[LogitsHead, LogitsHead, KVCache]:
         """`extend` under causal attention and, in the same pass, a canvas of so many masks after each of the tokens, as
-        `read_canvas` at time 1 would predict it if the text ended there; with `causal`, as `objectives.drafting` trains
-        masks after a text: each predicts the token after it.
+        `denoise_canvas` at time 1 would predict it if the text ended there; with `causal`, as `objectives.drafting`
+        trains masks after a text: each predicts the token after it.
 
         Returns:
             Predictions at the tokens [B, T] and at all canvases [B, T * masks], and the cache with the tokens.
@@ -100,7 +100,7 @@ class BoundModel:
         """The cache of the chosen rows, int32 [n], with `slots` slots, at least as many as it has (None: as many)."""
         return kv_cache.resize(cache, rows, slots)
 
-    def read_canvas(self, cache: KVCache, canvas: Array, t: Array, **vectors) -> Array:
+    def denoise_canvas(self, cache: KVCache, canvas: Array, t: Array, **vectors) -> Array:
         """Logits [B, K, V] of a noisy canvas [B, K] at times t [B] that follows the cache; the cache stays as it is.
 
         vectors: `self_cond` and `embeddings`, as in `types.Denoise`; segment_ids int32 [B, K], documents of the canvas.

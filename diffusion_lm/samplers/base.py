@@ -27,12 +27,12 @@ class CachedDenoiser(Protocol):
     def extend(self, cache: Any, tokens: Array, count: Array, attention: AttentionPattern) -> tuple[LogitsHead, Any]:
         """Appends the first count[b] of clean tokens [B, T]: the predictions at all T positions, and the cache."""
 
-    def fork(
+    def draft_and_verify(
         self, cache: Any, tokens: Array, count: Array, masks: int, causal: bool = False
     ) -> tuple[LogitsHead, LogitsHead, Any]:
         """`extend` under causal attention; the same pass predicts a canvas of `masks` masks after each token, as
-        `read_canvas` would at time 1, or with `causal` the token after each mask, as `objectives.drafting` trains it.
-        Returns predictions [B, T] and [B, T * masks], and the cache."""
+        `denoise_canvas` would at time 1, or with `causal` the token after each mask, as `objectives.drafting` trains
+        it. Returns predictions [B, T] and [B, T * masks], and the cache."""
 
     def truncate(self, cache: Any, count: Array) -> Any:
         """The cache without the last count[b] positions of row b."""
@@ -40,7 +40,7 @@ class CachedDenoiser(Protocol):
     def resize(self, cache: Any, rows: Array, slots: int | None = None) -> Any:
         """The cache of the chosen rows, int32 [n], with at least as many slots as before (None: as many)."""
 
-    def read_canvas(self, cache: Any, canvas: Array, t: Array, **inputs) -> Array:
+    def denoise_canvas(self, cache: Any, canvas: Array, t: Array, **inputs) -> Array:
         """float32 logits [B, K, V] of a noisy canvas [B, K] at times t [B] after the cache, which stays as it is.
 
         inputs: `self_cond` and `embeddings` (see `types.Denoise`); segment_ids int32 [B, K]: each position attends to

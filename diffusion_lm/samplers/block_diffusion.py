@@ -267,7 +267,7 @@ class BlockDiffusion(TextSampler):
                 if self._ends_inside(state):
                     inputs["segment_ids"] = (~self._beyond(state, slot)).astype(jnp.int32)
                 inputs = {name: value for name, value in inputs.items() if value is not None}
-                logits = network.read_canvas(state.cache, query.tokens, query.t, **inputs)
+                logits = network.denoise_canvas(state.cache, query.tokens, query.t, **inputs)
             logits = suppress(logits, (self.mask,))
             if state.last_fixed is None:
                 return logits, cache

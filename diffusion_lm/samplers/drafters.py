@@ -22,7 +22,7 @@ class Drafter(Protocol):
     num_passes     forward passes that a draft costs
     canvas_length  how wide a canvas the verifying pass also predicts after each token, for the next draft; 0: none. The
                    next draft is then in the text, after what is written; masks, which are never accepted, where none is
-    causal         how the masks are predicted: see `CachedDenoiser.fork`
+    causal         how the masks are predicted: see `CachedDenoiser.draft_and_verify`
     """
 
     num_tokens: int
@@ -89,7 +89,7 @@ class MaskedDraft(Drafter):
         last = jnp.take_along_axis(text, filled[:, None] - 1, axis=1)
         masks = jnp.full((text.shape[0], self.num_tokens), self.mask, jnp.int32)
         t = jnp.full(text.shape[0], self.num_tokens / (self.num_tokens + 1))
-        logits = network.read_canvas(cache, jnp.concatenate([last, masks], axis=1), t)
+        logits = network.denoise_canvas(cache, jnp.concatenate([last, masks], axis=1), t)
         return jnp.argmax(logits[:, 1:], axis=-1).astype(jnp.int32)
 
 
@@ -104,7 +104,7 @@ class TrainedDraft(Drafter):
 
     def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
         last, none = jnp.take_along_axis(text, filled[:, None] - 1, axis=1), jnp.zeros_like(filled)
-        head, drafts, _ = network.fork(cache, last, none, self.num_tokens - 1, causal=True)
+        head, drafts, _ = network.draft_and_verify(cache, last, none, self.num_tokens - 1, causal=True)
         return draw(jnp.concatenate([head.logits(), drafts.logits()], axis=1))
 
 

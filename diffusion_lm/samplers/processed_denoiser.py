@@ -61,11 +61,13 @@ class ProcessedDenoiser:
         head = _Head(inner=head, denoiser=self, lag=count - without, text=text, at=at + 1, end=at + 1)
         return head, ProcessedCache(inner=inner, text=text, length=cache.length + count)
 
-    def fork(
+    def draft_and_verify(
         self, cache: ProcessedCache, tokens: Array, count: Array, masks: int, causal: bool = False
     ) -> tuple[LogitsHead, LogitsHead, ProcessedCache]:
         """After prompts that are in the cache. A processor sees masks in the canvas after each token."""
-        head, drafts, inner = self.network.fork(cache.inner, self.twice(tokens), self.twice(count), masks, causal)
+        head, drafts, inner = self.network.draft_and_verify(
+            cache.inner, self.twice(tokens), self.twice(count), masks, causal
+        )
         text, at = self._text_with(cache, tokens)
         end = jnp.repeat(at + 1, masks, axis=1)
         columns = end + causal + jnp.tile(jnp.arange(masks, dtype=jnp.int32), at.shape[1])[None]
@@ -86,14 +88,14 @@ class ProcessedDenoiser:
         inner = self.network.resize(cache.inner, self.twice(rows, rows + cache.length.shape[0]), slots)
         return ProcessedCache(inner=inner, text=text, length=jnp.take(cache.length, rows))
 
-    def read_canvas(self, cache: ProcessedCache, canvas: Array, t: Array, **inputs) -> Array:
+    def denoise_canvas(self, cache: ProcessedCache, canvas: Array, t: Array, **inputs) -> Array:
         """ValueError for guidance with inputs beside a canvas that holds its prompt: they would show what is masked."""
         tokens = self.twice(canvas)
         if self.cfg_scale is not None and cache.inner.slots == 0:
             if inputs.keys() - {"segment_ids"}:
                 raise ValueError("guidance of a self-conditioned network needs its prompt in a cache: set cfg_scale=0")
             tokens = self._without_prompt(canvas, jnp.arange(canvas.shape[1], dtype=jnp.int32)[None])
-        logits = self.network.read_canvas(cache.inner, tokens, self.twice(t), **jax.tree.map(self.twice, inputs))
+        logits = self.network.denoise_canvas(cache.inner, tokens, self.twice(t), **jax.tree.map(self.twice, inputs))
         return self.process(self.guide(logits), *self._text_with(cache, canvas))
 
     def forward_positions(

@@ -281,7 +281,9 @@ class Speculative(TextSampler):
         tokens = jnp.where(state.finished[:, None], 0, jnp.concatenate([last, draft], axis=1))
         count, masks = jnp.where(state.finished, 0, tokens.shape[1]), self.drafter.canvas_length
         if masks:
-            head, canvases, cache = network.fork(state.cache, tokens, count, masks, causal=self.drafter.causal)
+            head, canvases, cache = network.draft_and_verify(
+                state.cache, tokens, count, masks, causal=self.drafter.causal
+            )
         else:
             head, cache = network.extend(state.cache, tokens, count, Causal())
         before = state.filled

@@ -196,7 +196,7 @@ class WatchedDenoiser:
         logits, cache = self.network.forward_positions(watched.cache, tokens, at, t)
         rows, length = jnp.arange(at.shape[0], dtype=jnp.int32)[:, None], watched.canvas.shape[1]
         canvas = watched.canvas.at[rows, at].set(tokens, mode="drop")
-        exact = self.network.read_canvas(self.network.empty_cache(at.shape[0], 0), canvas, t)
+        exact = self.network.denoise_canvas(self.network.empty_cache(at.shape[0], 0), canvas, t)
         exact = jnp.take_along_axis(exact, jnp.minimum(at, length - 1)[..., None], axis=1)
         log_p, log_q = jax.nn.log_softmax(exact, axis=-1), jax.nn.log_softmax(logits, axis=-1)
         nats = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)

@@ -84,7 +84,7 @@ def _right(model: LoadedModel, texts: np.ndarray, masks: int) -> list[float]:
         count = jnp.full(len(texts), texts.shape[1], jnp.int32)
         cache = network.empty_cache(len(texts), texts.shape[1] + steps + 1)
         _, cache = network.extend(cache, texts[:, :-1], count - 1, Causal())
-        _, drafts, _ = network.fork(cache, texts[:, -1:], jnp.zeros_like(count), steps, causal=True)
+        _, drafts, _ = network.draft_and_verify(cache, texts[:, -1:], jnp.zeros_like(count), steps, causal=True)
         token, written = texts[:, -1:], []
         for _ in range(steps + 1):
             head, cache = network.extend(cache, token, jnp.ones_like(count), Causal())

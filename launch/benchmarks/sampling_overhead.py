@@ -66,7 +66,7 @@ def _passes_alone(network: BoundModel, width: int) -> Callable[[], jax.Array]:
         _, cache = network.extend(cache, tokens, jnp.full(1, PROMPT, jnp.int32), Causal())
 
         def one_pass(canvas, _):
-            largest = jnp.max(network.read_canvas(cache_now[0], canvas, jnp.full(1, 0.5)))
+            largest = jnp.max(network.denoise_canvas(cache_now[0], canvas, jnp.full(1, 0.5)))
             return jnp.where(largest > 1e30, canvas - 1, canvas), None  # never, but the compiler doesn't know that
 
         def one_canvas(carry, _):

@@ -231,7 +231,7 @@ def _by_context(model: LoadedModel, out: Path) -> list[Row]:
 
 @jax.jit
 def _cached(bound, cache, canvas):
-    return bound.read_canvas(cache, canvas, jnp.full(canvas.shape[0], 0.5))
+    return bound.denoise_canvas(cache, canvas, jnp.full(canvas.shape[0], 0.5))
 
 
 @jax.jit

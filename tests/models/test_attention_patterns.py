@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small import MASK, SPECS, bound, extend, read, read_canvas, rows
+from support.small import MASK, SPECS, bound, denoise_canvas, extend, read, rows
 
 from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.types import Alignment
@@ -171,7 +171,7 @@ def test_a_canvas_over_the_cache_is_the_noisy_block_of_training(each_net, clean)
     )
     _, cache = extend(sampling, sampling.empty_cache(2, 20), tokens[:, :12], jnp.array([12, 4]), clean)
     canvas = jnp.stack([noisy[0, 12:], noisy[1, 4:8]])
-    said = read_canvas(sampling, cache, canvas, jnp.array([0.8, 0.4]))
+    said = denoise_canvas(sampling, cache, canvas, jnp.array([0.8, 0.4]))
     np.testing.assert_allclose(said, jnp.stack([trained[0, 12:], trained[1, 4:8]]), **CLOSE)
 
 
@@ -186,7 +186,7 @@ def test_slots_that_are_not_filled_are_not_seen(net):
         for layer in cache.layers
     ]
     canvas, t = rows(4, seed=2), jnp.full(2, 0.5)
-    clean, dirty = (read_canvas(sampling, c, canvas, t) for c in (cache, cache.replace(layers=tuple(garbage))))
+    clean, dirty = (denoise_canvas(sampling, c, canvas, t) for c in (cache, cache.replace(layers=tuple(garbage))))
     assert (clean == dirty).all()
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small import FLOAT32, extend, module_of, read, read_canvas, rows
+from support.small import FLOAT32, denoise_canvas, extend, module_of, read, rows
 
 from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.models.base import DenoiserSpec, TransformerSpec, Vocabulary
@@ -182,7 +182,7 @@ def test_a_canvas_of_a_sliding_layer_is_the_noisy_block_of_training():
     trained, _ = read(net, pattern.join(clean.at[:, 4:].set(noisy[:, 4:]), clean), pattern, length=8)
     sampling = net.for_sampling()
     _, cache = extend(sampling, sampling.empty_cache(2, 8), clean[:, :4], jnp.full(2, 4), Causal())
-    found = read_canvas(sampling, cache, noisy[:, 4:], jnp.zeros(2))
+    found = denoise_canvas(sampling, cache, noisy[:, 4:], jnp.zeros(2))
     np.testing.assert_allclose(found, trained[:, 4:], **CLOSE)
     wide = net.replace(module=net.module.clone(spec=spec_of(layer())))
     assert abs(read(wide, clean, Full()) - read(net, clean, Full())).max() > 1e-2
@@ -297,23 +297,23 @@ def test_a_shifted_canvas_follows_the_cache_as_a_noisy_block_follows_the_clean_t
     trained, _ = read(net, pattern.join(noisy, text), pattern, length=12)
     sampling = net.for_sampling()
     cache = sampling.empty_cache(2, 12)
-    np.testing.assert_allclose(read_canvas(sampling, cache, noisy[:, :4], jnp.zeros(2)), trained[:, :4], **CLOSE)
+    np.testing.assert_allclose(denoise_canvas(sampling, cache, noisy[:, :4], jnp.zeros(2)), trained[:, :4], **CLOSE)
     _, cache = extend(sampling, cache, text[:, :8], jnp.array([8, 4]), clean)
-    found = read_canvas(sampling, cache, jnp.stack([noisy[0, 8:], noisy[1, 4:8]]), jnp.zeros(2))
+    found = denoise_canvas(sampling, cache, jnp.stack([noisy[0, 8:], noisy[1, 4:8]]), jnp.zeros(2))
     np.testing.assert_allclose(found, jnp.stack([trained[0, 8:], trained[1, 4:8]]), **CLOSE)
     shorter = sampling.truncate(cache, jnp.array([4, 0]))  # the hidden state before it is still there
-    found = read_canvas(sampling, shorter, noisy[:, 4:8], jnp.zeros(2))
+    found = denoise_canvas(sampling, shorter, noisy[:, 4:8], jnp.zeros(2))
     np.testing.assert_allclose(found, trained[:, 4:8], **CLOSE)
 
 
 def test_a_shifted_draft_follows_its_text():
     net, text = network(SHIFTED).for_sampling(), rows(7)
     _, cache = extend(net, net.empty_cache(2, 12), text[:, :4], jnp.full(2, 4), Causal())
-    _, drafts, after = jax.jit(lambda *a: net.fork(*a, masks=2))(cache, text[:, 4:], jnp.full(2, 3))
+    _, drafts, after = jax.jit(lambda *a: net.draft_and_verify(*a, masks=2))(cache, text[:, 4:], jnp.full(2, 3))
     masks = jnp.full((2, 2), net.module.vocabulary.mask)
     for i in range(3):
         _, longer = extend(net, cache, text[:, 4 : 5 + i], jnp.full(2, 1 + i), Causal())
-        alone = read_canvas(net, longer, masks, jnp.ones(2))
+        alone = denoise_canvas(net, longer, masks, jnp.ones(2))
         np.testing.assert_allclose(drafts.logits()[:, 2 * i : 2 * i + 2], alone, **CLOSE)
     np.testing.assert_allclose(after.hidden[:, :7], longer.hidden[:, :7], **CLOSE)
 

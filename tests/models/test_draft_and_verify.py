@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small import MASK, SPECS, bound, extend, read_canvas, rows
+from support.small import MASK, SPECS, bound, denoise_canvas, extend, rows
 
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.types import Alignment
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TEXT, MASKS = 3, 2
 CLOSE = {"rtol": 0, "atol": 1e-5}
-fork = jax.jit(lambda bound, *seen: bound.fork(*seen), static_argnums=4)
+fork = jax.jit(lambda bound, *seen: bound.draft_and_verify(*seen), static_argnums=4)
 
 
 @pytest.fixture(params=SPECS)
@@ -35,7 +35,7 @@ def test_what_is_said_is_what_separate_reads_say(net):
     assert (said.alignment, ahead.alignment) == (Alignment.NEXT, Alignment.SAME)
     for i in range(TEXT):
         _, behind = extend(net, cache, tokens[:, : i + 1], jnp.full(2, i + 1), Causal())
-        alone = read_canvas(net, behind, jnp.full((2, MASKS), MASK), jnp.ones(2))
+        alone = denoise_canvas(net, behind, jnp.full((2, MASKS), MASK), jnp.ones(2))
         np.testing.assert_allclose(ahead.logits()[:, i * MASKS : (i + 1) * MASKS], alone, **CLOSE)
 
 

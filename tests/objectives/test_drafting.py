@@ -114,7 +114,10 @@ def test_the_training_pass_is_the_samplers_and_lengths_agree():
         clean = small.read(network, own, Causal())
         stop = 5 if (row, start) == (1, 0) else 12
         np.testing.assert_allclose(text[row, start:stop], clean[0, : stop - start], atol=1e-5)
-    sampling, fork = network.for_sampling(), jax.jit(lambda n, c, x: n.fork(c, x, jnp.ones(1, jnp.int32), 2, True))
+    sampling, fork = (
+        network.for_sampling(),
+        jax.jit(lambda n, c, x: n.draft_and_verify(c, x, jnp.ones(1, jnp.int32), 2, True)),
+    )
     for row, number, start in ((0, 1, 0), (1, 0, 0), (1, 2, 5)):
         anchor = int(anchors[row, number])
         before = tokens[row : row + 1, start:anchor]

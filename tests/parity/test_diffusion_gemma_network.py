@@ -41,9 +41,9 @@ def case():
     @jax.jit
     def decode(cache, canvas, logits):
         """After a pass that predicted `logits`."""
-        return model.read_canvas(cache, canvas, jnp.zeros(len(canvas)), self_cond=model.expected_embedding(logits))
+        return model.denoise_canvas(cache, canvas, jnp.zeros(len(canvas)), self_cond=model.expected_embedding(logits))
 
-    first = jax.jit(lambda cache, canvas: model.read_canvas(cache, canvas, jnp.zeros(len(canvas))))
+    first = jax.jit(lambda cache, canvas: model.denoise_canvas(cache, canvas, jnp.zeros(len(canvas))))
     return loaded, parity.arrays("diffusion_gemma"), encode, decode, first
 
 

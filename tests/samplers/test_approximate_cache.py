@@ -82,7 +82,7 @@ def test_refreshed_every_step_blocks_follow_one_another(kind, temperature):
         assert (ours.tokens[row] == canvas.tokens[0, start : start + LENGTH]).all()
 
 
-_read_all = jax.jit(lambda bound, tokens, t: bound.read_canvas(bound.empty_cache(len(tokens), 0), tokens, t))
+_read_all = jax.jit(lambda bound, tokens, t: bound.denoise_canvas(bound.empty_cache(len(tokens), 0), tokens, t))
 full_pass = functools.partial(_read_all, model())
 
 

@@ -107,7 +107,7 @@ class Ending:
     def truncate(self, cache, count):
         return cache - count
 
-    def read_canvas(self, cache, canvas, t):
+    def denoise_canvas(self, cache, canvas, t):
         return self._say(cache[:, None] + jnp.arange(canvas.shape[1], dtype=jnp.int32)[None])
 
     def _say(self, at):

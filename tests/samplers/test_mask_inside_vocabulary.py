@@ -87,7 +87,7 @@ class MaskLover:
         head = DenseLogits(values=self._at(cache, tokens), alignment=Alignment.NEXT)
         return head, cache.replace(length=cache.length + count)
 
-    def fork(self, cache, tokens, count, masks, causal=False):
+    def draft_and_verify(self, cache, tokens, count, masks, causal=False):
         head, after = self.extend(cache, tokens, count, None)
         return head, DenseLogits(values=jnp.repeat(head.values, masks, axis=1)), after
 
@@ -97,7 +97,7 @@ class MaskLover:
     def resize(self, cache, rows, slots=None):
         return cache.replace(length=jnp.take(cache.length, rows))
 
-    def read_canvas(self, cache, canvas, t):
+    def denoise_canvas(self, cache, canvas, t):
         return self._at(cache, canvas)
 
     def forward_positions(self, cache, tokens, at, t):
@@ -135,8 +135,8 @@ def test_logits_processors_take_the_mask_for_an_unknown_token():
     rule = Chain((FrequencyPenalty(nats=1.0), NoRepeatNGram(size=2)))
     canvas = jnp.array([[5, MASK, MASK, MASK, 5, MASK]])
     network = ProcessedDenoiser(network=MaskLover(), mask=MASK, processor=rule)
-    plain = MaskLover().read_canvas(MaskLover().empty_cache(1, 8), canvas, jnp.ones(1))
-    logits = network.read_canvas(network.empty_cache(1, 8), canvas, jnp.ones(1))
+    plain = MaskLover().denoise_canvas(MaskLover().empty_cache(1, 8), canvas, jnp.ones(1))
+    logits = network.denoise_canvas(network.empty_cache(1, 8), canvas, jnp.ones(1))
     np.testing.assert_allclose(logits, plain.at[..., 5].add(-2.0))
 
 

@@ -46,7 +46,7 @@ def test_logits_follow_the_formula_after_the_prompt_and_after_more_text():
     def by_guidance(steered):
         head, cache = steered.extend(steered.empty_cache(2, 8), first, count, Causal())
         behind, _ = steered.extend(cache, more, jnp.array([2, 2]), Causal())
-        seen = steered.read_canvas(cache, canvas, jnp.array([0.5, 0.7]))
+        seen = steered.denoise_canvas(cache, canvas, jnp.array([0.5, 0.7]))
         return head.gather(count[:, None] - 1).logits(), behind.logits(), seen
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -55,7 +55,7 @@ def test_logits_follow_the_formula_after_the_prompt_and_after_more_text():
         for start in (first[row : row + 1, : count[row]], first[row : row + 1, :1]):
             said, own = network.extend(network.empty_cache(1, 12), start, jnp.array([start.shape[1]]), Causal())
             after, _ = network.extend(own, more[row : row + 1], jnp.array([2]), Causal())
-            noisy = network.read_canvas(own, canvas[row : row + 1], jnp.array([[0.5, 0.7][row]]))
+            noisy = network.denoise_canvas(own, canvas[row : row + 1], jnp.array([[0.5, 0.7][row]]))
             logs.append([jax.nn.log_softmax(x[0]) for x in (said.logits()[:, -1:], after.logits(), noisy)])
         return [(1 + scale) * fixed - scale * without for fixed, without in zip(*logs, strict=True)]
 
@@ -69,9 +69,11 @@ def test_a_canvas_with_its_prompt_is_contrasted_with_a_masked_prompt():
     network, canvas = model(), jnp.array([[1, 5, 3, MASK, 7, MASK]])
     prompt = Prompt(tokens=canvas[:, :3], length=jnp.array([3]))
     steered, t = guided(prompt, 2.0), jnp.array([0.5])
-    said = steered.read_canvas(steered.empty_cache(1, 0), canvas, t)
+    said = steered.denoise_canvas(steered.empty_cache(1, 0), canvas, t)
     without = jnp.array([[MASK, MASK, MASK, MASK, 7, MASK]])
-    one, other = (jax.nn.log_softmax(network.read_canvas(network.empty_cache(1, 0), c, t)) for c in (canvas, without))
+    one, other = (
+        jax.nn.log_softmax(network.denoise_canvas(network.empty_cache(1, 0), c, t)) for c in (canvas, without)
+    )
     assert np.allclose(said, 3 * one - 2 * other, atol=2e-4)
 
 

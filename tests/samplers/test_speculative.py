@@ -136,12 +136,12 @@ def test_canvases_after_a_text_are_predicted_as_separate_ones(name):
         prompt, count, tokens = prompts(2, width=4), jnp.array([4, 2]), jnp.array([[6, 2], [8, 3]])
         _, cache = network.extend(network.empty_cache(2, 8), prompt.tokens, count, Causal())
         both = jnp.full(2, 2)
-        said, ahead, after = network.fork(cache, tokens, both, 3)
+        said, ahead, after = network.draft_and_verify(cache, tokens, both, 3)
         causal, _ = network.extend(cache, tokens, both, Causal())
         masks, apart = jnp.full((2, 3), MASK), []
         for i in (1, 2):
             _, behind = network.extend(cache, tokens[:, :i], jnp.full(2, i), Causal())
-            apart.append(network.read_canvas(behind, masks, jnp.ones(2)))
+            apart.append(network.denoise_canvas(behind, masks, jnp.ones(2)))
         index = jnp.array([[1, 4], [5, 0]])  # of both canvases
         picked = jnp.take_along_axis(jnp.concatenate(apart, axis=1), index[..., None], axis=1)
         return said.logits(), ahead.gather(index).logits(), causal.logits(), picked, after.length
@@ -155,7 +155,7 @@ def test_canvases_after_a_text_are_predicted_as_separate_ones(name):
 @functools.partial(jax.jit, static_argnums=2)
 def _guessed(bound, row, width):
     """int32 [S, width]: what the canvas after each token predicts to follow the next one."""
-    ahead = bound.fork(bound.empty_cache(1, row.shape[1]), row, jnp.full(1, row.shape[1]), 1 + width)[1]
+    ahead = bound.draft_and_verify(bound.empty_cache(1, row.shape[1]), row, jnp.full(1, row.shape[1]), 1 + width)[1]
     return jnp.argmax(ahead.logits()[0].reshape(row.shape[1], 1 + width, -1)[:, 1:], axis=-1)
 
 

@@ -162,13 +162,13 @@ class OracleModel:
             said.append(self._said_at(read.tokens, read.length - 1, 1)[:, 0])
         return DenseLogits(values=jnp.stack(said, axis=1), alignment=Alignment.NEXT), self._write(cache, tokens, count)
 
-    def fork(self, cache: Read, tokens, count, masks, causal=False):
-        """What `extend` says, and `read_canvas` of masks behind each of the tokens (causal: one place further on)."""
+    def draft_and_verify(self, cache: Read, tokens, count, masks, causal=False):
+        """What `extend` says, and `denoise_canvas` of masks after each of the tokens (causal: one place further)."""
         said, after = self.extend(cache, tokens, count, None)
         canvas, ahead = jnp.full((len(count), masks + causal), MASK), []
         for i in range(tokens.shape[1]):
             behind = self._write(cache, tokens, jnp.full_like(count, i + 1))
-            ahead.append(self.read_canvas(behind, canvas, None)[:, int(causal) :])
+            ahead.append(self.denoise_canvas(behind, canvas, None)[:, int(causal) :])
         return said, DenseLogits(values=jnp.concatenate(ahead, axis=1)), after
 
     def truncate(self, cache: Read, count):
@@ -179,7 +179,7 @@ class OracleModel:
     def resize(self, cache: Read, rows, slots=None):
         return Read(tokens=jnp.take(cache.tokens, rows, axis=0), length=jnp.take(cache.length, rows))
 
-    def read_canvas(self, cache: Read, canvas, t):
+    def denoise_canvas(self, cache: Read, canvas, t):
         read = self._write(cache, canvas, jnp.full_like(cache.length, canvas.shape[1]))
         return self._said_at(read.tokens, cache.length - 1, canvas.shape[1])
 

@@ -44,7 +44,7 @@ class Passes:
     def extend(self, cache, tokens, count, attention):
         return None, _extended(self.network, cache, tokens, count, attention)
 
-    def read_canvas(self, cache, canvas, t, **inputs):
+    def denoise_canvas(self, cache, canvas, t, **inputs):
         return _canvas(self.network, cache, canvas, t, **inputs)
 
     def forward_positions(self, cache, tokens, at, t):
@@ -61,7 +61,7 @@ def _extended(network, cache, tokens, count, attention):
 
 @jax.jit
 def _canvas(network, cache, canvas, t, **inputs):
-    return network.read_canvas(cache, canvas, t, **inputs)
+    return network.denoise_canvas(cache, canvas, t, **inputs)
 
 
 @jax.jit

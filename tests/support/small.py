@@ -69,4 +69,4 @@ def extend(bound, cache, tokens, count, attention):
     return said.logits(), cache
 
 
-read_canvas = jax.jit(lambda bound, cache, canvas, t: bound.read_canvas(cache, canvas, t))
+denoise_canvas = jax.jit(lambda bound, cache, canvas, t: bound.denoise_canvas(cache, canvas, t))

@@ -62,8 +62,8 @@ def test_clean_text_of_a_cache_is_the_base_bit_for_bit():
     @jax.jit
     def passes(network):
         head, cache = network.extend(network.empty_cache(2, 16), tokens, count, Causal())
-        text, drafts, after = network.fork(cache, tokens[:, :2], jnp.array([2, 1]), 3)
-        canvas = network.read_canvas(cache, jnp.full((2, 4), small.MASK), jnp.ones(2))
+        text, drafts, after = network.draft_and_verify(cache, tokens[:, :2], jnp.array([2, 1]), 3)
+        canvas = network.denoise_canvas(cache, jnp.full((2, 4), small.MASK), jnp.ones(2))
         return (head.logits(), cache, text.logits(), after), (drafts.logits(), canvas)
 
     (clean, noisy), (base_clean, base_noisy) = passes(network), passes(base)

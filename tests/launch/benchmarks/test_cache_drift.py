@@ -40,7 +40,7 @@ def test_the_sum_is_the_divergence_at_masks_from_an_exact_pass(denoiser):
     logits, after = forward_positions(denoiser, watched, tokens, at, T)
     canvas = jnp.array([[1, 2, 7, 8, MASK, MASK, MASK, MASK]])
     assert (after.canvas == canvas).all() and after.count == 7  # one more mask, at 5; L is outside
-    exact = denoiser.network.read_canvas(denoiser.network.empty_cache(1, 0), canvas, T)[0, 5]
+    exact = denoiser.network.denoise_canvas(denoiser.network.empty_cache(1, 0), canvas, T)[0, 5]
     log_p, log_q = jax.nn.log_softmax(exact), jax.nn.log_softmax(logits[0, 2])
     kl = float(jnp.sum(jnp.exp(log_p) * (log_p - log_q)))
     assert kl > 1e-3 and after.nats - watched.nats == pytest.approx(kl, rel=1e-3)
