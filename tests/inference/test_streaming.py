@@ -110,9 +110,9 @@ def test_rows_that_are_not_wanted_leave_and_the_others_do_not_notice(name, monke
     sizes = []
     step = runner._one_step if name == "autoregressive" else runner._begin_canvas
 
-    def noted(network, state, *, stage):
+    def noted(network, state, *rest, stage):
         sizes.append(len(state.finished))
-        return step(network, state, stage=stage)
+        return step(network, state, *rest, stage=stage)
 
     monkeypatch.setattr(runner, step.__name__, noted)
     text_sampler, prompt = KINDS[name](eos=NEVER), prompts([6, 1, 3, 2])
