@@ -11,6 +11,8 @@ from collections.abc import Callable
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.config import find_class
 from diffusion_lm.inference import by_name, presets, published
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache, PrefixCache
 from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft, TrainedDraft
@@ -217,7 +219,8 @@ SAMPLER = FLAGS.string(
     "sampler",
     None,
     "How text is sampled; or module:Class, a sampler of your own. Default: published for a converted model, else "
-    "confidence. " + "; ".join(f"{name}: {its.help}" for name, its in SAMPLERS.items()),
+    "what the network was trained for: confidence (masks), autoregressive (no canvas), embedding_flow (embeddings) or "
+    "ancestral. " + "; ".join(f"{name}: {its.help}" for name, its in SAMPLERS.items()),
 )
 DENOISING_STEPS = FLAGS.integer(
     "denoising_steps", None, "Most forward passes a canvas, at least 1. (LLaDA's `steps` are for all canvases of an "
@@ -296,9 +299,19 @@ BAD_WORDS = FLAGS.multi_string("bad_words", [], "No token that contains this tex
 IGNORE_EOS = FLAGS.bool("ignore_eos", False, "Never samples the end of text: every answer has --max_new_tokens tokens.")
 
 
+_DEFAULTS = ("confidence", "published", "autoregressive", "embedding_flow", "ancestral")  # see `name`
+
+
 def name(model: LoadedModel) -> str:
-    """The name of the sampler for a model: what --sampler says, else its default."""
-    return SAMPLER.value or ("published" if published.of(model) else "confidence")
+    """The name of the sampler for a model: what --sampler says, else what it was published with or trained for."""
+    if SAMPLER.value:
+        return SAMPLER.value
+    if published.of(model):
+        return "published"
+    if not model.config.objective.layout.denoises:
+        return "autoregressive"
+    masks, vectors = isinstance(model.process, Absorbing), isinstance(model.process, Gaussian)
+    return "confidence" if masks else "embedding_flow" if vectors else "ancestral"
 
 
 def kind(chosen: str) -> Kind:
@@ -324,7 +337,7 @@ def _check_applies(*chosen: str) -> None:
 
 def check() -> None:
     """Raises ValueError for flags that contradict each other; needs no model."""
-    _check_applies(*([SAMPLER.value] if SAMPLER.value else ["confidence", "published"]))
+    _check_applies(*([SAMPLER.value] if SAMPLER.value else _DEFAULTS))
     if NUM_PARTICLES.value and (CORRECTOR_STEPS.value or REVISE_ROUNDS.value):
         raise ValueError("--num_particles goes without --corrector_steps and --revise_rounds")
     if APPROXIMATE_CACHE.value and REVISE_ROUNDS.value:
@@ -347,6 +360,8 @@ def preset(model: LoadedModel, *, record: bool) -> published.Preset:
     """As `text_sampler`, with what else a published sampler's settings say."""
     chosen = name(model)
     _check_applies(chosen)
+    if record and not kind(chosen).records:
+        raise ValueError(f"--view shows the steps of canvas samplers, and this model's default is {chosen}")
     draw = SamplingParams(
         **_drawn(), suppressed=(*model.tokenizer.suppressed, *([model.tokenizer.eos] if IGNORE_EOS.value else []))
     )
