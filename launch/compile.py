@@ -83,6 +83,7 @@ class PlannedTokenizer(NamedTuple):
     mask: int
     eos: int = 1
     bos: int = 1
+    stops: tuple[int, ...] = ()
 
 
 def main() -> dict:

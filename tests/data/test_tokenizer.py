@@ -133,7 +133,7 @@ def test_runs_of_spaces_are_pieces():
 
 def test_char_vocabulary_is_bounded():
     assert train_tokenizer(["abcdefgh" * 9], vocab=262, kind="char").vocab == 262
-    assert train_tokenizer(["abcdefgh" * 9], vocab=999, kind="char").vocab == 259 + 8
+    assert train_tokenizer(["abcdefgh" * 9], vocab=999, kind="char").vocab == 259 + 8 + 1  # and a space
 
 
 def test_training_uses_lines_at_even_distances(monkeypatch):
