@@ -162,6 +162,8 @@ def main() -> dict:
     out = OUT()
     if (SUITE.value in OF_A_RUN) != (WORKDIR.value is not None):
         raise ValueError("--workdir goes with --suite=tradeoffs or cache_drift, which need one")
+    if LAYERS.value != LAYERS.default and SUITE.value != "loading":
+        raise ValueError("--layers goes with --suite=loading")
     if SUITE.value in OF_A_RUN:
         command.needs("matplotlib", "viz", "a chart")
     if SUITE.value in OF_OPEN_WEIGHTS:

@@ -30,7 +30,7 @@ class LoRA:
         rank: columns of A, and rows of B.
         alpha: how much adapters count, in units of the rank.
         targets: the matrices that have adapters: query, key_value, output (attention), gate_up, down (feed-forward).
-            None: the mask's embedding alone is trained.
+            (): the mask's embedding alone is trained.
         where: "noisy" adapts canvases and drafts only, so that clean text has the base's numbers, bit for bit (gated
             LoRA, arXiv 2507.11851); "all" adapts every position, and can be merged into the base.
     """

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.all_noise import AllNoise
 from support.small import MASK, SPECS, VOCAB, bound
 
 from diffusion_lm.data.packing import Example, groups, pack, place
@@ -23,20 +24,7 @@ OBJECTIVES = [AutoregressiveLoss(), ELBO(), BlockELBO(block_size=4), BlockELBO(b
 TOKENIZER = types.SimpleNamespace(mask=MASK, eos=EOS, stops=(EOS,))
 
 
-class _AllNoise:
-    """All that may be noised is: nothing is random."""
-
-    def alpha(self, t):
-        return jnp.zeros_like(t)
-
-    def one_minus_alpha(self, t):
-        return jnp.ones_like(t)
-
-    def dalpha(self, t):
-        return -jnp.ones_like(t)
-
-
-NOISE = Absorbing(mask=MASK, schedule=_AllNoise())
+NOISE = Absorbing(mask=MASK, schedule=AllNoise())
 
 
 def example(rng, prompt, answer):

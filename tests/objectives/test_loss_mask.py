@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.all_noise import AllNoise
 from support.small import module_of
 
 from diffusion_lm.models.base import DenoiserSpec
@@ -135,7 +136,7 @@ def test_the_causal_part_adds_up_over_rows():
 
 def test_pure_noise_holds_what_is_given_and_masks():
     batch, seen = packed(), []
-    everything = Absorbing(mask=MASK, schedule=_AllNoise())
+    everything = Absorbing(mask=MASK, schedule=AllNoise())
 
     def said(tokens, t, **kwargs):
         seen.append(tokens)
@@ -144,17 +145,6 @@ def test_pure_noise_holds_what_is_given_and_masks():
     ELBO()(said, everything, jax.random.key(0), batch)
     assert (seen[0][:, 0] == batch.tokens[:, 0]).all()  # a row's first token is given,
     assert (seen[0][:, 1:] == MASK).all()  # where its second document begins is not
-
-
-class _AllNoise:
-    def alpha(self, t):
-        return jnp.zeros_like(t)
-
-    def one_minus_alpha(self, t):
-        return jnp.ones_like(t)
-
-    def dalpha(self, t):
-        return -jnp.ones_like(t)
 
 
 @pytest.mark.parametrize("objective", [BlockELBO(block_size=4), Joint(block_size=4)], ids=str)
