@@ -18,8 +18,8 @@ TEST = [
 OPEN = ["tokenizers>=0.21", "jinja2>=3.1", "gguf>=0.17"]
 # Starlette without FastAPI: requests are checked by hand, in one line an error, and pydantic isn't needed.
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
-# The server's tests: OpenAI's own client, and a socket to a browser that is already there.
-CLIENTS = ["openai>=1.50", "websockets>=13"]
+# The server's tests: OpenAI's own client, plain requests, and a socket to a browser that is already there.
+CLIENTS = ["openai>=1.50", "httpx>=0.27", "websockets>=13"]
 VIZ = ["matplotlib>=3.8", "tensorboardX>=2.6"]
 
 setup(
