@@ -24,8 +24,15 @@ def ones(module: nn.Module, name: str, size: int) -> Array:
     return module.param(name, nn.with_logical_partitioning(nn.initializers.ones, (None,)), (size,), jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def dot(spec: str, a: Array, b: Array, compute_dtype: str = "bfloat16", quantization: str = "none") -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))
+def dot(
+    spec: str,
+    a: Array,
+    b: Array,
+    compute_dtype: str = "bfloat16",
+    quantization: str = "none",
+    span: tuple[int, int] | None = None,
+) -> Array:
     """einsum(spec, a, b) with factors rounded to `compute_dtype` and a float32 result.
 
     Asking for a float32 result matters even on a CPU: without it XLA sums in bfloat16 and at a fraction of the speed.
@@ -35,6 +42,7 @@ def dot(spec: str, a: Array, b: Array, compute_dtype: str = "bfloat16", quantiza
     quantization: "int8" rounds the factors, after that, to a 127th of their largest value in the sum that they go into,
     and sums exactly, in int32; the gradient is that of "none" (straight-through, arXiv 1308.3432). What isn't finite
     stays so. ValueError for a sum of more terms than int32 holds.
+    span: along a's second axis, where its gradient is wanted; it is zero elsewhere, at no cost. None: everywhere.
     """
     return _value(spec, a, b, compute_dtype, quantization)
 
@@ -77,17 +85,21 @@ def _indices(spec: str) -> tuple[str, str, str]:
     return left, right, result
 
 
-def _forward(spec, a, b, compute_dtype, quantization):
+def _forward(spec, a, b, compute_dtype, quantization, span):
     rounded = a.astype(compute_dtype), b.astype(compute_dtype)
     types = jnp.zeros((), a.dtype), jnp.zeros((), b.dtype)  # residuals are arrays: the factors' types ride along as two
     return _value(spec, *rounded, compute_dtype, quantization), (*rounded, *types)
 
 
-def _backward(spec, compute_dtype, quantization, residuals, g):
+def _backward(spec, compute_dtype, quantization, span, residuals, g):
     del quantization
     a, b, like_a, like_b = residuals
     left, right, result = _indices(spec)
-    da = _product(f"{result},{right}->{left}", g, b, compute_dtype)
+    start, stop = span or (0, a.shape[1])
+    wanted = jax.lax.slice_in_dim(g, start, stop, axis=result.index(left[1])) if span else g
+    da = _product(f"{result},{right}->{left}", wanted, b, compute_dtype)
+    if span:
+        da = jnp.pad(da, [(0, 0), (start, a.shape[1] - stop)] + [(0, 0)] * (a.ndim - 2))
     db = _product(f"{left},{result}->{right}", a, g, compute_dtype)
     return da.astype(like_a.dtype), db.astype(like_b.dtype)
 

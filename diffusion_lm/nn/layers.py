@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -50,6 +51,13 @@ class Norm(nn.Module):
         return normal + param("bias", 0.0) if self.spec.bias else normal
 
 
+def _product(exec: Execution, lora: LoRA | None, noisy: tuple[int, int]) -> Callable[[str, Array, Array], Array]:
+    """The product with a matrix. What comes before clean positions isn't trained where adapters are at noisy ones."""
+    if lora is None or lora.where == "all":
+        return exec.product
+    return functools.partial(exec.product, span=noisy)
+
+
 class Attention(nn.Module):
     """Attention of a row to itself, and to what a cache holds, under an attention pattern."""
 
@@ -61,7 +69,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Array, rotation: Rotation | None, attention: AttentionPattern, ranges: Ranges, past: CachedLayer | None
     ) -> tuple[Array, LayerKV]:
-        a, width, product = self.spec, x.shape[-1], self.exec.product
+        a, width, product = self.spec, x.shape[-1], _product(self.exec, self.lora, attention.noisy(x.shape[1]))
         wq = matrix(self, "query", (width, a.heads, a.head_dim), ("embed", "heads", "head_dim"), width)
         shape = (width, 1 if a.tie_kv else 2, a.kv_heads, a.head_dim)
         wkv = matrix(self, "key_value", shape, ("embed", None, "kv_heads", "head_dim"), width)
@@ -121,7 +129,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, noisy: tuple[int, int] = (0, 0)) -> Array:
-        m, width, product = self.spec, x.shape[-1], self.exec.product
+        m, width, product = self.spec, x.shape[-1], _product(self.exec, self.lora, noisy)
         activation, parts = ACTIVATIONS[m.activation], 2 if m.gated else 1
         up = matrix(self, "gate_up", (width, parts, m.dim), ("embed", None, "mlp"), width)
         down = matrix(self, "down", (m.dim, width), ("mlp", "embed"), 0)

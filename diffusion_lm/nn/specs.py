@@ -37,9 +37,9 @@ class Execution:
                 f"exec.compute_dtype={self.compute_dtype}: set exec.attention_kernel=chunked"
             )
 
-    def product(self, spec: str, a: Array, b: Array) -> Array:
-        """A layer's matrix product: einsum(spec, a, b), float32."""
-        return dot(spec, a, b, self.compute_dtype, self.quantization)
+    def product(self, spec: str, a: Array, b: Array, span: tuple[int, int] | None = None) -> Array:
+        """A layer's matrix product: einsum(spec, a, b), float32; span: see `dot`."""
+        return dot(spec, a, b, self.compute_dtype, self.quantization, span)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

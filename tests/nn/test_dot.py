@@ -55,6 +55,25 @@ def test_gradients(case, compute_dtype, tolerance):
         assert abs(one - other).max() <= tolerance * abs(other).max()
 
 
+@pytest.mark.parametrize("span", [(0, 5), (1, 4), (0, 2), (5, 5)])
+def test_a_gradient_of_some_positions(span):
+    """The value and the other factor's gradient stay; the gradient is zero outside of the span."""
+    spec, (a, b) = "ble,ecm->blcm", (jnp.asarray(small, jnp.float32) for small in _drawn((2, 5, 8), (8, 3, 4)))
+    of = lambda span: jax.value_and_grad(  # noqa: E731
+        lambda a, b: jnp.sum(dot(spec, a, b, "float32", "none", span) ** 2), argnums=(0, 1)
+    )(a, b)
+    (ours, (da, db)), (theirs, (all_a, all_b)) = of(span), of(None)
+    inside = (jnp.arange(5) >= span[0]) & (jnp.arange(5) < span[1])
+    np.testing.assert_array_equal(da, jnp.where(inside[None, :, None], all_a, 0.0))
+    np.testing.assert_array_equal(db, all_b)
+    assert ours == theirs
+
+
+def _drawn(*shapes):
+    rng = np.random.default_rng(2)
+    return [rng.normal(size=shape) for shape in shapes]
+
+
 def test_gradients_have_the_types_of_the_factors(case):
     spec, a, b = case
     da, db = jax.grad(lambda a, b: dot(spec, a, b).sum(), argnums=(0, 1))(a, b.astype(jnp.bfloat16))

@@ -18,6 +18,7 @@ from support.oracle import LENGTH, TEXTS, VOCAB, truth
 CANVASES = np.array(list(itertools.product(range(VOCAB + 1), repeat=LENGTH)), np.int32)  # [256, 4]
 
 
+@functools.cache
 def kernel(process, t: float) -> np.ndarray:
     """q(z | x_0) [3, 4] of one position, written down anew from each process's definition."""
     with jax.enable_x64(True):
@@ -44,6 +45,7 @@ def noised(process, t: float) -> np.ndarray:
     return np.prod(q[TEXTS[:, None], CANVASES[None]], axis=-1)
 
 
+@functools.lru_cache(maxsize=256)
 def true_denoiser(process, t: float) -> np.ndarray:
     """log p(x_i = v | the canvas), [256, 4, 3]: what the network's optimum is. Scores, and processes that only ask at
     masks, leave out what the position itself says."""

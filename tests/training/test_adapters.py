@@ -54,6 +54,27 @@ def test_clean_text_of_a_training_pass_is_the_base_bit_for_bit():
     assert np.abs(ours[0] - theirs[0]).max() > 0.1
 
 
+def test_gradients_of_gated_adapters_are_whole():
+    """No gradient is computed at clean positions, and none is missing: it is the slope of the loss."""
+    base, network = adapted(NOISY)
+    attention, tokens = BlockDiffusionTraining(4, Causal()), small.rows(8)
+    row, t = jnp.concatenate([jnp.full_like(tokens, small.MASK), tokens], axis=1), jnp.zeros((2, 4))
+    found, rng = adapters_of(network.params), np.random.default_rng(3)
+    way = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), found)
+
+    @jax.jit
+    def loss(step):
+        moved = joined(base.params, jax.tree.map(lambda a, d: a + step * d, found, way))
+        noisy, _ = BoundModel(module=network.module, params=moved).denoise(
+            row, t, attention=attention, positions=jnp.arange(8, dtype=jnp.int32)[None], segment_ids=None
+        )
+        return jnp.mean(jax.nn.log_softmax(noisy.logits()[..., : small.VOCAB])[..., 0])
+
+    step = 1e-3
+    slope = (loss(step) - loss(-step)) / (2 * step)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.0), slope, rtol=5e-3)
+
+
 def test_clean_text_of_a_cache_is_the_base_bit_for_bit():
     """Text that is appended, and text that drafts follow; canvases and drafts are adapted."""
     base, network = (n.for_sampling() for n in adapted(NOISY))
