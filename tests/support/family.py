@@ -1,5 +1,7 @@
 """A public family's network, as a folder of stored numbers holds it."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,11 @@ from diffusion_lm.models.transformer import Transformer, init_params
 from diffusion_lm.models.weights import check_names, load_parameters
 
 TOLERANCE = 3e-4
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def _logits(model, ids, t, positions, segment_ids, attention):
+    return model.denoise(ids, t, attention=attention, positions=positions, segment_ids=segment_ids).logits()
 
 
 class Loaded:
@@ -41,8 +48,7 @@ class Loaded:
         positions = index if positions is None else jnp.asarray(positions, jnp.int32)
         segment_ids = jnp.ones_like(ids) if segment_ids is None else jnp.asarray(segment_ids, jnp.int32)
         t = jnp.zeros((len(ids), 1))
-        head = self.model.denoise(ids, t, attention=attention, positions=positions, segment_ids=segment_ids)
-        return np.asarray(head.logits())
+        return np.asarray(_logits(self.model, ids, t, positions, segment_ids, attention))
 
     def close(self, found, expected, where=None):
         """Within the tolerance, but for ids that are never predicted."""
