@@ -76,7 +76,7 @@ def _kernel(
     sides = "block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"
     sizes = dict.fromkeys(sides, square)
     layout = {"k_layout": kernels.QKVLayout.SEQ_MINOR}  # as `LayerKV` has them
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         kernel = kernels.make_splash_mha(
             masks.MultiHeadMask([_Seen(first, last)]),  # one for all heads
             block_sizes=kernels.BlockSizes(**sizes, **layout),
@@ -90,7 +90,7 @@ def _kernel(
 def _runs(pattern: AttentionPattern, length: int, whole: int, window: int) -> tuple[np.ndarray, np.ndarray]:
     """first and last, each [n, whole]: the runs of keys that each query attends to, some of them empty. What fills up
     squares attends to itself: the kernel divides by the sum of weights."""
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         part = length // len(pattern.kernels)
         groups = pattern.key_ranges(part)
         most = max(len(group) for group in groups)

@@ -3,13 +3,16 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import small
 
 from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.models.base import Execution
+from diffusion_lm.models.transformer import init_params
 from diffusion_lm.nn import attention, cudnn, splash
 from diffusion_lm.nn.attention import dot_product_attention
 from diffusion_lm.nn.cache import CachedLayer, LayerKV
@@ -217,6 +220,14 @@ def test_cudnn_is_refused_in_a_line(monkeypatch):
                 wide, kv, Causal(), Causal().key_ranges(8, segment_ids), compute_dtype="bfloat16", kernel="cudnn"
             )
         )
+
+
+def test_splash_lists_are_numbers_wherever_they_are_first_asked_for():
+    """Inside a scan over layers too, where flax looks for constants."""
+    splash._kernel.cache_clear()
+    module = small.module_of(small.SPECS["plain"], exec=Execution(attention_kernel="splash"), scan=True)
+    made = jax.eval_shape(functools.partial(init_params, module), jax.random.key(0))
+    assert nn.meta.unbox(made)["layers"]["attention"]["query"].shape[0] == small.SPECS["plain"].layers
 
 
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
