@@ -71,6 +71,13 @@ def test_what_is_given_comes_first(llada):
         ("dream", {"alg_temp": 0.5}, "alg_temp=0.5"),
         ("sdar", {"remasking_strategy": "entropy_bounded"}, "remasking_strategy='entropy_bounded'"),
         ("llada2", {"temperature": -1}, "temperature must be"),
+        (
+            "diffusion_gemma",
+            {"sampler_config": {"_cls_name": "Other"}},
+            "isn't implemented: only EntropyBoundSamplerConfig",
+        ),
+        ("diffusion_gemma", {"sampler_config": {"entropy_bound": 1, "k": 2}}, "sets k=2, which isn't implemented"),
+        ("diffusion_gemma", {"do_sample": False}, "temperature that falls: set t_max and t_min"),
     ],
 )
 def test_what_a_file_asks_that_we_do_not_have_is_refused_by_name(folder_of, family, generation, cause):
@@ -78,7 +85,7 @@ def test_what_a_file_asks_that_we_do_not_have_is_refused_by_name(folder_of, fami
     with pytest.raises(ValueError, match=cause) as raised:
         dlm.make_sampler(model)
     assert "\n" not in str(raised.value)
-    dlm.make_sampler(model, "confidence")  # ours doesn't ask that file
+    dlm.make_sampler(model, "renoise" if family == "diffusion_gemma" else "confidence")  # ours doesn't ask that file
 
 
 def test_what_a_file_says_that_changes_nothing(folder_of):
@@ -86,6 +93,25 @@ def test_what_a_file_says_that_changes_nothing(folder_of):
             "use_cache": True, "mask_token_id": 503, "pad_token_id": 500, "max_length": None, "eps": 0.01}  # fmt: skip
     made = dlm.make_sampler(load_source(folder_of("dream", said), dtype="float32")).sampler
     assert (made.sampling.temperature, made.sampling.top_k, made.schedule.least.end) == (0.0, 20, 0.01)
+
+
+@pytest.mark.usefixtures("loops_in_python")
+def test_diffusion_gemma_samples_as_its_file_says(folder_of):
+    """As wide as in training, whatever is asked for; --denoising_steps is its max_denoising_steps."""
+    bound = {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.7}
+    said = {"sampler_config": bound, "t_min": 0.3, "t_max": 0.9, "stability_threshold": 2, "max_denoising_steps": 4,
+            "confidence_threshold": 0.1, "eos_token_id": [3, 5]}  # fmt: skip
+    model = load_source(folder_of("diffusion_gemma", said), dtype="float32")
+    made = dlm.make_sampler(model)
+    inner = made.sampler
+    assert (inner.schedule.bound, inner.min_temperature, inner.max_temperature) == (0.7, 0.3, 0.9)
+    assert (inner.stability, inner.denoising_steps, inner.entropy_threshold, made.stops) == (2, 4, 0.1, (5,))
+    assert dlm.make_sampler(model, denoising_steps=3, entropy_bound=0.2).sampler.denoising_steps == 3
+    width = made.canvas_length
+    assert made.slots(5, width + 1) == 5 + 2 * width and made.stages(width + 1)[0].max_steps == 2
+    (cut, whole), passes = zip(*(generated(model, made, RAGGED, n) for n in (width - 1, width)), strict=True)
+    np.testing.assert_array_equal(cut, whole[:, :-1])
+    assert passes[0] == passes[1]
 
 
 def test_unknown_settings_are_refused(llada):
