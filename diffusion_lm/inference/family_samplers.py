@@ -9,16 +9,40 @@ from diffusion_lm.attention_patterns import BlockCausal
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.inference import presets
 from diffusion_lm.layouts import WholeRow
-from diffusion_lm.models import a2d_qwen3, diffusion_gemma, dream, fastdllm_v2, llada, llada2, lladamoe, sdar
+from diffusion_lm.models import (
+    a2d_qwen3,
+    bd3lm,
+    diffusion_gemma,
+    dream,
+    fastdllm_v2,
+    llada,
+    llada2,
+    lladamoe,
+    md4,
+    mdlm,
+    sdar,
+    sedd,
+    tiny_diffusion,
+)
+from diffusion_lm.processes.base import Process
+from diffusion_lm.processes.score import UnnormalizedScore
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.base import CanvasSampler, TextSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.editing import Editing
+from diffusion_lm.samplers.first_hitting import FirstHitting
 from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from diffusion_lm.samplers.unmasking import EntropyBound, EvenlyOverCanvas, FixedCount, OverTime, Threshold
+from diffusion_lm.samplers.unmasking import (
+    ConstantCount,
+    EntropyBound,
+    EvenlyOverCanvas,
+    FixedCount,
+    OverTime,
+    Threshold,
+)
 
 NO_EOS = -1  # their canvases go on after an end of text
 
@@ -160,6 +184,80 @@ def _diffusion_gemma(model: LoadedModel, settings: Mapping[str, Any]) -> BlockDi
     return dataclasses.replace(presets.block_diffusion(model, sampler), whole=True)
 
 
+# Log-linear noise keeps a thousandth of the text at time 1, and the grid of times ends before 0.
+_LOG_LINEAR, _LAST_TIME = 0.999, 1e-5
+_REMOVALS = {
+    "ddpm_cache": "likeliest", "ddpm": "likeliest", "analytic": "sample", "euler": "sample",
+}  # fmt: skip
+
+
+def _in_steps(model: LoadedModel, settings: Mapping[str, Any], process: Process, *, predictors: str) -> BlockDiffusion:
+    """A whole row in even steps of log-linear noise, and one that removes what noise is left."""
+    predictor = settings["predictor"]
+    if predictor not in predictors.split():
+        raise ValueError(f"predictor={predictor!r} isn't implemented: it is {', '.join(predictors.split())}")
+    sampler = Ancestral(
+        process=process,
+        denoising_steps=settings["steps"] + 1,
+        eos=NO_EOS,
+        sampling=_sampling(settings),
+        begin=_LOG_LINEAR,
+        end=_LOG_LINEAR * _LAST_TIME,
+        noise_removal=_REMOVALS[predictor],
+    )
+    return presets.block_diffusion(model, sampler)
+
+
+def _mdlm(model: LoadedModel, settings: Mapping[str, Any]) -> BlockDiffusion:
+    """MDLM (arXiv 2406.07524): the reverse process; ddpm_cache and ddpm are one law, and end with likeliest tokens."""
+    return _in_steps(model, settings, model.process, predictors="ddpm_cache ddpm analytic")
+
+
+def _sedd(model: LoadedModel, settings: Mapping[str, Any]) -> BlockDiffusion:
+    """SEDD (arXiv 2310.16834): the analytic step and Euler's, which are one law for its log-linear noise."""
+    process = UnnormalizedScore(schedule=model.process.schedule, mask=model.process.mask)
+    return _in_steps(model, settings, process, predictors="analytic euler")
+
+
+def _md4(model: LoadedModel, settings: Mapping[str, Any]) -> BlockDiffusion:
+    """MD4 (arXiv 2406.04329): the reverse process, in steps that are even or the cosine of even ones."""
+    grid = settings["sampling_grid"]
+    if grid not in ("cosine", "uniform"):
+        raise ValueError(f"sampling_grid={grid!r} isn't implemented: it is cosine or uniform")
+    sampler = Ancestral(
+        process=model.process,
+        denoising_steps=settings["timesteps"],
+        eos=NO_EOS,
+        sampling=dataclasses.replace(_sampling(settings), top_p=settings["topp"]),
+        cosine=grid == "cosine",
+    )
+    return presets.block_diffusion(model, sampler)
+
+
+def _bd3lm(model: LoadedModel, settings: Mapping[str, Any]) -> BlockDiffusion:
+    """BD3-LM (arXiv 2503.09573, section 5.2): blocks over the exact cache, a token at a time at first hitting."""
+    if settings["first_hitting"] is not True:
+        raise ValueError(f"first_hitting={settings['first_hitting']!r} isn't implemented: it is true")
+    size = _block_size(model, settings["block_size"])
+    sampling = dataclasses.replace(_sampling(settings), top_p=settings["nucleus_p"])
+    return _blocks(
+        model, FirstHitting(process=model.process, denoising_steps=size, eos=NO_EOS, sampling=sampling), size
+    )
+
+
+def _tiny_diffusion(model: LoadedModel, settings: Mapping[str, Any]) -> BlockDiffusion:
+    """tiny-diffusion: the likeliest tokens, those above a threshold or k of them in a step; steps are counted."""
+    method, width = settings["method"], model.config.data.seq_len
+    if method == "confidence":
+        schedule = Threshold(threshold=settings["confidence_threshold"], least=ConstantCount())
+    elif method == "topk":
+        schedule = FixedCount(least=ConstantCount(count=settings["k"] or max(width // 10, 1)))
+    else:
+        raise ValueError(f"method={method!r} isn't implemented: it is confidence or topk")
+    sampler = _confidence(settings, schedule, width)
+    return presets.block_diffusion(model, dataclasses.replace(sampler, counted_times=model.config.model.learned_times))
+
+
 def _confidence(settings: Mapping[str, Any], schedule: Any, steps: int) -> Confidence:
     sampling = _sampling(settings)
     return Confidence(denoising_steps=steps, eos=NO_EOS, sampling=sampling, schedule=schedule, filtered_score=True)
@@ -189,6 +287,11 @@ PUBLISHED: dict[ModuleType, Published] = {
         steps="max_denoising_steps",
         groups={"sampler_config": "EntropyBoundSamplerConfig"},
     ),
+    bd3lm: Published(
+        make=_bd3lm,
+        defaults={"first_hitting": True, "nucleus_p": 1.0, "block_size": None},
+        canvas="block_size",
+    ),
     dream: Published(
         make=_dream,
         defaults={"temperature": 0.2, "top_p": 0.95, "alg": "entropy", "steps": None, "eps": 1e-3},
@@ -212,6 +315,12 @@ PUBLISHED: dict[ModuleType, Published] = {
         canvas="block_length",
     ),
     lladamoe: _LLADA,
+    md4: Published(
+        make=_md4,
+        defaults={"sampling_grid": "cosine", "timesteps": 1000, "topp": 1.0},
+        steps="timesteps",
+    ),
+    mdlm: Published(make=_mdlm, defaults={"predictor": "ddpm_cache", "steps": 128}, steps="steps"),
     sdar: Published(
         make=_sdar,
         defaults={
@@ -220,5 +329,10 @@ PUBLISHED: dict[ModuleType, Published] = {
         },
         steps="denoising_steps",
         canvas="block_length",
+    ),
+    sedd: Published(make=_sedd, defaults={"predictor": "analytic", "steps": 1024}, steps="steps"),
+    tiny_diffusion: Published(
+        make=_tiny_diffusion,
+        defaults={"method": "confidence", "confidence_threshold": 0.9, "k": None, "temperature": 0.0},
     ),
 }  # fmt: skip

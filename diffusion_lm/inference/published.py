@@ -107,7 +107,8 @@ def _from_file(model: LoadedModel, published: Published, known: Mapping[str, Any
         return {}
     found, settings = _flat(parse_json(text, "generation_config.json"), published.groups), {}
     for key, value in found.items():
-        if key in _SAYS_NOTHING or value is None or value is False or value == _NEUTRAL.get(key, known):
+        unset = value is None or (value is False and key not in known)
+        if key in _SAYS_NOTHING or unset or value == _NEUTRAL.get(key, known):
             continue
         if key in ("mask_token_id", "mask_id"):
             if value != model.tokenizer.mask:

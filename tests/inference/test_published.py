@@ -22,7 +22,8 @@ def folder_of(tmp_path_factory):
 
     def made(family, generation=None):
         folder = tmp_path_factory.mktemp(family)
-        write_source(folder, family, {"eos_token_id": parity.config(family).get("eos_token_id", 0)}, generation)
+        ends = {"eos_token_id": parity.config(family).get("eos_token_id", 0)}
+        write_source(folder, family, {} if family == "tiny_diffusion" else ends, generation)
         return folder
 
     return made
@@ -77,6 +78,11 @@ def test_what_is_given_comes_first(llada):
             "isn't implemented: only EntropyBoundSamplerConfig",
         ),
         ("diffusion_gemma", {"sampler_config": {"entropy_bound": 1, "k": 2}}, "sets k=2, which isn't implemented"),
+        ("mdlm", {"predictor": "tweedie"}, "predictor='tweedie' isn't implemented: it is ddpm_cache, ddpm, analytic"),
+        ("sedd", {"predictor": "none"}, "predictor='none' isn't implemented: it is analytic, euler"),
+        ("md4", {"sampling_grid": "even"}, "sampling_grid='even' isn't implemented: it is cosine or uniform"),
+        ("bd3lm", {"first_hitting": False}, "first_hitting=False isn't implemented"),
+        ("tiny_diffusion", {"method": "random"}, "method='random' isn't implemented: it is confidence or topk"),
         ("diffusion_gemma", {"do_sample": False}, "temperature that falls: set t_max and t_min"),
     ],
 )
@@ -112,6 +118,16 @@ def test_diffusion_gemma_samples_as_its_file_says(folder_of):
     (cut, whole), passes = zip(*(generated(model, made, RAGGED, n) for n in (width - 1, width)), strict=True)
     np.testing.assert_array_equal(cut, whole[:, :-1])
     assert passes[0] == passes[1]
+
+
+def test_md4_samples_on_its_grid(folder_of):
+    """No run of its sampler is stored: its settings, and a text of masks no more."""
+    model = load_source(folder_of("md4", {"timesteps": 7, "topp": 0.98}), dtype="float32")
+    inner = dlm.make_sampler(model).sampler
+    assert inner.cosine and (inner.denoising_steps, inner.sampling.top_p) == (7, 0.98)
+    assert inner.process.schedule == model.process.schedule
+    assert not dlm.make_sampler(model, sampling_grid="uniform").sampler.cosine
+    assert dlm.generate(model, "w5", max_new_tokens=8).nfe == 7
 
 
 def test_unknown_settings_are_refused(llada):

@@ -36,7 +36,8 @@ def load(tmp_path_factory):
     @functools.cache
     def loaded(family, config=()):
         folder = tmp_path_factory.mktemp(family)
-        write_source(folder, family, {"eos_token_id": 0} | dict(config))
+        ends = {} if family == "tiny_diffusion" else {"eos_token_id": 0}  # whose config.json has no such key
+        write_source(folder, family, ends | dict(config))
         return load_source(folder, dtype="float32")
 
     return loaded
@@ -263,3 +264,21 @@ def narrowest(calls, model):
         else:
             return width
     raise AssertionError("no width of sub-blocks explains this run")
+
+
+# tiny-diffusion
+
+
+@pytest.mark.parametrize(
+    "run", parity.found("tiny_diffusion", r"sampler/(topk(?P<k>\d+)|confidence(?P<threshold>[\d.]+))")
+)
+def test_tiny_diffusion(load, run):
+    io, model = parity.arrays("tiny_diffusion"), load("tiny_diffusion")
+    by_count = {"method": "topk", "k": int(run["k"] or 0)}
+    settings = by_count if run["k"] else {"confidence_threshold": float(run["threshold"])}
+    sampler = dataclasses.replace(published.preset(model, **settings).sampler, eos=-1, stops=())
+    prompt = io["sampler/context"]
+    expected = answer(io, run[0], prompt)
+    tokens, passes = generated(model, sampler, prompt, expected.shape[1])
+    np.testing.assert_array_equal(tokens, expected)
+    assert passes == len(io[f"{run[0]}/t"])

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,10 +16,14 @@ from support import parity
 from support.family import TOLERANCE
 from support.python_loops import generated, loops_in_python  # noqa: F401 (a fixture)
 from support.sources import write_source
+from support.stored_draws import NucleusWithoutCrossing, chosen
 
 from diffusion_lm.convert.loading import load_source
 from diffusion_lm.inference import pipeline, published
+from diffusion_lm.processes.absorbing import Absorbing
+from diffusion_lm.processes.score import UnnormalizedScore
 from diffusion_lm.samplers.base import Prompt
+from diffusion_lm.samplers.first_hitting import FirstHitting
 from diffusion_lm.samplers.renoising import Renoising
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install -e '.[test]'")
@@ -27,12 +32,12 @@ pytestmark = pytest.mark.usefixtures("quick_compile", "loops_in_python")
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    """(family, its generation_config.json, changes of its config.json) -> the folder's model."""
+    """(family, its generation_config.json, changes=of its config.json) -> the folder's model."""
 
     @functools.cache
-    def loaded(family, generation=None, config=()):
+    def loaded(family, generation=None, **config):
         folder = tmp_path_factory.mktemp(family)
-        write_source(folder, family, dict(config), generation and json.loads(generation))
+        write_source(folder, family, config, generation and json.loads(generation))
         return load_source(folder, dtype="float32")
 
     return loaded
@@ -49,6 +54,11 @@ def with_sampler(sampler, made, **fields):
     inner = sampler.sampler
     same = {field.name: getattr(inner, field.name) for field in dataclasses.fields(inner)}
     return dataclasses.replace(sampler, sampler=made(**same | fields))
+
+
+def endless(sampler, **fields):
+    """The text sampler without ends of a text, with other fields of its canvas sampler."""
+    return dataclasses.replace(sampler, eos=-1, stops=(), sampler=dataclasses.replace(sampler.sampler, **fields))
 
 
 # DiffusionGemma. On random weights a change of 2e-5 in what a pass is conditioned on changes its logits by up to 4e-3
@@ -187,3 +197,127 @@ def test_diffusion_gemmas_rows_stop_and_end_on_their_own(load, run):
     np.testing.assert_array_equal(out.tokens, run.expected)
     done = [run.io["done"][k] | ~run.going(c) for c, k in enumerate(run.passes)]
     assert network.passes == sum(min((~one.all(axis=1)).sum() + 1, len(one)) for one in done)
+
+
+# MDLM and SEDD: in each step the draw of the stored uniforms from our probabilities
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StoredSteps:
+    """Mixed into a process: what its code draws in the step whose time, of `times` [steps], is nearest."""
+
+    times: np.ndarray
+    uniforms: np.ndarray
+
+    def reverse(self, keys, logits, xt, t, s):
+        p = self.probabilities(logits, t, s)
+
+        def draw(p, t):
+            uniforms = self.uniforms[np.argmin(np.abs(self.times - float(t[0])))]
+            return chosen(p, np.pad(uniforms, ((0, 0), (0, 0), (0, p.shape[-1] - uniforms.shape[-1])))).astype(np.int32)
+
+        drawn = jax.pure_callback(draw, jax.ShapeDtypeStruct(xt.shape, jnp.int32), p, t)
+        return jnp.where(xt == self.mask, drawn, xt)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StoredMasks(StoredSteps, Absorbing):
+    def probabilities(self, logits, t, s):
+        reveals = self.reveal_probability(t, s)[:, None, None]
+        p = reveals * jax.nn.softmax(logits, axis=-1)
+        return jnp.concatenate([p, jnp.broadcast_to(1 - reveals, (*p.shape[:-1], 1))], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StoredScores(StoredSteps, UnnormalizedScore):
+    def probabilities(self, logits, t, s):
+        return jnp.exp(self.log_probabilities(logits, t, s))
+
+
+LAST_TIME = 1e-5  # of both codes' grids, after which one step removes what noise is left
+LEFT = 0.999  # their log-linear noise masks this share at time 1: ours counts time by the share
+
+
+def replayed(model, made, process, times, uniforms, expected):
+    """Rows of masks, without a begin of text, denoised with the stored draws."""
+    same = {field.name: getattr(model.process, field.name) for field in dataclasses.fields(model.process)}
+    process = process(**same, times=LEFT * np.append(times, LAST_TIME)[: len(uniforms)], uniforms=uniforms)
+    rows = [np.zeros(0, np.int32)] * len(expected)
+    tokens, passes = generated(model, endless(made.sampler, process=process), rows, expected.shape[1])
+    np.testing.assert_array_equal(tokens, expected)
+    assert passes <= len(times) + 1
+
+
+@pytest.mark.parametrize(
+    "run", parity.found("mdlm", r"sampler/(?P<predictor>ddpm_cache|ddpm|analytic)_s(?P<steps>\d+)")
+)
+def test_mdlm(load, run):
+    io, model = arrays_of("mdlm", run[0]), load("mdlm", eos_token_id=0)
+    made = published.preset(model, predictor=run["predictor"], denoising_steps=int(run["steps"]))
+    replayed(model, made, StoredMasks, io["t"][:, 0, 0], io["tape/torch.rand_like"], io["final"])
+
+
+@pytest.mark.parametrize("run", parity.found("sedd", r"sampler/(?P<predictor>analytic|euler)_s(?P<steps>\d+)"))
+def test_sedd(load, run):
+    """The last draw is among tokens alone."""
+    io, model, steps = arrays_of("sedd", run[0]), load("sedd", eos_token_id=0), int(run["steps"])
+    made = published.preset(model, predictor=run["predictor"], denoising_steps=steps)
+    tapes = sorted((array for name, array in io.items() if "rand_like" in name), key=len, reverse=True)
+    rows = [np.pad(u, ((0, 0), (0, 0), (0, model.tokenizer.mask + 1 - u.shape[-1]))) for tape in tapes for u in tape]
+    times = np.linspace(1, LAST_TIME, steps + 1)[:-1]
+    replayed(model, made, StoredScores, times, np.stack(rows), io["final"])
+
+
+# BD3-LM
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StoredFirstHitting(FirstHitting):
+    """The stored draws, one of each a step of all blocks, and the times that they make."""
+
+    uniforms: np.ndarray
+    ranks: np.ndarray
+    tokens: np.ndarray
+    times: np.ndarray
+    began: list = dataclasses.field(default_factory=lambda: [0])
+
+    def init(self, canvas):
+        self.began.append(self.began[-1] + int(canvas.undecided.sum()))
+        return super().init(canvas)
+
+    def _step(self, state):
+        return min(self.began[-2] + int(state.step), len(self.times) - 1)  # none is left after the last
+
+    def _draw(self, state, logits):
+        np.testing.assert_allclose(state.time, self.times[self._step(state)], rtol=1e-5)
+        p = np.asarray(jax.nn.softmax(self.sampling.sharpened(logits), axis=-1))
+        drawn = chosen(p, self.tokens[self._step(state)][..., : p.shape[-1]])
+        return jnp.asarray(drawn, jnp.int32), jnp.ones(drawn.shape)
+
+    def _rank(self, state):
+        return jnp.asarray(self.ranks[self._step(state)])
+
+    def _uniform(self, state):
+        return jnp.asarray(self.uniforms[self._step(state)], jnp.float32)[None]
+
+
+@pytest.mark.parametrize(
+    "run", parity.found("bd3lm", r"sampler/first_hitting(_kvcache)?_bs(?P<block>\d+)(_topp(?P<top_p>[\d.]+))?")
+)
+def test_bd3lm(load, run):
+    """Its nucleus leaves out the token that crosses p: for this test ours does, too."""
+    io, model = arrays_of("bd3lm", run[0]), load("bd3lm", eos_token_id=0, block_size=int(run["block"]))
+    top_p = float(run["top_p"] or 1)
+    made = published.preset(model, nucleus_p=top_p)
+    assert made.sampler.sampler.sampling.top_p == top_p
+    draws = {"uniforms": "numpy.random.rand", "ranks": "torch.randint", "tokens": "torch.rand_like"}
+    stored = {field: io[f"tape/{name}"] for field, name in draws.items()} | {"times": io["t"]}
+    sampler = endless(with_sampler(made.sampler, StoredFirstHitting, **stored))
+    if run["top_p"]:
+        sampler = endless(sampler, sampling=NucleusWithoutCrossing(top_p=top_p))
+    expected = io["final"][:, 1:]
+    tokens, passes = generated(model, sampler, io["final"][:, :1], expected.shape[1])
+    np.testing.assert_array_equal(tokens, expected)
+    assert passes == io["nfe"] + expected.shape[1] // int(
+        run["block"]
+    )  # ours writes finished blocks in passes of their own
