@@ -14,13 +14,15 @@ from diffusion_lm.convert.huggingface import parse_json
 from diffusion_lm.inference import pipeline
 from diffusion_lm.inference.family_samplers import CAUSAL, PUBLISHED, Published
 from diffusion_lm.models.family_index import family_of
+from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
+from diffusion_lm.samplers.logits_processors import RepetitionPenalty
 
 DEFAULT_NEW_TOKENS = 256
 # What a generation_config.json may say that leaves the text as it is.
 _NEUTRAL = {
-    "repetition_penalty": 1.0, "length_penalty": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "length_penalty": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
     "diversity_penalty": 0.0, "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "min_length": 0,
     "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
     "guidance_scale": 1.0, "alg_temp": 0.0, "minimal_topk": 1, "remasking": "low_confidence",
@@ -31,7 +33,7 @@ _SAYS_NOTHING = {
 }  # fmt: skip
 _COMMON = {
     "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_new_tokens": None,
-    "max_length": None, "cfg_scale": 0.0,
+    "max_length": None, "cfg_scale": 0.0, "repetition_penalty": 1.0,
 }  # fmt: skip
 
 
@@ -59,8 +61,8 @@ def preset(model: LoadedModel, **given: Any) -> Preset:
 
     Args:
       model: a converted model.
-      given: settings by our names (temperature, top_k, top_p, min_p, cfg_scale, denoising_steps, canvas_length; record;
-        suppressed, ids beside the tokenizer's own) or by the family's; None: not given.
+      given: settings by our names (temperature, top_k, top_p, min_p, cfg_scale, repetition_penalty, denoising_steps,
+        canvas_length; record; suppressed, ids beside the tokenizer's own) or by the family's; None: not given.
 
     Raises ValueError for a model without one, for settings that it doesn't have, and for what its
     generation_config.json asks that isn't implemented.
@@ -81,6 +83,10 @@ def preset(model: LoadedModel, **given: Any) -> Preset:
         raise ValueError(f"this model's published sampler has no {unknown[0]}: it has {known}; or name one of ours")
     settings |= _from_file(model, found, settings) | given | {"suppressed": (*model.tokenizer.suppressed, *suppressed)}
     sampler = found.make(model, settings)
+    if (penalty := settings["repetition_penalty"]) != 1:
+        if _has_canvas(model) and not isinstance(model.process, Absorbing):
+            raise ValueError(f"repetition_penalty={penalty} would count noise: set it to 1")
+        sampler = dataclasses.replace(sampler, logits_processor=RepetitionPenalty(penalty=penalty))
     if record:
         if not isinstance(sampler, BlockDiffusion):
             raise ValueError("only canvases can be recorded")

@@ -31,6 +31,7 @@ from diffusion_lm.samplers.base import (
     write_at,
 )
 from diffusion_lm.samplers.cache_policy import CachePolicy
+from diffusion_lm.samplers.logits_processors import LogitsProcessor
 from diffusion_lm.samplers.sampling_params import suppress
 
 Array = jax.Array
@@ -91,6 +92,7 @@ class BlockDiffusion(TextSampler):
     steps_per_token    with fitted: denoising steps for each new token; 0: as many as the sampler has
     whole              with align 1: the last canvas is denoised as wide as the others, as in training, and cut
                        (DiffusionGemma)
+    logits_processor   a rule of the sampler's own, which `inference.pipeline` applies
     """
 
     sampler: CanvasSampler
@@ -106,6 +108,7 @@ class BlockDiffusion(TextSampler):
     fitted: bool = False
     steps_per_token: float = 0.0
     whole: bool = False
+    logits_processor: LogitsProcessor | None = None
 
     def __post_init__(self):
         if self.canvas_length < 1:

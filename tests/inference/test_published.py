@@ -1,5 +1,6 @@
 """Published samplers at the front door: defaults, generation_config.json, what is refused, ragged prompts."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import parity
@@ -7,9 +8,10 @@ from support.python_loops import generated, loops_in_python  # noqa: F401 (a fix
 from support.sources import write_source
 
 import diffusion_lm as dlm
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.build import load_for_inference
 from diffusion_lm.convert.loading import export, load_source, save
-from diffusion_lm.inference import published
+from diffusion_lm.inference import pipeline, published
 from diffusion_lm.samplers.confidence import Confidence
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install -e '.[test]'")
@@ -65,7 +67,8 @@ def test_what_is_given_comes_first(llada):
     ("family", "generation", "cause"),
     [
         ("llada", {"penalty_alpha": 0.6}, "generation_config.json sets penalty_alpha=0.6, which isn't implemented"),
-        ("llada", {"repetition_penalty": 1.1}, "repetition_penalty=1.1"),
+        ("llada", {"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+        ("llada", {"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3"),
         ("llada", {"remasking": "random"}, "remasking='random'"),
         ("llada", {"mask_token_id": 5}, "mask_token_id=5"),
         ("dream", {"alg": "p2"}, "alg='p2' isn't implemented: it is origin, entropy"),
@@ -83,6 +86,7 @@ def test_what_is_given_comes_first(llada):
         ("md4", {"sampling_grid": "even"}, "sampling_grid='even' isn't implemented: it is cosine or uniform"),
         ("bd3lm", {"first_hitting": False}, "first_hitting=False isn't implemented"),
         ("tiny_diffusion", {"method": "random"}, "method='random' isn't implemented: it is confidence or topk"),
+        ("diffusion_gemma", {"repetition_penalty": 1.1}, "repetition_penalty=1.1 would count noise"),
         ("diffusion_gemma", {"do_sample": False}, "temperature that falls: set t_max and t_min"),
     ],
 )
@@ -118,6 +122,43 @@ def test_diffusion_gemma_samples_as_its_file_says(folder_of):
     (cut, whole), passes = zip(*(generated(model, made, RAGGED, n) for n in (width - 1, width)), strict=True)
     np.testing.assert_array_equal(cut, whole[:, :-1])
     assert passes[0] == passes[1]
+
+
+def test_a_repetition_penalty_is_applied_to_prompt_and_answer(folder_of):
+    """To every token of a causal model, as computed from the whole text before it."""
+    said = {"repetition_penalty": 1.3, "do_sample": False, "eos_token_id": 0}
+    model = load_source(folder_of("qwen3", said), dtype="float32")
+    prompt = np.array([5, 9, 2, 5], np.int32)
+    sampler = dlm.make_sampler(model, suppressed=model.tokenizer.stops)
+    found = pipeline.generate(model, sampler, [prompt], max_new_tokens=12, seed=0).generation
+    written, plain = list(prompt), 0
+    for _ in range(12):
+        cache, text = model.network.empty_cache(1, 16), jnp.asarray([written + [0] * (16 - len(written))])
+        head, _ = model.network.extend(cache, text, jnp.full(1, 16, jnp.int32), Causal())
+        logits = np.array(head.logits()[0, len(written) - 1])
+        logits[list(model.tokenizer.stops)] = -np.inf
+        plain += logits.argmax() in written
+        seen = np.unique(written)
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / 1.3, logits[seen] * 1.3)
+        written.append(int(logits.argmax()))
+    np.testing.assert_array_equal(found.tokens[0], written[4:])
+    assert plain, "the prompt and the model must be such that the penalty matters"
+
+
+def test_a_repetition_penalty_on_canvases(folder_of):
+    """So strong that no token of the prompt, nor of another step, comes again."""
+    model = load_source(folder_of("llada", {"block_length": 8}), dtype="float32")
+    prompt = np.arange(1, 480, dtype=np.int32)[:12]
+    plain, strong = (
+        pipeline.generate(
+            model, dlm.make_sampler(model, repetition_penalty=penalty), [prompt], max_new_tokens=8, seed=0
+        )
+        .generation.tokens[0]
+        .tolist()
+        for penalty in (1.0, 1e4)
+    )
+    assert len(set(strong) | set(prompt)) == len(strong) + len(prompt)
+    assert plain != strong
 
 
 def test_md4_samples_on_its_grid(folder_of):
