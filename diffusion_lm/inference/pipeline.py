@@ -16,7 +16,7 @@ from diffusion_lm.data.tokenizer import decode_continuation, encode_prompt, with
 from diffusion_lm.inference import runner
 from diffusion_lm.samplers.base import Generation, Prompt, TextSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
-from diffusion_lm.samplers.logits_processors import LogitsProcessor
+from diffusion_lm.samplers.logits_processors import Chain, LogitsProcessor
 from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
 from diffusion_lm.visualize.frames import Trace, trace_from_history
 
@@ -242,11 +242,12 @@ class Request:
         network, prefix = self.model.for_sampling((rows or len(ids)) * width), self.model.config.objective.layout.prefix
         if self.cfg_scale and (isinstance(prefix, BlockCausal) or not np.isfinite(self.cfg_scale)):
             raise ValueError(f"cfg_scale={self.cfg_scale} must be finite, and needs text that isn't read in blocks")
-        if self.cfg_scale or self.logits_processor is not None:
+        rules = tuple(r for r in (getattr(sampler, "logits_processor", None), self.logits_processor) if r is not None)
+        if self.cfg_scale or rules:
             network = ProcessedDenoiser(
                 network=network,
                 mask=self.model.tokenizer.mask,
-                processor=self.logits_processor,
+                processor=Chain(rules) if rules else None,
                 cfg_scale=jnp.asarray(self.cfg_scale, jnp.float32) if self.cfg_scale else None,
                 prompt_length=prompt.length if self.cfg_scale else None,
             )

@@ -16,6 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.categorical import categorical
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.base import broadcast_times
 from diffusion_lm.processes.uniform import Uniform
@@ -36,6 +37,28 @@ class AbsorbingScore(Absorbing):
         weight = broadcast_times(self.rate_weight(t), x0.shape[1])
         weight = jnp.where(xt == self.mask, weight * weights, 0.0)
         return head.weighted_loss(_mask_nats, weight, x0, jnp.full(x0.shape, math.log(self.mask), weight.dtype))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnnormalizedScore(AbsorbingScore):
+    """Steps with e^l / V as it is, as SEDD's code does; negative probabilities count as 0. The step to s = 0 takes
+    softmax(l)."""
+
+    def log_probabilities(self, logits: Array, t: Array, s: Array) -> Array:
+        """float32 [B, L, V + 1], up to a constant: of each token, and of the mask that stays one, for a mask at t.
+
+        logits [B, L, V] are the network's, t and s float32 [B]. With r = (alpha_s - alpha_t) / (1 - alpha_t) these are
+        r e^l / V, and 1 - r sum(e^l) / V (SEDD, section 4; for log-linear noise Euler's step is the same).
+        """
+        share = self.reveal_probability(t, s)[:, None, None]
+        tokens = logits - math.log(self.mask) + jnp.log(share)
+        stays = jnp.log(jnp.maximum(1 - jnp.sum(jnp.exp(tokens), axis=-1, keepdims=True), 0.0))
+        return jnp.concatenate([tokens, jnp.where(s[:, None, None] <= 0, -jnp.inf, stays)], axis=-1)
+
+    def reverse(self, keys: Array, logits: Array, xt: Array, t: Array, s: Array) -> Array:
+        drawn = jax.vmap(categorical)(keys, self.log_probabilities(logits, t, s))
+        drawn = jnp.where(drawn == logits.shape[-1], self.mask, drawn)
+        return jnp.where(xt == self.mask, drawn, xt)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from diffusion_lm.samplers.base import (
     fold_in_rows,
     generation_of,
 )
+from diffusion_lm.samplers.logits_processors import LogitsProcessor
 from diffusion_lm.samplers.sampling_params import SamplingParams, suppress
 
 Array = jax.Array
@@ -40,12 +41,13 @@ class ARState:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoregressiveSampler(TextSampler):
     """Samples each token from the next-token distribution. mask fills unwritten columns; eos ends a row, and so do
-    stops."""
+    stops. logits_processor is a rule of the sampler's own, which `inference.pipeline` applies."""
 
     mask: int
     eos: int
     stops: tuple[int, ...] = ()
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+    logits_processor: LogitsProcessor | None = None
 
     def init(self, network: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, max_new_tokens: int) -> ARState:
         """One forward pass over the prompts predicts their next tokens."""

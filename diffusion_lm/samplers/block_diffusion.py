@@ -31,6 +31,7 @@ from diffusion_lm.samplers.base import (
     write_at,
 )
 from diffusion_lm.samplers.cache_policy import CachePolicy
+from diffusion_lm.samplers.logits_processors import LogitsProcessor
 from diffusion_lm.samplers.sampling_params import suppress
 
 Array = jax.Array
@@ -74,8 +75,9 @@ class BlockState:
 class BlockDiffusion(TextSampler):
     """Denoises canvases of `canvas_length` tokens with `sampler`, one after the other (BD3-LM, arXiv 2503.09573).
 
-    With align 1 the last canvas is only as wide as needed. With suffixes, rows have several lengths: there it is as
-    wide as the others, and positions after the end of a row's text are neither attended to nor committed.
+    With align 1 the last canvas is only as wide as needed, unless `whole`. With suffixes, rows have several lengths:
+    there it is as wide as the others, and positions after the end of a row's text are neither attended to nor
+    committed.
 
     clean              how finished text attends in the cache: causally, or block by block (then `align` is the block)
     align              a canvas begins at a multiple of this; the rest of the prompt is fixed inside the first canvas.
@@ -88,6 +90,9 @@ class BlockDiffusion(TextSampler):
     fitted             with align 0: a row's canvas ends with its new tokens, at most at canvas_length (LLaDA, Dream);
                        else all of canvas_length is denoised, as in training on whole rows. See `sized`
     steps_per_token    with fitted: denoising steps for each new token; 0: as many as the sampler has
+    whole              with align 1: the last canvas is denoised as wide as the others, as in training, and cut
+                       (DiffusionGemma)
+    logits_processor   a rule of the sampler's own, which `inference.pipeline` applies
     """
 
     sampler: CanvasSampler
@@ -102,6 +107,8 @@ class BlockDiffusion(TextSampler):
     stops: tuple[int, ...] = ()
     fitted: bool = False
     steps_per_token: float = 0.0
+    whole: bool = False
+    logits_processor: LogitsProcessor | None = None
 
     def __post_init__(self):
         if self.canvas_length < 1:
@@ -154,7 +161,7 @@ class BlockDiffusion(TextSampler):
 
     def slots(self, prompt: int, max_new_tokens: int) -> int:
         """Slots that the cache needs; none without a cache."""
-        if self.align == 1:
+        if self._narrows:
             return prompt + max_new_tokens
         if not self.align:
             return self.canvas_length if self.approximate_cache else 0
@@ -164,12 +171,17 @@ class BlockDiffusion(TextSampler):
         """Whole canvases, and a narrower one for the rest."""
         growth = self.canvas_length if self.separable and not self.approximate_cache else None
         whole = Stage(stepper=self, max_steps=self._whole_canvases(max_new_tokens), cache_growth=growth)
-        rest = max_new_tokens % self.canvas_length if self.align == 1 else 0
+        rest = max_new_tokens % self.canvas_length if self._narrows else 0
         last = Stage(stepper=dataclasses.replace(self, canvas_length=rest), max_steps=1) if rest else None
         return tuple(stage for stage in (whole if whole.max_steps else None, last) if stage)
 
+    @property
+    def _narrows(self) -> bool:
+        """Whether the last canvas is only as wide as needed."""
+        return self.align == 1 and not self.whole
+
     def _whole_canvases(self, max_new_tokens: int) -> int:
-        if self.align == 1:
+        if self._narrows:
             return max_new_tokens // self.canvas_length
         return self.max_canvases(max_new_tokens) if self.align else 1
 
@@ -188,7 +200,7 @@ class BlockDiffusion(TextSampler):
         if passes:
             _, cache = network.extend(cache, prompt.tokens, cached, self.clean)
         tokens = jnp.where(jnp.arange(width, dtype=jnp.int32)[None] < prompt.length[:, None], prompt.tokens, self.mask)
-        room = max_new_tokens if self.align == 1 else self._whole_canvases(max_new_tokens) * self.canvas_length
+        room = max_new_tokens if self._narrows else self._whole_canvases(max_new_tokens) * self.canvas_length
         text, last_fixed = jnp.pad(tokens, ((0, 0), (0, room)), constant_values=self.mask), None
         if prompt.suffix is not None:
             text = write_at(text, prompt.suffix, prompt.length)
@@ -196,7 +208,7 @@ class BlockDiffusion(TextSampler):
             last_fixed = jnp.max(jnp.where(text != self.mask, at, 0), axis=1)
         history = None
         if self.record:
-            rest = self.align == 1 and max_new_tokens % self.canvas_length > 0
+            rest = self._narrows and max_new_tokens % self.canvas_length > 0
             canvases = self._whole_canvases(max_new_tokens) + rest
             shape = (canvases, self.sampler.denoising_steps, rows, self.canvas_length)
             history = History(
@@ -224,7 +236,7 @@ class BlockDiffusion(TextSampler):
     def done(self, state: BlockState) -> Array:
         if state.last_fixed is not None:
             return state.finished
-        narrow = (self.align == 1) & (state.end - state.filled < self.canvas_length)  # the next stage's
+        narrow = self._narrows & (state.end - state.filled < self.canvas_length)  # the next stage's
         return state.finished | narrow
 
     def step(self, network: CachedDenoiser, state: BlockState) -> BlockState:

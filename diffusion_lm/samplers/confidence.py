@@ -27,6 +27,8 @@ class Confidence(CanvasSampler):
                      next token knows it from the text before the canvas alone (Fast-dLLM v2, arXiv 2509.26328)
     filtered_score   certainty is measured after temperature, top-k and top-p, as most families' public code does;
                      else on the network's own distribution
+    counted_times    the network's time is the step's number over so many, counted upward and at most 1
+                     (tiny-diffusion). 0: the masked share
     """
 
     denoising_steps: int
@@ -37,6 +39,7 @@ class Confidence(CanvasSampler):
     block_origin: Literal["canvas", "prompt"] = "prompt"
     first_alone: bool = False
     filtered_score: bool = False
+    counted_times: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -46,6 +49,9 @@ class Confidence(CanvasSampler):
             raise ValueError(f"block_length goes with a schedule of least={_EVENLY}; got {self.schedule.least}")
 
     def query(self, state: Canvas) -> Query:
+        if self.counted_times:
+            time = jnp.minimum(state.step + 1, self.counted_times) / self.counted_times
+            return Query(state.tokens, jnp.full(state.tokens.shape[0], time, jnp.float32))
         # the masked share is the exact time under the linear schedule
         return Query(state.tokens, jnp.mean(state.undecided, axis=1, dtype=jnp.float32))
 

@@ -51,6 +51,27 @@ class SuppressTokens:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RepetitionPenalty:
+    """Divides the logits of tokens that occur in the text by `penalty` where they are above 0, else multiplies them
+    with it (CTRL, arXiv 1909.05858, section 4.1; the prompt counts, as in Hugging Face's code).
+
+    Logits are taken as the network gives them, so that the effect depends on what all of them have in common: see
+    `FrequencyPenalty`. Tokens of one step don't count one another.
+    """
+
+    penalty: float
+
+    def __post_init__(self):
+        if not self.penalty > 0:
+            raise ValueError(f"repetition_penalty must be above 0 (1: none); got {self.penalty}")
+
+    def __call__(self, logits: Array, text: Array, at: Array) -> Array:
+        del at
+        seen = jnp.zeros(logits.shape[0] + 1, bool).at[text].set(True)[:-1]
+        return jnp.where(seen, jnp.where(logits > 0, logits / self.penalty, logits * self.penalty), logits)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FrequencyPenalty:
     """Subtracts `nats` from a token's logit for each time it occurs within `window` columns (0: anywhere).
 

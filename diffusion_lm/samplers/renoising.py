@@ -18,10 +18,14 @@ Array = jax.Array
 
 @struct.dataclass
 class RenoisingState(Canvas):
-    """A canvas, all of it undecided until the row is done, and likeliest int32 [B, K]: the previous step's most
-    probable tokens (-1 before the first)."""
+    """A canvas, all of it undecided until the row is done.
+
+    likeliest  int32 [B, K]  the previous step's most probable tokens; -1 before the first
+    unchanged  int32 [B]     for how many steps they have been these
+    """
 
     likeliest: Array
+    unchanged: Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +35,9 @@ class Renoising(CanvasSampler):
 
     A step samples every position at a temperature that falls linearly from `max_temperature` to `min_temperature`. It
     keeps the positions of lowest entropy, as many as `schedule` allows and at least one, and puts noise at the others.
-    A row is done when its most probable canvas is that of the previous step and has less than `entropy_threshold` nats
-    a position; that canvas is committed. So does the last step. This favours likely texts: it doesn't follow the
-    network's distribution.
+    A row is done when its most probable canvas is that of the `stability` steps before and has less than
+    `entropy_threshold` nats a position; that canvas is committed. So does the last step. This favours likely texts: it
+    doesn't follow the network's distribution.
 
     sharpened_conditioning  a self-conditioned network receives the previous prediction at the step's temperature, as
                             DiffusionGemma does; else at temperature 1
@@ -47,6 +51,7 @@ class Renoising(CanvasSampler):
     max_temperature: float = 0.8
     min_temperature: float = 0.4
     entropy_threshold: float = 0.005
+    stability: int = 1
     sharpened_conditioning: bool = False
 
     def __post_init__(self):
@@ -61,10 +66,16 @@ class Renoising(CanvasSampler):
             raise ValueError("renoising has temperatures of its own: leave top_k, top_p and min_p out")
         if self.entropy_threshold < 0:
             raise ValueError(f"entropy_threshold must be at least 0 nats; got {self.entropy_threshold}")
+        if self.stability < 0:
+            raise ValueError(f"stability must be at least 0 steps; got {self.stability}")
 
     def init(self, canvas: Canvas) -> RenoisingState:
         tokens = jnp.where(canvas.undecided, self._noise(canvas, self.denoising_steps), canvas.tokens)
-        return RenoisingState(**fields_of(canvas) | {"tokens": tokens}, likeliest=jnp.full_like(canvas.tokens, -1))
+        return RenoisingState(
+            **fields_of(canvas) | {"tokens": tokens},
+            likeliest=jnp.full_like(canvas.tokens, -1),
+            unchanged=jnp.zeros(tokens.shape[0], jnp.int32),
+        )
 
     def query(self, state: RenoisingState) -> Query:
         return Query(state.tokens, jnp.full(state.tokens.shape[0], self._time(state)))
@@ -76,13 +87,16 @@ class Renoising(CanvasSampler):
         drawn, confidence = self._draw(state, scaled)
         keep = self._kept(state, nats)
         tokens = jnp.where(keep, drawn, self._noise(state, state.step))
+        same = jnp.all((best == state.likeliest) | ~state.undecided, axis=1)
+        unchanged = jnp.where(same, state.unchanged + 1, 0)
         going = state.replace(
             tokens=jnp.where(state.undecided, tokens, state.tokens),
             confidence=jnp.where(state.undecided, keep * confidence, state.confidence),
             likeliest=best,
+            unchanged=unchanged,
         )
-        stable = jnp.all((best == state.likeliest) | ~state.undecided, axis=1)
         mean = jnp.sum(nats * state.undecided, axis=1) / jnp.maximum(jnp.sum(state.undecided, axis=1), 1)
+        stable = unchanged >= self.stability
         final = (stable & (mean < self.entropy_threshold)) | (state.step + 1 >= self.denoising_steps)
         certainty = jnp.exp(jnp.max(jax.nn.log_softmax(logits, axis=-1), axis=-1))
         return commit(going, final[:, None], best, certainty, eos=self.eos)

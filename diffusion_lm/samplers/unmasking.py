@@ -48,6 +48,20 @@ class EvenlyOverCanvas:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ConstantCount:
+    """`count` positions in every step, so that a canvas is finished after as many steps as that takes."""
+
+    count: int = 1
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise ValueError(f"a step commits at least 1 position; got {self.count}")
+
+    def __call__(self, num_undecided: Array, width: int, steps_left: int | Array, num_steps: int) -> Array:
+        return jnp.minimum(self.count, num_undecided)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OverTime:
     """A share 1 - s / t of what is undecided, rounded down, for a step from time t to s of an even grid from 1 to
     `end`; the last step commits the rest (Dream, arXiv 2508.15487, as its public code has it). May be none."""

@@ -7,11 +7,11 @@ rule on our probabilities must give the same canvas. Its times run from 1 down t
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import parity
+from support.stored_draws import NucleusWithoutCrossing, chosen
 
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.base import Canvas
@@ -37,17 +37,6 @@ class ForwardBackward(Cap):
 
     def sigma(self, t, most, standing, probability):
         return ((1 - LAST_TIME) / self.num_steps / jnp.maximum(1 - t, 1e-9))[:, None]
-
-
-class NucleusWithoutCrossing(SamplingParams):
-    """Their nucleus leaves out the token that crosses p, ours keeps it."""
-
-    def sharpened(self, logits):
-        p = jax.nn.softmax(logits, axis=-1)
-        order = jnp.argsort(-p, axis=-1)
-        within = jnp.cumsum(jnp.take_along_axis(p, order, axis=-1), axis=-1) <= self.top_p
-        kept = jnp.take_along_axis(within.at[..., 0].set(True), jnp.argsort(order, axis=-1), axis=-1)
-        return jnp.where(kept, logits, -jnp.inf)
 
 
 def schedule_of(kind: str, num_steps: int, *, share: float = 1.0):
@@ -108,8 +97,7 @@ def num_differences(stored, logits_of, run, remask, sampling, overshoots=()) -> 
             step=jnp.array(k),
         )
         law = sampler.probabilities(logits, x, at, to, sampler.sigma(canvas, t, at, to))
-        drawn = np.argmax(np.asarray(law, np.float64) / (1e-10 - np.log(u + 1e-10)), axis=-1)
-        differences.append(int((drawn != expected).sum()))
+        differences.append(int((chosen(law, u) != expected).sum()))
         confidence = sampler.confidence(canvas, jnp.asarray(expected), logits)
     return np.array(differences)
 

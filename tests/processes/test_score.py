@@ -10,7 +10,7 @@ from support import chain
 from support.oracle import LENGTH, MASK, VOCAB, entropy
 
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.processes.score import AbsorbingScore, UniformScore
+from diffusion_lm.processes.score import AbsorbingScore, UniformScore, UnnormalizedScore
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.schedules import Cosine, Linear
 from diffusion_lm.types import DenseLogits
@@ -64,6 +64,30 @@ def test_the_way_back_is_the_analytic_step(kind):
         logits = jnp.broadcast_to(jnp.log(jnp.asarray(p[:VOCAB], jnp.float32)), (len(chain.CANVASES), LENGTH, VOCAB))
         ours = chain.posterior(process, logits, t, s)[at, 0]
         np.testing.assert_allclose(ours / ours.sum(), analytic, atol=1e-6)
+
+
+@pytest.mark.parametrize("total", [0.4, 1.0, 3.0])
+def test_unnormalized_scores_step_by_sedds_formula(total):
+    """In matrices, for scores of any sum; what is negative counts as 0. The step to 0 leaves no mask."""
+    process, t, s = UnnormalizedScore(mask=MASK), 0.6, 0.25
+    p = total * np.random.default_rng(1).dirichlet(np.ones(VOCAB))
+    kept = (1 - t) / (1 - s)
+    transition = kept * np.eye(VOCAB + 1) + (1 - kept) * np.eye(VOCAB + 1)[MASK]  # [from, to]
+    scores = np.append((1 - t) / t * p, 1.0)
+    analytic = np.maximum((np.linalg.inv(transition.T) @ scores) * transition[:, MASK], 0)
+    logits = jnp.asarray(np.log(p * VOCAB), jnp.float32)[None, None]
+    times = [jnp.full(1, time, jnp.float32) for time in (t, s, 0.0)]
+    ours = np.exp(process.log_probabilities(logits, *times[:2])[0, 0])
+    np.testing.assert_allclose(ours, analytic, atol=1e-6)
+    last = np.exp(process.log_probabilities(logits, times[0], times[2])[0, 0])
+    np.testing.assert_allclose(last / last.sum(), np.append(p / p.sum(), 0), atol=1e-6)
+    rows = 20_000
+    keys, xt = jax.random.split(jax.random.key(0), rows), jnp.tile(jnp.asarray([[MASK, 1]]), (rows, 1))
+    drawn = process.reverse(
+        keys, jnp.broadcast_to(logits, (rows, 2, VOCAB)), xt, *(jnp.tile(a, rows) for a in times[:2])
+    )
+    shares = np.bincount(np.asarray(drawn[:, 0]), minlength=VOCAB + 1) / rows
+    assert np.abs(shares - analytic / analytic.sum()).max() < 0.015 and (drawn[:, 1] == 1).all()
 
 
 @BOTH

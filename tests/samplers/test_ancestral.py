@@ -129,3 +129,45 @@ def test_impossible_values_are_refused_in_one_line(process, correct):
     with pytest.raises(ValueError, match="correct") as caught:
         Ancestral(process=process, denoising_steps=4, eos=NEVER, corrector_steps=correct)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("removal", ["sample", "likeliest"])
+def test_a_step_of_its_own_removes_what_noise_is_left(removal):
+    """From the grid's end, where nearly all is noise still, to 0."""
+    sampler = Ancestral(
+        process=Absorbing(mask=MASK), denoising_steps=3, eos=NEVER, begin=0.9, end=0.88, noise_removal=removal
+    )
+    said = jnp.log(jnp.array([0.2, 0.3, 0.5]))
+    predict = lambda tokens, t: jnp.broadcast_to(said, (*tokens.shape, VOCAB))  # noqa: E731
+    state, times = sampler.init(blank(500, seed=0)), []
+    for _ in range(3):
+        times.append(float(sampler.query(state).t[0]))
+        left = np.asarray(state.undecided)
+        state = step(sampler, predict, state)
+    np.testing.assert_allclose(times, [0.9, 0.89, 0.88], rtol=1e-6)
+    last = np.asarray(state.tokens)[left]
+    assert left.mean() > 0.9 and not state.undecided.any()
+    assert (last == 2).all() if removal == "likeliest" else abs((last == 2).mean() - 0.5) < 0.05
+
+
+def test_cosine_times():
+    sampler = Ancestral(process=Absorbing(mask=MASK), denoising_steps=4, eos=NEVER, cosine=True)
+    canvas = blank(1)
+    for step_number in range(4):
+        t, s = sampler._times(canvas.replace(step=jnp.asarray(step_number)))
+        expected = np.sin(np.pi / 2 * (1 - np.array([step_number, step_number + 1]) / 4))
+        np.testing.assert_allclose([t[0], s[0]], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"begin": 0.2, "end": 0.3}, {"begin": 1.5}, {"noise_removal": "sample", "denoising_steps": 1},
+        {"noise_removal": "sample", "corrector_steps": 1, "process": PROCESSES[0]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_impossible_grids_of_times_are_refused_in_one_line(bad):
+    with pytest.raises(ValueError) as caught:
+        Ancestral(**{"process": Absorbing(mask=MASK), "denoising_steps": 4, "eos": NEVER} | bad)
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,7 @@
 """Samplers with the true denoiser of a small world: their texts have the world's distribution, or a test says not."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
+from diffusion_lm.samplers.first_hitting import FirstHitting
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.schedules import Cosine, Linear
 
@@ -42,6 +45,38 @@ def ancestral(passes, schedule=Linear()):  # noqa: B008  (frozen)
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
 def test_ancestral_in_many_steps(schedule):
     assert p_value(cleared(ancestral(120, schedule))) > SURE
+
+
+def test_ancestral_on_other_grids_of_times():
+    """The cosine grid; and a grid that ends early, with a step of its own for the rest."""
+    one = ancestral(120)
+    assert p_value(cleared(dataclasses.replace(one, cosine=True))) > SURE
+    assert p_value(cleared(dataclasses.replace(one, end=1e-3, noise_removal="sample"))) > SURE
+
+
+def test_first_hitting():
+    """In as many steps as there are masks. One position fixed, a row has one step less."""
+    sampler = FirstHitting(process=Absorbing(mask=MASK), denoising_steps=LENGTH, eos=NEVER)
+    canvas = blank(ROWS, seed=0)
+    done = jax.jit(lambda canvas: denoised(sampler, lambda tokens, t: conditionals(tokens), canvas))(canvas)
+    assert p_value(done.tokens) > SURE and done.step == LENGTH
+    with pytest.raises(ValueError, match="a step for each of 4 masks; got 3"):
+        denoised(dataclasses.replace(sampler, denoising_steps=3), lambda tokens, t: conditionals(tokens), canvas)
+    with pytest.raises(ValueError, match="needs masks under the linear schedule"):
+        dataclasses.replace(sampler, process=Absorbing(schedule=Cosine(), mask=MASK))
+    fixed = blank(8, fixed=np.arange(LENGTH)[None] == 0, prompt=2)
+    assert denoised(sampler, lambda tokens, t: conditionals(tokens), fixed).step == LENGTH - 1
+
+
+def test_first_hitting_times_are_the_masks_own():
+    """The time of the next token among n masks is the largest of n uniform ones."""
+    sampler = FirstHitting(process=Absorbing(mask=MASK), denoising_steps=LENGTH, eos=NEVER)
+    first = sampler.init(blank(ROWS, seed=0))
+    assert stats.kstest(np.asarray(first.time), lambda t: t**LENGTH).pvalue > SURE
+    second = sampler.update(first, jnp.zeros((ROWS, LENGTH, 3)))
+    assert stats.kstest(np.asarray(second.time / first.time), lambda t: t ** (LENGTH - 1)).pvalue > SURE
+    left = np.asarray(second.undecided)
+    assert stats.chisquare((~left).sum(axis=0)).pvalue > SURE and (left.sum(axis=1) == LENGTH - 1).all()
 
 
 def test_autoregressive():

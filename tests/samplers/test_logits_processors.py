@@ -20,6 +20,7 @@ from diffusion_lm.samplers.logits_processors import (
     Chain,
     FrequencyPenalty,
     NoRepeatNGram,
+    RepetitionPenalty,
     SuppressTokens,
 )
 from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
@@ -114,6 +115,12 @@ class _WithCache:
         return getattr(self.world, name)
 
 
+def test_repetition_penalty_divides_or_multiplies_the_logits_of_what_occurs():
+    logits, text = jnp.array([2.0, 2.0, -2.0, -2.0, 0.0]), jnp.array([1, 3, 4, 1, 5, 5])  # 5 is unknown
+    found = RepetitionPenalty(penalty=1.25)(logits, text, jnp.asarray(4))
+    np.testing.assert_allclose(found, [2.0, 1.6, -2.0, -2.5, 0.0])
+
+
 def test_frequency_penalty_subtracts_nats_for_each_occurrence():
     logits, text = jnp.zeros(5), jnp.array([1, 2, 1, 5, 3, 1])
     everywhere = FrequencyPenalty(nats=0.5)(logits, text, jnp.asarray(3))
@@ -183,6 +190,7 @@ def test_a_processor_without_effect_changes_nothing():
         lambda: FrequencyPenalty(nats=float("nan")),
         lambda: FrequencyPenalty(nats=1.0, window=-1),
         lambda: NoRepeatNGram(size=0),
+        lambda: RepetitionPenalty(penalty=0.0),
     ],
 )
 def test_impossible_values_are_refused_in_one_line(bad):

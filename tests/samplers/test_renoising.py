@@ -40,6 +40,12 @@ def test_a_certain_network_needs_two_steps_and_its_likeliest_canvas_is_committed
     assert (state.confidence > 0.999).all()
 
 
+@pytest.mark.parametrize("stability", [0, 1, 3])
+def test_a_canvas_is_committed_once_it_has_been_the_likeliest_for_so_many_steps(stability):
+    state, _ = cleared(sampler(stability=stability), said([3, 1, 4, 1, 5, 2], 50.0), blank(4, WIDTH))
+    assert state.step == stability + 1
+
+
 def test_an_uncertain_network_takes_all_steps_and_ends():
     state, _ = cleared(sampler(), said([3, 1, 4, 1, 5, 2], 1.0), blank(4, WIDTH))
     assert state.step == 8 and not state.undecided.any() and (state.tokens == jnp.array([3, 1, 4, 1, 5, 2])[None]).all()
@@ -100,6 +106,7 @@ def test_after_an_end_of_text_the_end_is_repeated():
         lambda: sampler(max_temperature=0.3),
         lambda: sampler(min_temperature=0.0),
         lambda: sampler(entropy_threshold=-1.0),
+        lambda: sampler(stability=-1),
         lambda: sampler(sampling=SamplingParams(top_k=3)),
     ],
 )

@@ -13,6 +13,7 @@ from support.oracle import blank
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import (
+    ConstantCount,
     EntropyBound,
     EvenlyLeft,
     EvenlyOverCanvas,
@@ -112,10 +113,16 @@ def test_the_most_certain_by_each_score_goes_first(score):
 
 
 @pytest.mark.parametrize(
-    "bad", [lambda: Threshold(threshold=1.5), lambda: Factor(factor=0.0), lambda: EntropyBound(bound=-1.0)]
+    "bad",
+    [
+        lambda: Threshold(threshold=1.5),
+        lambda: Factor(factor=0.0),
+        lambda: EntropyBound(bound=-1.0),
+        lambda: ConstantCount(count=0),
+    ],
 )
 def test_impossible_values_are_refused(bad):
-    with pytest.raises(ValueError, match=r"must|probability"):
+    with pytest.raises(ValueError, match=r"must|probability|at least 1"):
         bad()
 
 
@@ -142,6 +149,7 @@ def least(rule, undecided, width, steps):
         (EvenlyOverCanvas(), 4, 4, 6, [1, 1, 1, 1, 0, 0]),
         (OverTime(), 4, 9, 4, [0, 1, 1, 2]),  # 4 / 4, 4 / 3, 3 / 2 and the rest, a little less each
         (OverTime(), 3, 9, 1, [3]),
+        (ConstantCount(count=3), 7, 9, 4, [3, 3, 1, 0]),
     ],
     ids=str,
 )
@@ -173,6 +181,13 @@ def test_certainty_may_be_measured_after_filtering():
         sampler = Confidence(denoising_steps=2, eos=-1, sampling=sampling, filtered_score=filtered)
         state = step(sampler, lambda tokens, t: logits, blank(1, 2, MASK))
         assert np.flatnonzero(~np.asarray(state.undecided)[0]).tolist() == [first]
+
+
+def test_times_may_be_counted_upward():
+    sampler = Confidence(denoising_steps=5, eos=-1, counted_times=4)
+    canvas = blank(2, 5, MASK)
+    times = [sampler.query(canvas.replace(step=jnp.asarray(step))).t[0] for step in range(5)]
+    assert times == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_a_first_position_alone():

@@ -50,6 +50,9 @@ class Passes:
     def forward_positions(self, cache, tokens, at, t):
         return _positions(self.network, cache, tokens, at, t)
 
+    def expected_embedding(self, logits):
+        return _embedding(self.network, logits)
+
     def empty_cache(self, rows, slots):
         return self.network.empty_cache(rows, slots)
 
@@ -67,6 +70,11 @@ def _canvas(network, cache, canvas, t, **inputs):
 @jax.jit
 def _positions(network, cache, tokens, at, t):
     return network.forward_positions(cache, tokens, at, t)
+
+
+@jax.jit
+def _embedding(network, logits):
+    return network.expected_embedding(logits)
 
 
 def generated(model, sampler, prompts, length, cfg_scale=0.0):
