@@ -233,7 +233,8 @@ def examine(program: Program, memory: int) -> dict:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        result |= {"fits": False, "bytes": result["bytes"] | {"total": _needed(str(error))}}
+        needed = _needed(str(error), sum(result["bytes"].values()))
+        result |= {"fits": False, "bytes": result["bytes"] | {"total": needed}}
         result |= {"largest_temporaries": _named(str(error)), "collectives": None, "kernels": None}
         log.info("doesn't fit: needs %s of %s bytes a chip", f"{result['bytes']['total']:,}", f"{memory:,}")
         return result
@@ -268,10 +269,13 @@ def _on_a_chip(array: jax.ShapeDtypeStruct) -> int:
     return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
-def _needed(error: str) -> int:
-    """Bytes, from 'Used 34.80G of 15.75G hbm'; 0 where the message has none."""
-    found = re.search(r"Used ([\d.]+)([KMGT])", error)
-    return int(float(found.group(1)) * 2 ** (10 * " KMGT".index(found.group(2)))) if found else 0
+def _needed(error: str, arguments: int) -> int:
+    """Bytes, from 'Used 34.80G of 15.75G hbm', or the arguments' and 'HLO temporaries (41.62G)'; 0 where the message has
+    neither."""
+    if not (found := re.search(r"(Used |HLO temporaries \()([\d.]+)([KMGT])", error)):
+        return 0
+    start, size, unit = found.groups()
+    return int(float(size) * 2 ** (10 * " KMGT".index(unit))) + (0 if start == "Used " else arguments)
 
 
 def _named(error: str) -> list[dict]:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from launch import compile as compiling
@@ -137,3 +139,33 @@ def test_what_a_public_models_config_asks_for(shared):
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1])["bytes"]["parameters"] > 0
+
+
+class _Full:
+    """A program for which the compiler finds no room."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+    jitted = property(lambda self: self)
+    arguments = {"parameters": np.zeros(1000, np.int8)}  # noqa: RUF012
+    flops = 1
+    lower = lambda self, *arguments: self  # noqa: E731
+    as_text = lambda self: ""  # noqa: E731
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {self.message}")
+
+
+@pytest.mark.parametrize(
+    ("message", "total"),
+    [
+        ("Ran out of memory in memory space hbm. Used 34.80G of 15.75G hbm.", int(34.8 * 2**30)),
+        ("Ran out of memory on HBM, the total memory required for HLO temporaries (2.50M) exceeds", 2_621_440 + 1000),
+        ("no figure", 0),
+    ],
+)
+def test_what_a_program_needs_that_does_not_fit(message, total, monkeypatch):
+    monkeypatch.setattr(compiling, "_argument_bytes", lambda arguments: {"parameters": 1000})
+    found = compiling.examine(_Full(message), memory=2**34)
+    assert found["fits"] is False and found["bytes"]["total"] == total
