@@ -270,8 +270,8 @@ def _on_a_chip(array: jax.ShapeDtypeStruct) -> int:
 
 
 def _needed(error: str, arguments: int) -> int:
-    """Bytes, from 'Used 34.80G of 15.75G hbm', or the arguments' and 'HLO temporaries (41.62G)'; 0 where the message has
-    neither."""
+    """Bytes, from 'Used 34.80G of 15.75G hbm', or the arguments' and those of 'HLO temporaries (41.62G)'; 0 where the
+    message has neither."""
     if not (found := re.search(r"(Used |HLO temporaries \()([\d.]+)([KMGT])", error)):
         return 0
     start, size, unit = found.groups()

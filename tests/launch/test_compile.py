@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 from launch import compile as compiling
@@ -141,6 +140,9 @@ def test_what_a_public_models_config_asks_for(shared):
     assert json.loads(done.stdout.splitlines()[-1])["bytes"]["parameters"] > 0
 
 
+_ONE = jax.sharding.NamedSharding(jax.make_mesh((1,), ("data",)), jax.sharding.PartitionSpec())
+
+
 class _Full:
     """A program for which the compiler finds no room."""
 
@@ -148,7 +150,7 @@ class _Full:
         self.message = message
 
     jitted = property(lambda self: self)
-    arguments = {"parameters": np.zeros(1000, np.int8)}  # noqa: RUF012
+    arguments = {"parameters": jax.ShapeDtypeStruct((1000,), "int8", sharding=_ONE)}  # noqa: RUF012
     flops = 1
     lower = lambda self, *arguments: self  # noqa: E731
     as_text = lambda self: ""  # noqa: E731
@@ -165,7 +167,6 @@ class _Full:
         ("no figure", 0),
     ],
 )
-def test_what_a_program_needs_that_does_not_fit(message, total, monkeypatch):
-    monkeypatch.setattr(compiling, "_argument_bytes", lambda arguments: {"parameters": 1000})
+def test_what_a_program_needs_that_does_not_fit(message, total):
     found = compiling.examine(_Full(message), memory=2**34)
     assert found["fits"] is False and found["bytes"]["total"] == total
