@@ -153,15 +153,18 @@ _OF_CHAT = {
 }
 
 
-def read(body: bytes, *, chat: bool, name: str, model: LoadedModel) -> Ask:
-    """The request in a body of JSON, for the model that is served as `name`. Raises RequestError."""
+_OF_TOKENIZE = {"model": _string, "prompt": _string, "add_special_tokens": _flag, "return_token_strs": _flag}
+
+
+def _fields(body: bytes, known: Mapping[str, Callable], name: str) -> dict[str, Any]:
+    """What a body of JSON gives, checked, nulls left out."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is no JSON: {error}") from None
     if not isinstance(fields, dict):
         raise RequestError("the body must be a JSON object")
-    known, given = _CHECKS | (_OF_CHAT if chat else _OF_COMPLETION), {}
+    given = {}
     for key, value in fields.items():
         if key not in known:
             raise RequestError(f"{key[:40]!a} is no field of this request, or not supported: leave it out", param=key)
@@ -175,6 +178,22 @@ def read(body: bytes, *, chat: bool, name: str, model: LoadedModel) -> Ask:
             f"there is no model {given['model'][:80]!a} here, but {name!a}", status=404, param="model",
             code="model_not_found",
         )  # fmt: skip
+    return given
+
+
+def read_text(body: bytes, *, name: str, model: LoadedModel) -> np.ndarray:
+    """The ids of the text in a request to tokenize: as a prompt, or (add_special_tokens false) as text that follows
+    other text. Raises RequestError."""
+    given = _fields(body, _OF_TOKENIZE, name)
+    text, begins = given.get("prompt", ""), given.get("add_special_tokens", True)
+    if begins:
+        return _encoded(model, [text], "prompt")[0]
+    return _ids(model, text, "prompt") if text else np.zeros(0, np.int32)
+
+
+def read(body: bytes, *, chat: bool, name: str, model: LoadedModel) -> Ask:
+    """The request in a body of JSON, for the model that is served as `name`. Raises RequestError."""
+    given = _fields(body, _CHECKS | (_OF_CHAT if chat else _OF_COMPLETION), name)
     prompts = [_messages(model, given.get("messages"))] if chat else _prompts(model, given.get("prompt", ""))
     n = given.get("n", 1)
     if given.get("best_of", n) != n:

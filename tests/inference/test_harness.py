@@ -210,7 +210,9 @@ def test_the_harness_reports_what_a_plain_script_computes(objective, tasks, caps
 @pytest.mark.filterwarnings("ignore")
 def test_its_own_command_line_knows_the_model(tasks, capsys, monkeypatch):
     monkeypatch.setattr(harness.api, "load", lambda workdir: loaded(AutoregressiveLoss()))
-    command = "lm-eval --model diffusion_lm --model_args workdir=x,sampler=autoregressive --tasks choices --batch_size 16"
+    command = (
+        "lm-eval --model diffusion_lm --model_args workdir=x,sampler=autoregressive --tasks choices --batch_size 16"
+    )
     monkeypatch.setattr("sys.argv", [*command.split(), "--include_path", str(tasks)])
     harness.main()
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "|acc " in line]
