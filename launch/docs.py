@@ -2,6 +2,7 @@
 
     python -m launch.docs --out=docs
 
+It also writes the repository's name, REPOSITORY in this file, into the notebooks and into README.md's links to Colab.
 A test compares the committed files with what this writes. The last line on standard output is a JSON object with the
 files' names.
 """
@@ -32,6 +33,9 @@ from diffusion_lm.config import Config
 from launch import command
 from launch.flags import Flags
 
+REPOSITORY = "OWNER/diffusion_lm"  # its name on GitHub, for Colab and pip: set OWNER once it is public
+ROOT = Path(__file__).parents[1]
+
 FLAGS = Flags(command.FLAGS)
 OUT = FLAGS.string("out", "docs", "Folder that the pages are written to.")
 NOTE = "<!-- Written by `python -m launch.docs`; edit the docstrings instead. -->"
@@ -61,12 +65,25 @@ def main() -> dict:
         raise NotADirectoryError(f"--out={folder} is no folder")
     for name, text in pages().items():
         (folder / name).write_text(text, encoding="utf-8")
+    for name, text in named().items():
+        (ROOT / name).write_text(text, encoding="utf-8")
     return {"files": sorted(pages())}
 
 
 def pages() -> dict[str, str]:
     """File name -> text of every generated page."""
     return {"config.md": config_page(), "cli.md": cli_page(), "attention.svg": attention_picture()}
+
+
+def named() -> dict[str, str]:
+    """README.md and the notebooks, as they are with REPOSITORY in their links and install commands."""
+    found = {}
+    for path in (ROOT / "README.md", *sorted((ROOT / "colabs").glob("*.ipynb"))):
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"(//colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+", rf"\g<1>{REPOSITORY}", text)
+        text = re.sub(r"(git\+https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{REPOSITORY}", text)
+        found[path.relative_to(ROOT).as_posix()] = text
+    return found
 
 
 # ---- config.md ----

@@ -33,10 +33,22 @@ SAMPLERS = {
 }
 
 
+def default_name(model: LoadedModel, *, own: bool = True) -> str:
+    """The sampler that is used where nobody names one, a name in SAMPLERS or PUBLISHED: "published" for converted
+    models (own=False: as for others); "autoregressive" for networks without canvases, "confidence" for masks,
+    "reverse_process" for other noise."""
+    if own and published.of(model):
+        return PUBLISHED
+    if not model.config.objective.layout.denoises:
+        return "autoregressive"
+    return "confidence" if isinstance(model.process, Absorbing) else "reverse_process"
+
+
 def made_for(model: LoadedModel, sampler: Any, drawn: dict, **options) -> published.Preset:
     """The sampler, by `published` or by `make_sampler`; drawn: fields of SamplingParams, None where not given."""
     drawn = {name: value for name, value in drawn.items() if value is not None}
-    if sampler == PUBLISHED or (sampler is None and published.of(model)):
+    sampler = default_name(model) if sampler is None else sampler
+    if sampler == PUBLISHED:
         return published.preset(model, **drawn, **options)
     sampling = SamplingParams(**drawn, suppressed=model.tokenizer.suppressed)
     return published.Preset(make_sampler(model, sampler, sampling=sampling, **options))
@@ -56,23 +68,20 @@ def make_sampler(
     Args:
       model: a trained network.
       sampler: a name in SAMPLERS, or "published"; a canvas or text sampler's class, or an instance of one. A class
-        gets those of the fields process, denoising_steps, eos, mask and sampling that it has, and `options`. None:
-        "published" for converted models; else "autoregressive" for networks without canvases, "confidence" for masks,
-        "reverse_process" for other noise.
+        gets those of the fields process, denoising_steps, eos, mask and sampling that it has, and `options`. None: see
+        `default_name`.
       sampling: how tokens are sampled; None: at temperature 1, or as the published sampler does.
       denoising_steps, canvas_length, options: as in `generate`.
 
     Raises ValueError if sampler, options and network don't go together.
     """
     tokenizer, layout = model.tokenizer, model.config.objective.layout
-    if sampler == PUBLISHED or (sampler is None and published.of(model)):
+    sampler = default_name(model) if sampler is None else sampler
+    if sampler == PUBLISHED:
         drawn = {n: getattr(sampling, n) for n in ("temperature", "top_k", "top_p", "min_p")} if sampling else {}
         shape = {"denoising_steps": denoising_steps, "canvas_length": canvas_length}
         return published.preset(model, **shape, **drawn, **options).sampler
     sampling = sampling or SamplingParams(suppressed=tokenizer.suppressed)
-    if sampler is None:
-        masks = "confidence" if isinstance(model.process, Absorbing) else "reverse_process"
-        sampler = masks if layout.denoises else "autoregressive"
     if isinstance(sampler, str):
         return _named(model, sampler, options, sampling, denoising_steps, canvas_length)
     if isinstance(sampler, type):

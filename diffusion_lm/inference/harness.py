@@ -30,6 +30,7 @@ except ImportError:  # all but the harness's own side works without it
 
 NAME = "diffusion_lm"
 MAX_NEW_TOKENS = 256  # where a task doesn't say
+_UNSAID_DEVICE = "cuda:0"  # what lm-eval's command line passes where nobody names a device
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -82,7 +83,7 @@ class DiffusionLM(LM):
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
         request_cache: str | None = None,
         max_batch_size: None = None,
-        device: None = None,
+        device: str | None = None,
     ):
         if LM is not object:
             super().__init__()
@@ -90,7 +91,7 @@ class DiffusionLM(LM):
             raise ValueError("sampler=auto chooses by measured speed, so that results would differ: name another")
         if not isinstance(batch_size, int | str) or not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size}")
-        if max_batch_size is not None or device is not None:
+        if max_batch_size is not None or device not in (None, _UNSAID_DEVICE):
             raise ValueError("max_batch_size and device don't apply: leave them out")
         loaded = workdir if isinstance(workdir, LoadedModel) else api.load(workdir)
         self.model = _computing_in(loaded, compute_dtype)
@@ -301,10 +302,15 @@ def register() -> None:
     register_model(NAME)(DiffusionLM)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """lm-eval's own command line, which then knows our model."""
     from lm_eval.__main__ import cli_evaluate
 
+    register()
+    cli_evaluate()
+
+
+if __name__ == "__main__":
     from diffusion_lm.inference import harness  # by its own name, not as __main__
 
-    harness.register()
-    cli_evaluate()
+    harness.main()

@@ -1,4 +1,5 @@
-"""The order in which a grid was decoded: one picture, each cell with the denoising step that committed it."""
+"""The order in which a grid was decoded: one picture, each cell with the denoising step that committed it, still or
+animated."""
 
 import os
 from collections.abc import Sequence
@@ -72,7 +73,12 @@ def cell_histories(frames: Sequence[Sequence[str]]) -> list[CellHistory]:
 
 
 def decoding_order_picture(
-    grids: Sequence[GridHistory], path: str | os.PathLike, *, columns: int, box: tuple[int, int] | None = None
+    grids: Sequence[GridHistory],
+    path: str | os.PathLike,
+    *,
+    columns: int,
+    box: tuple[int, int] | None = None,
+    seconds_per_step: float = 0.0,
 ) -> None:
     """Writes an SVG of grids that shows which denoising step committed each cell.
 
@@ -84,19 +90,23 @@ def decoding_order_picture(
       path: ends in .svg.
       columns: cells of a row.
       box: (rows, columns) of the boxes that lines are drawn around; None: only the grid.
+      seconds_per_step: each cell appears with the step that committed it for good, over and over; 0: a still picture,
+        which a reader who asked for less motion gets in any case.
 
     Raises:
-      ValueError: without a grid, if the cells don't fill whole rows, or path doesn't end in .svg.
+      ValueError: without a grid, for negative seconds, if cells don't fill whole rows, or path doesn't end in .svg.
       OSError: if path cannot be written.
     """
     if Path(path).suffix != ".svg":
         raise ValueError(f"the picture is an SVG: name a file that ends in .svg, not {Path(path).name}")
     if not grids or columns < 1 or any(len(grid.right) % columns for grid in grids):
         raise ValueError(f"{len(grids)} grids of {columns} columns: give at least one, its cells in whole rows")
-    write_whole(path, _picture(grids, columns, box).encode())
+    if not 0 <= seconds_per_step < float("inf"):
+        raise ValueError(f"seconds_per_step must be at least 0; got {seconds_per_step}")
+    write_whole(path, _picture(grids, columns, box, seconds_per_step).encode())
 
 
-def _picture(grids, columns, box):
+def _picture(grids, columns, box, seconds):
     across = min(ACROSS if columns <= 9 else 1, len(grids))
     wide = max(columns * CELL, 210)
     high = max(len(grid.right) for grid in grids) // columns * CELL + HEAD
@@ -112,7 +122,7 @@ def _picture(grids, columns, box):
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img"><title>The order in which cells were committed</title><desc>{titles}</desc>'
-        f'<style>{_style()}</style><rect class="f-panel" width="{width}" height="{height}"/>'
+        f'<style>{_style()}{_motion(grids, seconds)}</style><rect class="f-panel" width="{width}" height="{height}"/>'
         f"{''.join(drawn)}{_legend(height - 16)}</svg>\n"
     )
 
@@ -126,6 +136,21 @@ def _style():
         ".p{font-size:11px}.g{font-weight:700}.x{font-size:12px;text-anchor:end;text-decoration:line-through}"
         f".n{{fill:none}}{colours(0)}@media(prefers-color-scheme:dark){{{colours(1)}}}"
     )
+
+
+def _motion(grids, seconds):
+    """Hides each cell of class s1, s2, ... until its step; the whole grids stand for the time of three steps."""
+    steps = max(len(grid.frames) for grid in grids)
+    if not seconds:
+        return ""
+    rules = []
+    for step in range(1, steps + 1):
+        share = 100 * step / (steps + 3)
+        rules.append(
+            f".s{step}{{animation:s{step} {seconds * (steps + 3):g}s step-end infinite}}"
+            f"@keyframes s{step}{{0%{{opacity:0}}{share:.2f}%{{opacity:1}}}}"
+        )
+    return f"@media(prefers-reduced-motion:no-preference){{{''.join(rules)}}}"
 
 
 def _grid(grid, columns, box):
@@ -143,10 +168,13 @@ def _cell(cell, right, given, x, y, last):
     """Shade and border, text, step, previous texts."""
     shade = 0.08 + 0.5 * (cell.step - 1) / max(last - 1, 1) if cell.step else 0
     ink = "wrong" if cell.text != right else "given" if given else "ink"
+    digit = (
+        f'<text class="d {"g " if given else ""}f-{ink}" x="{x + CELL / 2:g}" y="{y + 38}">{_shown(cell.text)}</text>'
+    )
+    outside, inside = (digit, "") if ink == "given" else ("", digit)  # what the prompt shows is there from the start
     parts = [
-        f'<rect class="f-shade" x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill-opacity="{shade:.2f}"/>',
-        f'<rect class="n s-line" x="{x}" y="{y}" width="{CELL}" height="{CELL}"/>',
-        f'<text class="d {"g " if given else ""}f-{ink}" x="{x + CELL / 2:g}" y="{y + 38}">{_shown(cell.text)}</text>',
+        f'<rect class="n s-line" x="{x}" y="{y}" width="{CELL}" height="{CELL}"/><g class="s{cell.step}">',
+        f'<rect class="f-shade" x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill-opacity="{shade:.2f}"/>{inside}',
     ]
     if cell.step:
         parts.append(f'<text class="p f-soft" x="{x + 4}" y="{y + 13}">{cell.step}</text>')
@@ -159,7 +187,7 @@ def _cell(cell, right, given, x, y, last):
         parts.append(
             f'<rect class="n s-wrong" stroke-width="2" x="{x + 3}" y="{y + 3}" width="{size}" height="{size}"/>'
         )
-    return "".join(parts)
+    return "".join([*parts, "</g>", outside])
 
 
 def _shown(text):

@@ -136,6 +136,14 @@ def probability(logits: Array, tokens: Array) -> Array:
     return jnp.exp(gather_tokens(logits, tokens) - jax.nn.logsumexp(logits, axis=-1))
 
 
+def sampling_of(part: Any) -> SamplingParams | None:
+    """The first rule in a sampler, or in what it is made of; None if there is none."""
+    if isinstance(part, SamplingParams):
+        return part
+    fields = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+    return next(filter(None, (sampling_of(getattr(part, field.name)) for field in fields)), None)
+
+
 def with_sampling(part: Any, sampling: RowSampling | None) -> Any:
     """A sampler, or what is made of samplers, with another rule wherever it has one; None: as it is."""
     if sampling is None or not dataclasses.is_dataclass(part):

@@ -43,6 +43,7 @@ def make_app(engine: Engine, name: str, *, api_key: str | None = None, hosts: tu
         Route("/health", server.health),
         Route("/v1/models", server.models),
         Route("/v1/models/{name:path}", server.models),
+        Route("/tokenize", server.tokenize, methods=["POST"]),
         Route("/v1/completions", server.completions, methods=["POST"]),
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
     ]
@@ -96,13 +97,25 @@ class _Server:
     async def chat(self, request: Request) -> Response:
         return await self.answer(request, chat=True)
 
-    async def answer(self, request: Request, *, chat: bool) -> Response:
+    async def tokenize(self, request: Request) -> Response:
+        """A text's tokens, in the shape that vLLM and SGLang give."""
+        body, model = await self.body(request), self.engine.model
+        ids = (await asyncio.to_thread(ask.read_text, body, name=self.name, model=model)).tolist()
+        shape = {"count": len(ids), "max_model_len": model.config.data.seq_len}
+        return _json({"tokens": ids, "token_strs": model.tokenizer.pieces(ids), **shape})
+
+    async def body(self, request: Request) -> bytes:
+        """What a client sent that may send something."""
         self.check(request)
         body = b""
         async for part in request.stream():
             body += part
             if len(body) > MAX_BODY:
                 raise RequestError(f"a request has at most {MAX_BODY} bytes", status=413)
+        return body
+
+    async def answer(self, request: Request, *, chat: bool) -> Response:
+        body = await self.body(request)
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
         send = lambda event: loop.call_soon_threadsafe(events.put_nowait, event)  # noqa: E731
         asked = await asyncio.to_thread(ask.read, body, chat=chat, name=self.name, model=self.engine.model)

@@ -38,8 +38,8 @@ class Ask:
     prompts     the ids of each prompt, begin of text included
     infill      for a prompt with a suffix: (ids, number of missing tokens, ids); None: to continue
     max_tokens  of each text
-    sampler     (name, denoising_steps, canvas_length) as `by_name.make_sampler` takes them, and draw, the arguments of
-                `SamplingParams`
+    sampler     (name, denoising_steps, canvas_length) as `by_name.make_sampler` takes them; draw, arguments of
+                `SamplingParams`, and cfg_scale: where not given, the sampler's own
     passes      whether the page's account of every pass is asked for
     """
 
@@ -52,7 +52,7 @@ class Ask:
     stop: tuple[str, ...]
     sampler: tuple[str, int | None, int]
     draw: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    cfg_scale: float = 0.0
+    cfg_scale: float | None = None
     stream: bool = False
     include_usage: bool = False
     logprobs: bool = False
@@ -153,15 +153,18 @@ _OF_CHAT = {
 }
 
 
-def read(body: bytes, *, chat: bool, name: str, model: LoadedModel) -> Ask:
-    """The request in a body of JSON, for the model that is served as `name`. Raises RequestError."""
+_OF_TOKENIZE = {"model": _string, "prompt": _string, "add_special_tokens": _flag, "return_token_strs": _flag}
+
+
+def _fields(body: bytes, known: Mapping[str, Callable], name: str) -> dict[str, Any]:
+    """What a body of JSON gives, checked, nulls left out."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is no JSON: {error}") from None
     if not isinstance(fields, dict):
         raise RequestError("the body must be a JSON object")
-    known, given = _CHECKS | (_OF_CHAT if chat else _OF_COMPLETION), {}
+    given = {}
     for key, value in fields.items():
         if key not in known:
             raise RequestError(f"{key[:40]!a} is no field of this request, or not supported: leave it out", param=key)
@@ -175,6 +178,22 @@ def read(body: bytes, *, chat: bool, name: str, model: LoadedModel) -> Ask:
             f"there is no model {given['model'][:80]!a} here, but {name!a}", status=404, param="model",
             code="model_not_found",
         )  # fmt: skip
+    return given
+
+
+def read_text(body: bytes, *, name: str, model: LoadedModel) -> np.ndarray:
+    """The ids of the text in a request to tokenize: as a prompt, or (add_special_tokens false) as text that follows
+    other text. Raises RequestError."""
+    given = _fields(body, _OF_TOKENIZE, name)
+    text, begins = given.get("prompt", ""), given.get("add_special_tokens", True)
+    if begins:
+        return _encoded(model, [text], "prompt")[0]
+    return _ids(model, text, "prompt") if text else np.zeros(0, np.int32)
+
+
+def read(body: bytes, *, chat: bool, name: str, model: LoadedModel) -> Ask:
+    """The request in a body of JSON, for the model that is served as `name`. Raises RequestError."""
+    given = _fields(body, _CHECKS | (_OF_CHAT if chat else _OF_COMPLETION), name)
     prompts = [_messages(model, given.get("messages"))] if chat else _prompts(model, given.get("prompt", ""))
     n = given.get("n", 1)
     if given.get("best_of", n) != n:
@@ -194,7 +213,7 @@ def read(body: bytes, *, chat: bool, name: str, model: LoadedModel) -> Ask:
         stop=given.get("stop", ()),
         sampler=(given.get("sampler", ""), given.get("denoising_steps"), given.get("canvas_length", 0)),
         draw=draw,
-        cfg_scale=given.get("cfg_scale", 0.0),
+        cfg_scale=given.get("cfg_scale"),
         stream=given.get("stream", False),
         include_usage=given.get("stream_options", False),
         logprobs=given.get("logprobs", False) is not False,
@@ -216,7 +235,7 @@ def _ids(model: LoadedModel, text: Any, param: str, begins: bool = False) -> Any
     """The ids of a text, or the ids that it is; with `begins`, text stays text."""
     if isinstance(text, str):
         try:
-            return text if begins else encode_prompt(model.tokenizer, text)
+            return text if begins else encode_prompt(model.tokenizer, text, follows=True)
         except ValueError as error:
             raise RequestError(_printable(error), param=param) from None
     if not isinstance(text, list) or not text or not all(type(i) is int for i in text):
@@ -283,8 +302,8 @@ def _max_tokens(model: LoadedModel, prompts: list[np.ndarray], given: dict, chat
 
 def _with_suffix(model: LoadedModel, ask: Ask, suffix: Any) -> Ask:
     """The request to fill in max_tokens tokens between the prompt and the suffix."""
-    if ask.n > 1 or len(ask.prompts) > 1 or ask.stop or ask.cfg_scale:
-        raise RequestError("suffix goes with one prompt, without n, stop and cfg_scale", param="suffix")
+    if ask.n > 1 or len(ask.prompts) > 1 or ask.stop:
+        raise RequestError("suffix goes with one prompt, without n and stop", param="suffix")
     after = _ids(model, suffix, "suffix") if suffix not in ("", []) else np.zeros(0, np.int32)
     return dataclasses.replace(ask, infill=(ask.prompts[0], ask.max_tokens, after))
 
@@ -299,8 +318,8 @@ def known_samplers(model: LoadedModel) -> list[str]:
             return False
 
     layout, trains_ar = model.config.objective.layout, model.config.objective.trains_ar
-    names = [name for name in by_name.SAMPLERS if name not in ("speculative", "auto") and fits(name)]
+    names = [n for n in (by_name.PUBLISHED, *by_name.SAMPLERS) if n not in ("speculative", "auto") and fits(n)]
     names += ["speculative"] * trains_ar  # these two measure when they are made
     names += ["auto"] * ("confidence" in names and trains_ar and layout.align == 1)
-    first = "autoregressive" if not layout.denoises else "confidence" if "confidence" in names else "reverse_process"
+    first = by_name.default_name(model, own=False)  # a published one is named, as it has settings of its own
     return sorted(names, key=lambda name: name != first)

@@ -13,10 +13,11 @@ import numpy as np
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.inference import by_name
 from diffusion_lm.inference.pipeline import Request, encode_infill, few_widths
+from diffusion_lm.inference.published import Preset
 from diffusion_lm.inference.runner import Snapshot
 from diffusion_lm.inference.streaming import Answer, Rows
 from diffusion_lm.samplers.base import TextSampler
-from diffusion_lm.samplers.sampling_params import RowSampling, SamplingParams
+from diffusion_lm.samplers.sampling_params import RowSampling, SamplingParams, sampling_of
 from diffusion_lm.serving.ask import Ask, RequestError, known_samplers
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Ticket:
 
     send     called by the engine's thread: an `Event` where there is something to show, an Exception, or None when all
              texts are complete
+    sampler  what generates
     answers  the request's texts, the n texts of a prompt after one another
     written  of each text, what its last pass wrote
     canvas   tokens of a canvas; 0: the sampler has none
@@ -52,6 +54,7 @@ class Ticket:
 
     ask: Ask
     kind: tuple
+    sampler: TextSampler
     send: Callable[[Any], None]
     ids: list[np.ndarray]
     answers: list[Answer]
@@ -81,7 +84,7 @@ class Engine:
     def __init__(self, model: LoadedModel, *, max_rows: int, max_waiting: int):
         self.model, self.max_rows, self.max_waiting = model, max_rows, max_waiting
         self.samplers = known_samplers(model)
-        self._made: dict[tuple, TextSampler] = {}
+        self._made: dict[tuple, Preset] = {}
         self._waiting: deque[Ticket] = deque()
         self._running: list[_Batch] = []
         self._changed, self._closed = threading.Condition(), False
@@ -91,19 +94,27 @@ class Engine:
     def submit(self, ask: Ask, send: Callable[[Any], None]) -> Ticket:
         """Puts a request into the queue. Raises QueueFull, or RequestError for a sampler that doesn't fit."""
         ask = dataclasses.replace(ask, sampler=(ask.sampler[0] or self.samplers[0], *ask.sampler[1:]))
-        sampler, tokenizer = self._sampler(ask), self.model.tokenizer
+        (sampler, *_, cfg_scale), tokenizer = self._sampler(ask), self.model.tokenizer
+        so_drawn = sampler
+        if ask.sampler[0] == by_name.PUBLISHED:  # its settings may depend on those that are given
+            so_drawn = by_name.made_for(self.model, by_name.PUBLISHED, ask.draw).sampler
+        own = sampling_of(so_drawn) or SamplingParams()
+        draw = {name: getattr(own, name) for name in ("temperature", "top_k", "top_p", "min_p")} | ask.draw
+        ask = dataclasses.replace(ask, draw=draw, cfg_scale=cfg_scale if ask.cfg_scale is None else ask.cfg_scale)
         ids = [prompt for prompt in ask.prompts for _ in range(ask.n)]
         if ask.infill:
+            if ask.cfg_scale:
+                raise RequestError(f"suffix goes without cfg_scale={ask.cfg_scale:g}: set it to 0", param="cfg_scale")
             try:
                 ids, *_ = encode_infill(self.model, sampler, [ask.infill])
             except ValueError as error:
                 raise RequestError(str(error), param="suffix") from None
         canvas = getattr(sampler, "canvas_length", 0)
         length = ask.max_tokens if canvas else few_widths(ask.max_tokens, self.model.config.data.seq_len)
-        own = object() if ask.infill else None  # holes have a batch of their own
-        kind = (ask.sampler, ask.draw.get("top_k", 0), ask.cfg_scale, length, own)
+        apart = object() if ask.infill else None  # holes have a batch of their own
+        kind = (ask.sampler, draw["top_k"], ask.cfg_scale, length, apart)
         answers = [Answer(tokenizer, prompt, ask.max_tokens, ask.stop) for prompt in ids]
-        ticket = Ticket(ask, kind, send, ids, answers, [None] * len(ids), canvas)
+        ticket = Ticket(ask, kind, sampler, send, ids, answers, [None] * len(ids), canvas)
         with self._changed:
             if self._closed or len(self._waiting) >= self.max_waiting:
                 raise QueueFull(f"{len(self._waiting)} requests are waiting, as many as may: try again in a moment")
@@ -129,16 +140,15 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    def _sampler(self, ask: Ask) -> TextSampler:
+    def _sampler(self, ask: Ask) -> Preset:
         name, steps, canvas_length = ask.sampler
         if name not in self.samplers:
             raise RequestError(f"sampler {name[:40]!a} is none of {', '.join(self.samplers)}", param="sampler")
-        key = (ask.sampler, ask.draw.get("top_k", 0))
-        if key not in self._made:
+        top_k = ask.draw.get("top_k", None if name == by_name.PUBLISHED else 0)
+        if (key := (ask.sampler, top_k)) not in self._made:
             try:
-                sampling = SamplingParams(top_k=key[1], suppressed=self.model.tokenizer.suppressed)
                 shape = {"denoising_steps": steps, "canvas_length": canvas_length}
-                made = by_name.make_sampler(self.model, name, sampling=sampling, **shape)
+                made = by_name.made_for(self.model, name, {"top_k": top_k}, **shape)
             except ValueError as error:
                 raise RequestError(str(error), param="sampler") from None
             if len(self._made) >= _KEPT:
@@ -193,13 +203,12 @@ class Engine:
         if not tickets:
             return
         ask = tickets[0].ask
-        request = Request(model=self.model, sampler=self._sampler(ask), cfg_scale=ask.cfg_scale)
+        request = Request(model=self.model, sampler=tickets[0].sampler, cfg_scale=ask.cfg_scale)
         members = [(ticket, i) for ticket in tickets for i in range(len(ticket.ids))]
         ids = [ticket.ids[i] for ticket, i in members]
         # a text's key is that of its number among the n texts of its prompt
         keys = _keys(np.uint32([t.ask.seed for t, _ in members]), np.int32([i % t.ask.n for t, i in members]))
-        draws = [[ticket.ask.draw.get(name, 1.0) for ticket, _ in members] for name in ("temperature", "top_p")]
-        draws.append([ticket.ask.draw.get("min_p", 0.0) for ticket, _ in members])
+        draws = [[ticket.ask.draw[name] for ticket, _ in members] for name in ("temperature", "top_p", "min_p")]
         rest = SamplingParams(top_k=tickets[0].kind[1], suppressed=self.model.tokenizer.suppressed)
         more, length = {"sampling": RowSampling(*map(np.float32, draws), rest=rest)}, tickets[0].kind[3]
         if ask.infill:

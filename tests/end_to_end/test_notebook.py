@@ -13,7 +13,9 @@ pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
-QUICKSTART, OPEN_WEIGHTS = ROOT / "colabs/quickstart.ipynb", ROOT / "colabs/open_weights.ipynb"
+QUICKSTART, OPEN_WEIGHTS, ADAPT, PLAN = (
+    ROOT / f"colabs/{name}.ipynb" for name in ("quickstart", "open_weights", "adapt", "plan")
+)
 SMALL = [
     "train.steps=4",
     "train.batch_size=2",
@@ -121,3 +123,46 @@ def test_open_weights_runs_twice(tmp_path, monkeypatch):
         assert "1 layers of width 32, 96 tokens" in said
         assert said.count("--- autoregressive") == 2 and said.count("--- speculative") == 1
         assert "as it stands: -" in said and "backwards: -" in said
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq")
+def test_adapt_runs_twice_and_drafts_leave_the_text_as_it_is(tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"{i} green bottles hang on wall {i % 7}, and {i * i} more" for i in range(200)))
+    few = ["train.steps=2", "train.batch_size=2", "train.log_every=1"]
+    own = ["data.seq_len=64", "data.vocab_size=300", "data.document_unit=paragraph", "model.width=16", "model.layers=1"]
+    given = {
+        "WORKDIR": str(tmp_path / "run"),
+        "TEXT": str(text),
+        "CAUSAL": [*few, *own, "model.heads=2"],
+        "DRAFTS": [*few, *own[:3], "trainable.rank=2"],
+        "CANVASES": [*few, *own[:3], "objective.block_size=8"],
+        "PROMPT": "7 green",
+        "MAX_NEW_TOKENS": 12,
+        "DENOISING_STEPS": 2,
+    }
+    notebook = replaced(ADAPT, given)
+    for again, said in enumerate(run(notebook, tmp_path, monkeypatch)):
+        assert said.count("nothing was left to do") == (3 if again else 0)
+        assert "--- autoregressive" in said and "--- speculative" in said and "the texts are the same" in said
+        assert "--- canvases" in said
+    marked, page = outputs(notebook, "text/html")
+    assert "7 green" in marked and "srcdoc=" in page
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq")
+def test_plan_runs_twice_and_counts_what_is_solved(tmp_path, monkeypatch):
+    network = ["model.width=16", "model.layers=1", "model.heads=2", "model.mlp_dim=16"]
+    given = {
+        "WORKDIR": str(tmp_path / "run"),
+        "TASK": "sudoku4",
+        "SETTINGS": ["train.steps=2", "train.batch_size=2", "checkpoint.save_every=2", *network],
+        "NUM_BOARDS": 4,
+        "DENOISING_STEPS": [1, 2],
+    }
+    notebook = replaced(PLAN, given)
+    for said in run(notebook, tmp_path, monkeypatch):
+        assert said.count("of 4 boards solved") == 3 + 2
+        assert "easy first: " in said and "95 % interval" in said
+    (picture,) = outputs(notebook, "image/svg+xml")
+    assert all(name in picture for name in ("easy first", "random order", "at once", "@keyframes s2"))

@@ -208,6 +208,24 @@ def test_the_harness_reports_what_a_plain_script_computes(objective, tasks, caps
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_its_own_command_line_knows_the_model(tasks, capsys, monkeypatch):
+    monkeypatch.setattr(harness.api, "load", lambda workdir: loaded(AutoregressiveLoss()))
+    command = (
+        "lm-eval --model diffusion_lm --model_args workdir=x,sampler=autoregressive --tasks choices --batch_size 16"
+    )
+    monkeypatch.setattr("sys.argv", [*command.split(), "--include_path", str(tasks)])
+    harness.main()
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "|acc " in line]
+    documents, model = TASKS["choices"][3], loaded(AutoregressiveLoss())
+    right = [np.argmax([plain(model, d["q"], choice).log_prob for choice in d["c"]]) == d["a"] for d in documents]
+    assert f"{np.mean(right):.4f}" in row
+
+
+def test_what_the_command_line_passes_unasked_is_no_option():
+    harness.DiffusionLM(loaded(AutoregressiveLoss()), device="cuda:0", max_batch_size=None)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_an_unknown_task_is_one_line(tasks, capsys, monkeypatch):
     from launch import harness as launcher
 

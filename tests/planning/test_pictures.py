@@ -51,6 +51,21 @@ def test_later_is_darker(tmp_path):
     assert float(never) == 0 < float(second) < float(third) == float(first)
 
 
+def test_a_cell_appears_with_its_step_and_what_is_given_is_there_before(tmp_path):
+    still, moving = tmp_path / "still.svg", tmp_path / "moving.svg"
+    decoding_order_picture([grid()], still, columns=2)
+    decoding_order_picture([grid()], moving, columns=2, seconds_per_step=0.5)
+    page = moving.read_text()
+    root = ElementTree.fromstring(page)
+    cells = [g for g in root.iter("{http://www.w3.org/2000/svg}g") if g.get("class")]
+    assert [g.get("class") for g in cells] == ["s4", "s3", "s4", "s0"]
+    hidden = ["".join(g.itertext()) for g in cells]
+    assert hidden == ["4", "233", "441", ""]  # digit, step, struck out text; the given 1 is outside
+    found = re.findall(r"\.s(\d){animation:s\d ([\d.]+)s step-end infinite}@keyframes s\d{0%{opacity:0}([\d.]+)%", page)
+    assert found == [(str(step), "3.5", f"{100 * step / 7:.2f}") for step in (1, 2, 3, 4)]
+    assert "@keyframes" not in still.read_text() and "prefers-reduced-motion:no-preference" in page
+
+
 def test_bad_grids_are_refused(tmp_path):
     with pytest.raises(ValueError, match="a grid needs"):
         grid(right=["1"])
@@ -62,3 +77,5 @@ def test_bad_grids_are_refused(tmp_path):
         decoding_order_picture([], tmp_path / "grid.svg", columns=2)
     with pytest.raises(ValueError, match=r"ends in \.svg"):
         decoding_order_picture([grid()], tmp_path / "grid.png", columns=2)
+    with pytest.raises(ValueError, match="seconds_per_step"):
+        decoding_order_picture([grid()], tmp_path / "grid.svg", columns=2, seconds_per_step=-1.0)

@@ -88,6 +88,37 @@ def test_a_span_is_selected_and_filled_in_again(page):
     assert len(after) == len(before) and after[:2] == before[:2] and after[5:] == before[5:] and None not in after
 
 
+def test_a_span_takes_words_that_are_typed_and_the_text_goes_on_from_them(page):
+    choose(page, "autoregressive")
+    set_fields(page, length=12, seed=4)
+    page.run("$('prompt').value = 'Line 1'; $('go').click()")
+    page.until(IDLE)
+    before, frames = page.run("panels[0].frames.at(-1).tokens"), page.run("panels[0].frames.length")
+    page.run("getSelection().setBaseAndExtent(panels[0].spans[2].firstChild, 0, panels[0].spans[4].firstChild, 1); 1")
+    page.until("!$('tools').hidden")
+    assert page.run("$('words').value") == "".join(token[0] for token in before[2:5])
+    page.run("$('prompt').blur(); 1")
+    page.key("e", "e")
+    page.until("document.activeElement === $('words')")
+    assert page.run("panels[0].spans.map(s => s.classList.contains('picked')).lastIndexOf(true)") == 4  # still seen
+    page.type("the cat")
+    page.key("Enter", "\r")
+    page.until(f"panels[0].frames.length === {frames + 1} && {IDLE}")
+    after = page.run("panels[0].frames.at(-1).tokens")
+    own = [token for token in after if token[2] == 3]
+    assert "".join(token[0] for token in own) == "the cat" == page.run("$('words').value")
+    assert after == before[:2] + own + before[5:] and page.run("panels[0].frames.at(-1).final") == len(after)
+    assert page.run("panels[0].body.querySelectorAll('.w3').length") == len(own) and page.run("$('tools').hidden")
+    assert page.run("document.querySelectorAll('.picked').length") == 0
+    last = 2 + len(own)  # the text is written on from the typed words
+    ends = f"panels[0].spans[{last}].firstChild"
+    page.run(f"getSelection().setBaseAndExtent({ends}, 0, {ends}, 1); 1")
+    page.until("!$('tools').hidden")
+    page.run("again(false); 1")
+    page.until(f"panels[0].frames.length > 1 && {IDLE}")
+    assert page.run("panels[0].frames.at(-1).tokens")[:last] == after[:last]
+
+
 def test_it_fits_a_phone_and_is_dark_at_night(page, tmp_path):
     for width in (1100, 390):
         page.size(width, 800)

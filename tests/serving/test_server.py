@@ -108,6 +108,24 @@ def test_a_hole_is_filled_and_passes_lead_to_the_text(served, client):
     assert all(0 < p <= 1 and writer == DIFFUSION for _, p, writer, _ in passes[-1])
 
 
+def test_a_text_is_tokenized_as_a_prompt_or_as_what_follows(served):
+    tokenizer = served.model.tokenizer
+    ask = lambda **fields: httpx.post(f"{served.url}/tokenize", content=json.dumps(fields)).json()  # noqa: E731
+    ids = tokenizer.encode("Line 1").tolist()
+    whole = ask(prompt="Line 1", model="tiny")
+    assert whole["tokens"] == [tokenizer.bos, *ids] and whole["count"] == len(ids) + 1 and whole["max_model_len"] == 64
+    follows = ask(prompt="Line 1", add_special_tokens=False)
+    assert follows["tokens"] == ids and "".join(follows["token_strs"]) == "Line 1"
+    assert ask(prompt="", add_special_tokens=False)["tokens"] == []
+    for fields, said in (
+        ({"prompt": 5}, "must be a string"),
+        ({"text": "a"}, "no field"),
+        ({"prompt": "\ud800"}, "valid"),
+    ):
+        for begins in (True, False):
+            assert said in ask(**fields, add_special_tokens=begins)["error"]["message"]
+
+
 def passes_of(served, body):
     """The tokens after each pass, and the text."""
     passes, tokens, text = [], [], ""
