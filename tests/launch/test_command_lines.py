@@ -107,7 +107,7 @@ def argument(draw, flag, own):
 
 
 @pytest.fixture(scope="module")
-def folder(trained, tmp_path_factory, quick_compile, compiled_once):
+def folder(trained, tmp_path_factory, quick_compile):
     folder = tmp_path_factory.mktemp("lines")
     shutil.copytree(trained[0] / "work", folder / "work")
     (folder / "empty").mkdir()

@@ -16,7 +16,7 @@ from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
 
-pytestmark = pytest.mark.usefixtures("compiled_once", "quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def unstacked_leaves(model, params):

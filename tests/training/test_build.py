@@ -25,8 +25,6 @@ from diffusion_lm.training import metrics
 from diffusion_lm.training.checkpoint import CheckpointError, Checkpointing
 from diffusion_lm.training.loop import Train, run
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 ROOT = Path(__file__).parents[2]
 TEXT = "\n".join(f"{i} bottles of {word}" for i in range(60) for word in ("beer", "milk", "ink", "tea"))
 
