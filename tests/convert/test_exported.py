@@ -22,7 +22,10 @@ def test_transformers_computes_the_familys_logits_from_an_export(family, tmp_pat
     write_source(tmp_path / "source", family)
     save(load_source(tmp_path / "source", dtype="float32"), tmp_path / "run")
     export(load_for_inference(tmp_path / "run"), tmp_path / "out")
-    io, model = parity.arrays(family), transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").float()
+    # Its grouped product of experts takes rows of 16 bytes only; the plain one takes any.
+    plain = {"experts_implementation": "eager"} if family == "qwen3_moe" else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **plain).float()
+    io = parity.arrays(family)
     with torch.no_grad():
         found = model(torch.tensor(io["forward/input_ids"], dtype=torch.long)).logits.numpy()
     np.testing.assert_allclose(found, io["forward/logits"], rtol=0, atol=3e-4)
