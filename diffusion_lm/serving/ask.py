@@ -213,10 +213,10 @@ def _prompts(model: LoadedModel, prompt: Any) -> list[np.ndarray]:
 
 
 def _ids(model: LoadedModel, text: Any, param: str, begins: bool = False) -> Any:
-    """The ids of a text, or the ids that it is; with `begins`, text stays text."""
+    """The ids of a text that follows another, or the ids that it is; with `begins`, text stays text."""
     if isinstance(text, str):
         try:
-            return text if begins else encode_prompt(model.tokenizer, text)
+            return text if begins else encode_prompt(model.tokenizer, text, follows=True)
         except ValueError as error:
             raise RequestError(_printable(error), param=param) from None
     if not isinstance(text, list) or not text or not all(type(i) is int for i in text):
