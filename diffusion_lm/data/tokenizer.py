@@ -8,7 +8,7 @@ import functools
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -128,6 +128,17 @@ def decode_continuation(tokenizer: Tokenizer, prompt_ids, ids) -> str:
     # A prompt that ends inside a character's bytes decodes to U+FFFD there: the continuation completes it.
     same = (i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b)
     return whole[next(same, len(before)) :]
+
+
+def spelled(tokenizer: Tokenizer, text: str, ids: np.ndarray, before: Sequence[int] = ()) -> str:
+    """What is left of a text in its ids [n] behind those `before` it: text without a token spells nothing."""
+    return text if lossless(tokenizer) else decode_continuation(tokenizer, before, ids[ids != tokenizer.unknown])
+
+
+def first_difference(a: str, b: str) -> tuple[str, str]:
+    """The stretches around the first character in which two texts differ."""
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return tuple(text[max(at - 10, 0) : at + 10] for text in (a, b))
 
 
 @functools.lru_cache(maxsize=32)
