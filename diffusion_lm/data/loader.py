@@ -20,7 +20,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from diffusion_lm import lock
+from diffusion_lm import files, lock
 from diffusion_lm.data.corpora import Corpus
 from diffusion_lm.data.tokenizer import Tokenizer, first_difference, spelled
 from diffusion_lm.types import Batch
@@ -210,9 +210,10 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that replaces `path` once it is whole; a failure leaves nothing."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # hosts may write the same path at once
     try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
+        with files.named(path):
+            with partial.open("wb") as file:
+                yield file
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
