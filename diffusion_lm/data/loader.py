@@ -22,12 +22,13 @@ from absl import logging
 
 from diffusion_lm import files, lock
 from diffusion_lm.data.corpora import Corpus
-from diffusion_lm.data.tokenizer import Tokenizer, first_difference, spelled
+from diffusion_lm.data.tokenizer import Tokenizer, encode_parts, first_difference, spelled
 from diffusion_lm.types import Batch
 
 FORMAT = 3  # of the files that `tokenize` writes
 NOWHERE = -1  # marks positions of a row after the end of the array, until it becomes a Batch
 PROGRESS_SECONDS = 10
+COUNTED_CHARS = 1 << 20  # encoded at a time
 CHECKED_TOKENS = 1 << 24  # read at a time to see whether a file is what was written
 
 
@@ -75,8 +76,10 @@ def tokenize(
         raise ValueError(f"pad {pad} is negative: it is the number of masks after an end of text")
     stream = _Stream(corpus, tokenizer, pad, name)
     if path is None:
-        flat = np.concatenate([np.zeros(0, stream.dtype), *stream])
-        return stream.array(flat)
+        content = bytearray()  # grows in place, where joining arrays would hold all tokens twice
+        for tokens in stream:
+            content += tokens.data.cast("B")
+        return stream.array(np.frombuffer(content, stream.dtype))
     path = Path(path)
     if path.suffix != ".npy":
         raise ValueError(f"tokens are written to a .npy file, not to {path}")
@@ -103,18 +106,23 @@ class _Stream:
         tail = np.array([self.tokenizer.eos] + [self.tokenizer.mask] * self.pad, self.dtype)
         said = time.monotonic()
         for text in self.corpus.documents():
-            ids = self.tokenizer.encode(text)
-            if not len(ids):
+            found = 0
+            for ids in filter(len, encode_parts(self.tokenizer, text)):
+                if not found:
+                    yield head
+                yield ids.astype(self.dtype)
+                found += len(ids)
+                self.counts["unknown"] += int(np.sum(ids == self.tokenizer.unknown))
+                if time.monotonic() - said >= PROGRESS_SECONDS:
+                    said, seen = time.monotonic(), (self.counts["documents"] + 1, self.counts["targets"] + found)
+                    logging.info("tokenizing %s: %d documents, %d tokens so far", self.name, *seen)
+            if not found:
                 self.counts["empty"] += 1
                 continue
-            self.counts["unknown"] += int(np.sum(ids == self.tokenizer.unknown))
-            left = self._spelled(text, ids)
-            counted = {"targets": len(ids) + 1, "characters": len(left), "bytes": len(left.encode())}
+            left = self._spelled(text, ids)  # where that isn't the text, the ids are one part
+            counted = {"targets": found + 1, "characters": len(left), "bytes": _size(left)}
             self.counts.update(counted, documents=1)
-            if time.monotonic() - said >= PROGRESS_SECONDS:
-                said, seen = time.monotonic(), (self.counts["documents"], self.counts["targets"])
-                logging.info("tokenizing %s: %d documents, %d tokens so far", self.name, *seen)
-            yield np.concatenate([head, ids.astype(self.dtype), tail])
+            yield tail
         self._report()
 
     def _spelled(self, text: str, ids: np.ndarray) -> str:
@@ -146,6 +154,12 @@ class _Stream:
         names = ("documents", "targets", "characters", "bytes", "unknown", "changed")
         ids = {name: getattr(self.tokenizer, name) for name in ("bos", "eos", "mask")}
         return TokenArray(flat=flat, **ids, **{name: self.counts[name] for name in names})
+
+
+def _size(text: str) -> int:
+    """Bytes in UTF-8."""
+    pieces = (text[start : start + COUNTED_CHARS] for start in range(0, len(text), COUNTED_CHARS))
+    return len(text) if text.isascii() else sum(len(piece.encode()) for piece in pieces)
 
 
 def _kept(path: Path, key: dict) -> tuple[np.ndarray, dict[str, int]] | None:
