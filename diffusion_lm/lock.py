@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from diffusion_lm import files
+
 log = logging.getLogger(__name__)
 
 NAME = ".lock"  # in a folder that is locked
@@ -38,8 +40,7 @@ def hold(path: Path, *, wait: bool = False) -> Iterator[None]:
         with _exclusive(path) as file:
             owner = _read(file)
             if not _alive(owner):
-                file.seek(0)
-                file.truncate()
+                file.truncate(0)
                 json.dump(_identity(os.getpid()), file)
                 break
         if not wait:
@@ -66,7 +67,7 @@ def check(path: Path) -> None:
 def _exclusive(path: Path) -> Iterator[TextIO]:
     """The file, opened by one process at a time, so that only one of several takes over a dead owner's lock."""
     while True:
-        with path.open("a+", encoding="utf-8") as file:
+        with files.named(path), path.open("a+", encoding="utf-8") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:

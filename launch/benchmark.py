@@ -15,6 +15,7 @@ import logging
 import sys
 from pathlib import Path
 
+from diffusion_lm import files
 from diffusion_lm.convert.loading import open_source
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.block import BlockELBO
@@ -185,7 +186,8 @@ def main() -> dict:
         rows += found
     result = {**timing.provenance(), "rows": [_as_dict(row) for row in rows]}
     if out:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        with files.named(out):
+            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 

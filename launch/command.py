@@ -133,6 +133,7 @@ def _set_up_logs() -> None:
         absl = logging.getLogger("absl")
         absl.setLevel(logging.INFO)
         absl.addFilter(lambda record: "orbax" not in record.pathname)
+        logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
         sys.unraisablehook = _quiet
 
 

@@ -24,7 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm import sharding
+from diffusion_lm import files, sharding
 from diffusion_lm.attention_patterns import Causal, Full
 from diffusion_lm.build import (
     LoadedModel,
@@ -117,7 +117,8 @@ def main() -> dict:
             lambda n: _size(examine(make(config, mesh, n * unit), memory)), memory, known
         )
     if out:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        with files.named(out):
+            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 

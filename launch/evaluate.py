@@ -12,6 +12,7 @@ import json
 import math
 from pathlib import Path
 
+from diffusion_lm.data.tokenizer import Tokenizer, spelled
 from diffusion_lm.inference import api
 from diffusion_lm.visualize.page import write_whole
 from launch import command
@@ -44,7 +45,8 @@ def main() -> dict:
     found = api.evaluate(model, DATA.value, **shape)
     if DOCUMENTS.value is not None:
         texts = [t for t in api.documents(model, DATA.value).documents() if len(model.tokenizer.encode(t))]
-        write_whole(DOCUMENTS.value, _lines(texts, api.log_likelihood(model, texts, **shape)).encode())
+        lines = _lines(model.tokenizer, texts, api.log_likelihood(model, texts, **shape))
+        write_whole(DOCUMENTS.value, lines.encode())
     return {
         "objective": type(model.config.objective).__name__,
         "data": DATA.value or f"{model.config.data.path} (held out)",
@@ -57,11 +59,12 @@ def main() -> dict:
     }
 
 
-def _lines(texts: list[str], found: api.LogLikelihood) -> str:
-    """A JSON object for each text, in their order."""
+def _lines(tokenizer: Tokenizer, texts: list[str], found: api.LogLikelihood) -> str:
+    """A JSON object for each text, in their order; bytes are those of the text that was scored."""
     lines = []
     for number, text in enumerate(texts):
-        nats, tokens, size = -float(found.values[number]), int(found.num_tokens[number]), len(text.encode())
+        nats, tokens = -float(found.values[number]), int(found.num_tokens[number])
+        size = len(spelled(tokenizer, text, tokenizer.encode(text)).encode())
         line = {
             "document": number,
             "log_likelihood": -nats,
@@ -70,7 +73,7 @@ def _lines(texts: list[str], found: api.LogLikelihood) -> str:
             "tokens": tokens,
             "bytes": size,
             "nats_per_token": nats / tokens,
-            "bits_per_byte": nats / size / math.log(2),
+            "bits_per_byte": nats / size / math.log(2) if size else None,
             "start": text[:40],
         }
         lines.append(f"{json.dumps(line)}\n")

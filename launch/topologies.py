@@ -29,7 +29,10 @@ def of(name: str, slices: int) -> Topology:
     if kind == "cpu":
         if not sizes.isdecimal() or not int(sizes) or slices != 1:
             raise ValueError(f"--topology={name} --num_slices={slices}: CPU devices are named cpu:8, in one slice")
-        jax.config.update("jax_num_cpu_devices", int(sizes))
+        try:
+            jax.config.update("jax_num_cpu_devices", int(sizes))
+        except RuntimeError:
+            raise ValueError(f"{name}: this process computes with JAX already; run launch.compile by itself") from None
         return Topology(devices=jax.devices(), memory=0)
     if kind not in MEMORY or not sizes:
         raise ValueError(f"--topology={name}: give cpu:COUNT, or chips along each side of a {', '.join(MEMORY)}")

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from diffusion_lm import files
 from diffusion_lm.models.weights import aligned
 
 _DTYPES = {
@@ -265,7 +266,7 @@ def write_file(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
         at = offsets[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(file, "wb") as opened:
+    with files.named(file), open(file, "wb") as opened:
         opened.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             opened.write(

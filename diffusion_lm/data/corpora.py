@@ -173,7 +173,7 @@ class Span:
     stop: int
 
     def documents(self) -> Iterator[str]:
-        return (text[self.start : self.stop] for text in self.whole.documents())
+        yield next(iter(self.whole.documents()))[self.start : self.stop]  # which lets go of the whole
 
     def fingerprint(self) -> str:
         return _digest(self.whole.fingerprint().encode(), b"span", f"{self.start} {self.stop}".encode())
@@ -224,12 +224,17 @@ def _digest_file(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _cut(text: str, unit: str) -> list[str]:
-    ends = CUTS[unit]
+def _cut(text: str, unit: str) -> Iterator[str]:
+    """The documents of a text. Nothing begins at the end of the last line."""
+    begin, ends = 0, CUTS[unit]
     if ends is None:
-        return [text]
-    parts = [part.strip("\r\n") for part in ends.split(text)]
-    return parts[:-1] if len(parts) > 1 and not parts[-1] else parts  # nothing begins at the end of the last line
+        yield text
+        return
+    for end in ends.finditer(text):
+        yield text[begin : end.start()].strip("\r\n")
+        begin = end.end()
+    if not begin or text[begin:].strip("\r\n"):
+        yield text[begin:].strip("\r\n")
 
 
 def _find(path: str) -> tuple[Path, tuple[Path, ...]]:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import time
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +20,16 @@ import grain
 import numpy as np
 from absl import logging
 
-from diffusion_lm import lock
+from diffusion_lm import files, lock
 from diffusion_lm.data.corpora import Corpus
-from diffusion_lm.data.tokenizer import Tokenizer, lossless
+from diffusion_lm.data.tokenizer import Tokenizer, encode_parts, first_difference, spelled
 from diffusion_lm.types import Batch
 
-FORMAT = 2  # of the files that `tokenize` writes
+FORMAT = 3  # of the files that `tokenize` writes
 NOWHERE = -1  # marks positions of a row after the end of the array, until it becomes a Batch
 PROGRESS_SECONDS = 10
+COUNTED_CHARS = 1 << 20  # encoded at a time
+CHECKED_TOKENS = 1 << 24  # read at a time to see whether a file is what was written
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,18 +76,21 @@ def tokenize(
         raise ValueError(f"pad {pad} is negative: it is the number of masks after an end of text")
     stream = _Stream(corpus, tokenizer, pad, name)
     if path is None:
-        flat = np.concatenate([np.zeros(0, stream.dtype), *stream])
-        return stream.array(flat)
+        content = bytearray()  # grows in place, where joining arrays would hold all tokens twice
+        for tokens in stream:
+            content += tokens.data.cast("B")
+        return stream.array(np.frombuffer(content, stream.dtype))
     path = Path(path)
     if path.suffix != ".npy":
         raise ValueError(f"tokens are written to a .npy file, not to {path}")
     key = {"format": FORMAT, "corpus": corpus.fingerprint(), "tokenizer": tokenizer.fingerprint, "pad": pad}
-    if (counts := _kept_counts(path, key)) is None:
+    if (kept := _kept(path, key)) is None:
         with lock.hold(path.with_suffix(".lock"), wait=True):
-            if (counts := _kept_counts(path, key)) is None:  # nor has another run written them meanwhile
+            if (kept := _kept(path, key)) is None:  # nor has another run written them meanwhile
                 return _write(path, stream, key)
+    flat, counts = kept
     stream.counts.update(counts)
-    return stream.array(np.load(path, mmap_mode="r"))
+    return stream.array(flat)
 
 
 class _Stream:
@@ -98,29 +104,33 @@ class _Stream:
     def __iter__(self) -> Iterator[np.ndarray]:
         head = np.array([self.tokenizer.bos], self.dtype)
         tail = np.array([self.tokenizer.eos] + [self.tokenizer.mask] * self.pad, self.dtype)
-        exact, said = lossless(self.tokenizer), time.monotonic()
+        said = time.monotonic()
         for text in self.corpus.documents():
-            ids = self.tokenizer.encode(text)
-            if not len(ids):
+            found = 0
+            for ids in filter(len, encode_parts(self.tokenizer, text)):
+                if not found:
+                    yield head
+                yield ids.astype(self.dtype)
+                found += len(ids)
+                self.counts["unknown"] += int(np.sum(ids == self.tokenizer.unknown))
+                if time.monotonic() - said >= PROGRESS_SECONDS:
+                    said, seen = time.monotonic(), (self.counts["documents"] + 1, self.counts["targets"] + found)
+                    logging.info("tokenizing %s: %d documents, %d tokens so far", self.name, *seen)
+            if not found:
                 self.counts["empty"] += 1
                 continue
-            self.counts["unknown"] += int(np.sum(ids == self.tokenizer.unknown))
-            spelled = text if exact else self._spelled(text, ids)
-            counted = {"targets": len(ids) + 1, "characters": len(spelled), "bytes": len(spelled.encode())}
+            left = self._spelled(text, ids)  # where that isn't the text, the ids are one part
+            counted = {"targets": found + 1, "characters": len(left), "bytes": _size(left)}
             self.counts.update(counted, documents=1)
-            if time.monotonic() - said >= PROGRESS_SECONDS:
-                said, seen = time.monotonic(), (self.counts["documents"], self.counts["targets"])
-                logging.info("tokenizing %s: %d documents, %d tokens so far", self.name, *seen)
-            yield np.concatenate([head, ids.astype(self.dtype), tail])
+            yield tail
         self._report()
 
     def _spelled(self, text: str, ids: np.ndarray) -> str:
-        """The text that the ids spell; a text without a token spells nothing."""
-        spelled = self.tokenizer.decode(ids[ids != self.tokenizer.unknown])
-        if spelled != text:
+        left = spelled(self.tokenizer, text, ids)
+        if left != text:
             self.counts["changed"] += 1
-            self.example = self.example or _first_difference(text, spelled)
-        return spelled
+            self.example = self.example or first_difference(text, left)
+        return left
 
     def _report(self):
         counts = self.counts
@@ -146,40 +156,53 @@ class _Stream:
         return TokenArray(flat=flat, **ids, **{name: self.counts[name] for name in names})
 
 
-def _first_difference(a: str, b: str) -> tuple[str, str]:
-    """The stretches around the first character in which two texts differ."""
-    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return tuple(text[max(at - 10, 0) : at + 10] for text in (a, b))
+def _size(text: str) -> int:
+    """Bytes in UTF-8."""
+    pieces = (text[start : start + COUNTED_CHARS] for start in range(0, len(text), COUNTED_CHARS))
+    return len(text) if text.isascii() else sum(len(piece.encode()) for piece in pieces)
 
 
-def _kept_counts(path: Path, key: dict) -> dict[str, int] | None:
-    """The counts beside `path`, if they were written for `key` and the array has its length."""
+def _kept(path: Path, key: dict) -> tuple[np.ndarray, dict[str, int]] | None:
+    """The array at `path` and the counts beside it, if they were written for `key` and nothing has changed since."""
     sidecar = path.with_suffix(".json")
     if not (path.exists() and sidecar.exists()):
         return None
     try:
-        known = json.loads(sidecar.read_text())
-        length, counts = known.pop("length"), known.pop("counts")
-        if known == key and length == np.load(path, mmap_mode="r").size:
-            return counts
-        logging.info("%s is of another corpus, tokenizer or pad: writing it anew", path)
-    except (ValueError, KeyError) as error:
+        flat = np.load(path, mmap_mode="r")  # before the file beside it: a run that replaces both deletes that first
+        known = dict(json.loads(sidecar.read_text()))
+        length, checksum, counts = (known.pop(name, None) for name in ("length", "checksum", "counts"))
+        if known != key:
+            logging.info("%s is of another corpus, tokenizer or pad: writing it anew", path)
+        elif length != flat.size or checksum != _checksum(flat):
+            raise ValueError("its tokens are not those that were written")
+        else:
+            return flat, counts
+    except (ValueError, TypeError, EOFError, FileNotFoundError) as error:
         logging.warning("%s or its .json is damaged: writing it anew (%s)", path, error)
     return None
+
+
+def _checksum(flat: np.ndarray) -> int:
+    total = 0
+    for start in range(0, flat.size, CHECKED_TOKENS):
+        total = zlib.crc32(np.ascontiguousarray(flat[start : start + CHECKED_TOKENS]), total)
+    return total
 
 
 def _write(path: Path, stream: _Stream, key: dict) -> TokenArray:
     sidecar = path.with_suffix(".json")
     sidecar.unlink(missing_ok=True)  # so that it never describes other tokens than those beside it
     with _replacing(path) as file:
-        length = _write_npy(file, stream)
+        length, checksum = _write_npy(file, stream)
     with _replacing(sidecar) as file:
-        file.write(json.dumps(key | {"length": length, "counts": stream.counts}, indent=1).encode())
+        whole = key | {"length": length, "checksum": checksum, "counts": stream.counts}
+        file.write(json.dumps(whole, indent=1).encode())
     return stream.array(np.load(path, mmap_mode="r"))
 
 
-def _write_npy(file: IO[bytes], stream: _Stream) -> int:
-    """Writes a .npy whose length is known only at its end. NumPy pads the header, so that it can be rewritten."""
+def _write_npy(file: IO[bytes], stream: _Stream) -> tuple[int, int]:
+    """Writes a .npy whose length is known only at its end. NumPy pads the header, so that it can be rewritten. Returns
+    the length and the checksum."""
 
     def header(length: int) -> int:
         file.seek(0)
@@ -187,13 +210,13 @@ def _write_npy(file: IO[bytes], stream: _Stream) -> int:
         np.lib.format.write_array_header_1_0(file, shape)
         return file.tell()
 
-    length, start = 0, header(0)
+    length, checksum, start = 0, 0, header(0)
     for tokens in stream:
         file.write(tokens.tobytes())
-        length += len(tokens)
+        length, checksum = length + len(tokens), zlib.crc32(tokens, checksum)
     if header(length) != start:
         raise RuntimeError("this NumPy's .npy headers grow with the length of the array")
-    return length
+    return length, checksum
 
 
 @contextlib.contextmanager
@@ -201,9 +224,10 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that replaces `path` once it is whole; a failure leaves nothing."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # hosts may write the same path at once
     try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
+        with files.named(path):
+            with partial.open("wb") as file:
+                yield file
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

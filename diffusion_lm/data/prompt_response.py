@@ -19,7 +19,14 @@ from diffusion_lm.data import corpora, loader
 from diffusion_lm.data.corpora import Corpus
 from diffusion_lm.data.packing import Example, groups, pack, place
 from diffusion_lm.data.source import check_tokenizer
-from diffusion_lm.data.tokenizer import Tokenizer, with_bos
+from diffusion_lm.data.tokenizer import (
+    Tokenizer,
+    decode_continuation,
+    encode_continuation,
+    first_difference,
+    lossless,
+    with_bos,
+)
 from diffusion_lm.layouts import Layout
 from diffusion_lm.types import Batch
 
@@ -169,7 +176,9 @@ class TokenizedRecords:
         Raises ValueError if nothing fits.
         """
         found, number, cut, left_out, lost, stops = [], 0, 0, 0, 0, self.tokenizer.stops
+        changed = []
         for number, record in enumerate(part.documents(), 1):  # noqa: B007
+            changed += self._changed(record)
             for example in self.examples(record):
                 placed = place(example, self.layout, length, stops)
                 if placed is None:
@@ -183,7 +192,7 @@ class TokenizedRecords:
         sizes = [placed.end for placed in found]
         examples = [placed.example for placed in found]
         answers = [example.tokens[example.targets] for example in examples]
-        texts = [self.tokenizer.decode(answer) for answer in answers]
+        texts = [self._answer(example) for example in examples]
         # In an order of their own: the largest examples lie in the first rows.
         rows = groups(sizes, self.layout, length)
         rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
@@ -197,8 +206,27 @@ class TokenizedRecords:
             logging.warning(message, name, length, cut, left_out)
         if lost:
             logging.warning("%s part: text without a token is lost at %d places", name, lost)
+        if changed:
+            message = "%s part: the tokenizer changes %d prompts and completions (such as %r to %r)"
+            logging.warning(message, name, len(changed), *changed[0])
         counts = {"characters": sum(map(len, texts)), "bytes": sum(len(text.encode()) for text in texts)}
         return PackedExamples(examples=examples, rows=rows, targets=targets, **counts)
+
+    def _answer(self, example: Example) -> str:
+        """The text that the targets spell."""
+        tokenizer, new = self.tokenizer, example.tokens[example.targets]
+        before = () if lossless(tokenizer) else example.tokens[: example.targets.argmax()]
+        return decode_continuation(tokenizer, before, new[new != tokenizer.unknown])
+
+    def _changed(self, record: str) -> list[tuple[str, str]]:
+        """Where a prompt or a completion isn't what its tokens spell: the first stretches that differ. Chats, which a
+        template renders, aren't compared."""
+        if lossless(self.tokenizer) or self.data.chat or "messages" in (content := json.loads(record)):
+            return []
+        (prompt, answer, _), unknown = self._turns(content)[0], self.tokenizer.unknown
+        both = (content["prompt"], (), prompt), (content["completion"], prompt, answer)
+        read = [(text, decode_continuation(self.tokenizer, at, ids[ids != unknown])) for text, at, ids in both]
+        return [first_difference(text, left) for text, left in read if text != left]
 
     def examples(self, record: str) -> list[Example]:
         """The examples of a record, a JSON text. Raises ValueError with one line where the template refuses it."""
@@ -224,8 +252,9 @@ class TokenizedRecords:
         """Ids of each answer's context, of the answer with its end, and of what the template puts behind it."""
         tokenizer = self.tokenizer
         if "messages" not in content and not self.data.chat:
+            encode = functools.partial(encode_continuation, tokenizer) if content["prompt"] else tokenizer.encode
             prompt = with_bos(tokenizer, tokenizer.encode(content["prompt"]))
-            answer = np.append(tokenizer.encode(content["completion"]), tokenizer.eos)
+            answer = np.append(encode(content["completion"]), tokenizer.eos)
             return [(prompt, answer.astype(np.int32), answer[:0])]
         if not hasattr(tokenizer, "encode_turns"):
             raise ValueError("chats need a model with a chat template: train on prompts and completions")

@@ -101,6 +101,8 @@ class Data:
             return corpora.corpus(self.path, documents=self.document_unit, field=self.field)
         except FileNotFoundError as error:
             hint = "the config's docstring says where to get it"
+            if not Path(self.path).expanduser().is_absolute():
+                hint = f"it is looked for from {Path.cwd()}; {hint}"
             raise FileNotFoundError(f"data.path={self.path}: {error}; {hint}") from None
 
     def open(

@@ -7,8 +7,9 @@
 import functools
 import hashlib
 import io
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -130,6 +131,22 @@ def decode_continuation(tokenizer: Tokenizer, prompt_ids, ids) -> str:
     return whole[next(same, len(before)) :]
 
 
+def encode_parts(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
+    """The ids of a text, int32 [n] each; in one part unless the tokenizer can encode it in several."""
+    return tokenizer.encode_parts(text) if hasattr(tokenizer, "encode_parts") else iter((tokenizer.encode(text),))
+
+
+def spelled(tokenizer: Tokenizer, text: str, ids: np.ndarray, before: Sequence[int] = ()) -> str:
+    """What is left of a text in its ids [n] behind those `before` it: text without a token spells nothing."""
+    return text if lossless(tokenizer) else decode_continuation(tokenizer, before, ids[ids != tokenizer.unknown])
+
+
+def first_difference(a: str, b: str) -> tuple[str, str]:
+    """The stretches around the first character in which two texts differ."""
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return tuple(text[max(at - 10, 0) : at + 10] for text in (a, b))
+
+
 @functools.lru_cache(maxsize=32)
 def lossless(tokenizer: Tokenizer) -> bool:
     """Whether decode gives back what encode was given, tried on one difficult text."""
@@ -218,9 +235,13 @@ class SentencePiece:
 
     def encode(self, text: str) -> np.ndarray:
         """int32 [n], without begin or end of text."""
-        if len(text) > CHUNK_CHARS and self._cuts_at_newlines:
-            return np.concatenate([self._encode(part) for part in _chunks(text)])
-        return self._encode(text)
+        parts = list(self.encode_parts(text))
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def encode_parts(self, text: str) -> Iterator[np.ndarray]:
+        """The same, part by part, so that not all of a long text's ids are in memory."""
+        cut = len(text) > CHUNK_CHARS and self._cuts_at_newlines
+        return map(self._encode, _chunks(text) if cut else (text,))
 
     @functools.cached_property
     def _cuts_at_newlines(self) -> bool:
@@ -322,9 +343,11 @@ def _lines(texts: Iterable[str], seen: set[str]) -> Iterator[str]:
     """Lines of at most LINE_CHARS. SentencePiece would strip line ends, so `seen` collects those that occur."""
     for text in texts:
         seen.update({"\n", "\r"}.intersection(text))
-        for line in re.split(r"[\r\n]+", text):
-            for start in range(0, len(line), LINE_CHARS):
-                yield line[start : start + LINE_CHARS].replace("\0", "")  # a NUL is a byte token
+        begin, ends = 0, (end.span() for end in re.finditer(r"[\r\n]+", text))
+        for end, after in itertools.chain(ends, [(len(text), 0)]):
+            for start in range(begin, end, LINE_CHARS):
+                yield text[start : min(start + LINE_CHARS, end)].replace("\0", "")  # a NUL is a byte token
+            begin = after
 
 
 def _sample(lines: Iterator[str], limit: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_lm import lock
+from diffusion_lm import files, lock
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.data import corpora
 from diffusion_lm.inference import pipeline
@@ -125,7 +125,7 @@ def write_corpus(
             log.info("%s has %d of %d rows: continuing", path, done, len(asked))
         first, said = time.monotonic(), time.monotonic()
         tokens = nfe = unfinished = 0
-        with path.open("ab") as file:
+        with files.named(path), path.open("ab") as file:
             for start in range(done, len(asked), batch_size):
                 rows = ids[start : start + batch_size]
                 count = len(rows)
@@ -158,8 +158,9 @@ def _continue(path: Path, settings: dict[str, Any]) -> int:
     beside = path.with_suffix(".settings.json")
     if not path.exists():
         partial = beside.with_suffix(".tmp")
-        partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        partial.replace(beside)
+        with files.named(beside):
+            partial.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            partial.replace(beside)
         path.touch()
         return 0
     if not beside.exists():

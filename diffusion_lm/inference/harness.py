@@ -18,6 +18,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from diffusion_lm import files
 from diffusion_lm.inference import api, by_name, pipeline, scoring
 from diffusion_lm.loaded_model import LoadedModel
 from diffusion_lm.models.bound_model import BoundModel
@@ -63,7 +64,7 @@ class RequestCache:
         """Adds results of one batch."""
         self._known |= results
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            with files.named(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write("".join(f"{json.dumps([key, value])}\n" for key, value in results.items()))
 
 

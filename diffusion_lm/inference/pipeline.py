@@ -240,8 +240,10 @@ class Request:
             sampler = sampler.sized(width, max_new_tokens)
         width = sampler.width(max_new_tokens) * (2 if self.cfg_scale else 1)
         network, prefix = self.model.for_sampling((rows or len(ids)) * width), self.model.config.objective.layout.prefix
-        if self.cfg_scale and (isinstance(prefix, BlockCausal) or not np.isfinite(self.cfg_scale)):
-            raise ValueError(f"cfg_scale={self.cfg_scale} must be finite, and needs text that isn't read in blocks")
+        if not 0 <= self.cfg_scale < np.inf:
+            raise ValueError(f"cfg_scale must be 0 (off) or a positive number; got {self.cfg_scale}")
+        if self.cfg_scale and isinstance(prefix, BlockCausal):
+            raise ValueError(f"cfg_scale={self.cfg_scale} needs text that isn't read in blocks: leave it out")
         rules = tuple(r for r in (getattr(sampler, "logits_processor", None), self.logits_processor) if r is not None)
         if self.cfg_scale or rules:
             network = ProcessedDenoiser(

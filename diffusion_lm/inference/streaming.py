@@ -93,7 +93,11 @@ class Answer:
 
     def _decode(self, last: bool) -> str:
         """The text of tokens that are new, without the first bytes of a character."""
-        before = np.concatenate([self._prompt, self.ids[: self._decoded]])[-_CONTEXT:]
+        before, width = np.concatenate([self._prompt, self.ids[: self._decoded]]), _CONTEXT
+        # Where nothing but spaces came before, some tokenizers drop those that follow as well.
+        while width < len(before) and not self._tokenizer.decode(before[-width:]).strip():
+            width *= 2
+        before = before[-width:]
         text = decode_continuation(self._tokenizer, before, self.ids[self._decoded :])
         whole = text if last else text.rstrip(_HALF)
         new = whole[self._shown :]

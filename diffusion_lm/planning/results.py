@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion_lm import files
 from diffusion_lm.planning.tasks.base import Example, Task
 
 
@@ -107,8 +108,9 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
     """Writes a JSON Lines file, all of it or nothing."""
     path = Path(path)
     partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(json.dumps(p._asdict()) + "\n" for p in predictions), encoding="utf-8")
-    partial.replace(path)
+    with files.named(path):
+        partial.write_text("".join(json.dumps(p._asdict()) + "\n" for p in predictions), encoding="utf-8")
+        partial.replace(path)
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:

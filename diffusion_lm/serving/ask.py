@@ -232,7 +232,7 @@ def _prompts(model: LoadedModel, prompt: Any) -> list[np.ndarray]:
 
 
 def _ids(model: LoadedModel, text: Any, param: str, begins: bool = False) -> Any:
-    """The ids of a text, or the ids that it is; with `begins`, text stays text."""
+    """The ids of a text that follows another, or the ids that it is; with `begins`, text stays text."""
     if isinstance(text, str):
         try:
             return text if begins else encode_prompt(model.tokenizer, text, follows=True)

@@ -267,7 +267,7 @@ class Checkpoints:
             log.warning("moved it to %s", broken / f"{step}.{free}")
 
     def _writing(self, step: int | None):
-        return _OneLine(f"can't save checkpoint {self.folder if step is None else self.path(step)}")
+        return OneLine(f"can't save checkpoint {self.folder if step is None else self.path(step)}")
 
 
 class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
@@ -288,7 +288,7 @@ class _Writer(ocp.CheckpointManager):
         return False
 
 
-class _OneLine:
+class OneLine:
     """Turns what Orbax raises into one line. Earlier checkpoints are intact: a step appears only when it is whole."""
 
     def __init__(self, what: str):

@@ -1,5 +1,6 @@
 """Metrics of a run: WORKDIR/metrics.jsonl, TensorBoard, and a progress bar or log lines."""
 
+import contextlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from diffusion_lm.training.checkpoint import OneLine
 from diffusion_lm.training.hosts import is_first
 
 log = logging.getLogger(__name__)
@@ -30,9 +32,11 @@ class Metrics:
         self._held_out = {}  # step -> loss
         for row in rows:
             self._note(row["step"], row)
+        self._writing = OneLine(f"can't write {self.path}")
         if first:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.path, rows)
+            with self._writing:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                _replace(self.path, rows)
         self._file = open(self.path if first else os.devnull, "a", encoding="utf-8")  # noqa: SIM115
         self._board = _tensorboard(Path(workdir) / "tensorboard", step) if first and tensorboard else None
 
@@ -40,8 +44,9 @@ class Metrics:
         """Appends a row and flushes it: a checkpoint of this step must not outlive it."""
         self.last |= {"step": step, **values}
         self._note(step, values)
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with self._writing:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         self.show(step, values)
 
     def _note(self, step: int, values: dict[str, float]) -> None:
@@ -62,14 +67,15 @@ class Metrics:
     def show(self, step: int, values: dict[str, float]) -> None:
         """Writes to TensorBoard only: for speeds, as rows of metrics.jsonl are reproducible."""
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            with self._writing:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes and closes both files."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with self._writing, contextlib.closing(self._file):
+            if self._board is not None:
+                self._board.close()
 
 
 def read(workdir: Path | str) -> list[dict[str, float]]:

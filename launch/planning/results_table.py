@@ -146,7 +146,7 @@ def write(results: Sequence[RunResults], folder: Path) -> None:
     head = [f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---|" + "---:|" * (len(COLUMNS) - 4)]
     where = sorted({f"{row.hardware}, {row.date}" for row in rows})
     lines = [*head, *map(_line, rows), "", *where]
-    (folder / "scoreboard.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(folder / "scoreboard.md", ("\n".join(lines) + "\n").encode())
 
 
 def _line(row: ResultRow) -> str:

@@ -5,11 +5,13 @@ import gzip
 import json
 import lzma
 import random
+import re
 
 import pytest
 from absl import logging
 
 from diffusion_lm.data.corpora import Texts, corpus, split
+from diffusion_lm.data.source import Data
 
 
 @pytest.fixture
@@ -277,3 +279,16 @@ def test_impossible_splits():
         split(Texts(texts=("a", "a", "a")), 0.5)
     with pytest.raises(ValueError, match=r"too few to hold out 0\.1"):
         split(Texts(texts=("a",)), 0.1)
+
+
+def test_a_relative_path_says_from_where_it_is_looked_for(tmp_path, monkeypatch):
+    """A run that is used from another folder than it was begun in."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"it is looked for from {tmp_path}")):
+        Data(path="nowhere.txt").corpus()
+
+
+def test_the_parts_of_the_only_document(tmp_path):
+    (tmp_path / "text.txt").write_text("0123456789")
+    train, valid = split(corpus(str(tmp_path / "text.txt")), 0.2)
+    assert [list(part.documents()) for part in (train, valid)] == [["01234567"], ["89"]]

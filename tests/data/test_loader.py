@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import threading
 
 import grain
@@ -84,11 +85,22 @@ def test_a_file_of_anything_else_is_written_anew(tokenizer, tmp_path):
         assert found.documents == len(texts)
 
 
+DAMAGES = {
+    "cut": lambda content: content[:-50],
+    "empty": lambda _: b"",
+    "zeros at its end": lambda content: content[:-50] + bytes(50),  # what a computer that lost its power may leave
+    "one byte": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["tokens.npy", "tokens.json"])
-def test_a_damaged_file_is_written_anew(tokens, tokenizer, tmp_path, name, caplog):
+def test_a_damaged_file_is_written_anew(tokens, tokenizer, tmp_path, name, damage, caplog):
     path = tmp_path / "tokens.npy"
     tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD, path=path)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-50])
+    before = (tmp_path / name).stat()
+    (tmp_path / name).write_bytes(DAMAGES[damage]((tmp_path / name).read_bytes()))
+    os.utime(tmp_path / name, ns=(before.st_atime_ns, before.st_mtime_ns))
     with caplog.at_level("WARNING", logger="absl"):
         found = tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD, path=path)
     assert "damaged" in caplog.text

@@ -1,6 +1,7 @@
 """Text that a tokenizer changes: counted once, shown with an example, and scored as it is spelled."""
 
 import io
+import json
 
 import pytest
 import sentencepiece
@@ -8,7 +9,9 @@ from absl import logging
 
 from diffusion_lm.data.corpora import Texts
 from diffusion_lm.data.loader import tokenize
+from diffusion_lm.data.prompt_response import PromptResponse
 from diffusion_lm.data.tokenizer import SentencePiece
+from diffusion_lm.layouts import NoCanvas
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +47,17 @@ def test_a_kept_file_keeps_the_count_of_changes(normalising, tmp_path):
     path, corpus = tmp_path / "tokens.npy", Texts(texts=("Return  the list", "Return a list"))
     first, again = (tokenize(corpus, normalising, pad=0, path=path) for _ in range(2))
     assert first.changed == again.changed == 1 and first.bytes == again.bytes
+
+
+def test_a_completion_follows_its_prompt(normalising, tmp_path, caplog):
+    """No space between them that the record doesn't have; what the tokenizer changes is said."""
+    path, pairs = tmp_path / "pairs.jsonl", [("Return", " the list"), ("Return", "s a"), ("Return  a", " list")]
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs))
+    data = PromptResponse(path=str(path), val_fraction=0.0, tokenizer=normalising).open(NoCanvas())
+    with caplog.at_level("WARNING", logger="absl"):
+        packed = data.packed(data.corpus, 32, "train")
+    texts = [normalising.decode(example.tokens) for example in packed.examples]
+    assert texts == ["Return the list", "Returns a", "Return a list"]
+    assert packed.bytes == len(" the list") + len("s a") + len(" list")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "the tokenizer changes 1 prompts and completions (such as 'Return  a' to 'Return a')" in said

@@ -145,6 +145,13 @@ def test_a_text_that_ends_does_not_roll_on(model, letters):
     assert counts.min() < 100 and [len(text) > 0 for text in answer.texts] == [n > 0 for n in counts]
 
 
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
+def test_a_scale_of_guidance_is_a_positive_number(model, draw, scale):
+    text_sampler = presets.autoregressive(model, sampling=draw)
+    with pytest.raises(ValueError, match=r"cfg_scale must be 0 .* got"):
+        pipeline.generate(model, text_sampler, ["Line"], max_new_tokens=1, seed=0, cfg_scale=scale)
+
+
 def test_a_rolling_context_is_requested(model, draw):
     with pytest.raises(ValueError, match="rolling_context"):
         pipeline.generate(model, presets.autoregressive(model, sampling=draw), ["Line"], max_new_tokens=150, seed=0)

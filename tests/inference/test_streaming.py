@@ -1,17 +1,19 @@
 """Text as it is written: pieces join to the whole, no character is cut, and passes lead to what `run` returns."""
 
+import io
 import itertools
 import types
 
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.text_samplers import NEVER, TEXT_SAMPLERS, autoregressive, prompts
 from support.tiny import MASK, model
 
-from diffusion_lm.data.tokenizer import decode_continuation
+from diffusion_lm.data.tokenizer import SentencePiece, decode_continuation
 from diffusion_lm.inference import runner
 from diffusion_lm.inference.streaming import Answer
 from diffusion_lm.samplers.base import AUTOREGRESSION, DIFFUSION, DRAFT
@@ -54,6 +56,20 @@ def test_no_character_is_cut_and_nothing_from_a_stop_string_on_is_shown(text, cu
     found = min((text.find(s) for s in stop if s in text), default=None)
     assert answer.text == text[:found] and answer.finish_reason == "stop"
     assert "\ufffd" in text or all("\ufffd" not in piece for piece in given)
+
+
+@pytest.mark.parametrize("spaces", [0, 1, 40])
+def test_pieces_of_a_tokenizer_that_drops_first_spaces_join_to_the_whole(spaces):
+    """SentencePiece's defaults: a word's space is lost where it is decoded alone, and after spaces alone."""
+    model, words = io.BytesIO(), ["Return the list of the values.", "the value of a list"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_writer=model, vocab_size=45, hard_vocab_limit=False, minloglevel=2
+    )
+    tokenizer = SentencePiece(proto=model.getvalue())
+    ids = [*tokenizer.encode("the"), *[tokenizer.encode("a ")[0]] * spaces, *tokenizer.encode("value of the list")]
+    answer = Answer(tokenizer, np.array([tokenizer.bos, *tokenizer.encode("Return")]), 99)
+    pieces = [answer.update(np.asarray(ids[:end]), end == len(ids)) for end in range(1, len(ids) + 1)]
+    assert "".join(pieces) == answer.text == " the" + " " * spaces + " value of the list"
 
 
 def test_an_answer_ends_at_an_end_token_or_at_its_length():

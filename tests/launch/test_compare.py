@@ -11,6 +11,7 @@ import pytest
 from support.commands import call
 
 import launch.compare
+from diffusion_lm import lock
 from diffusion_lm.build import load_for_inference
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +111,14 @@ def test_the_seed_is_that_of_the_samples_too(compared):
 def test_bad_input_is_one_line(compared, arguments, cause, capsys):
     status, out, err = call(capsys, launch.compare, *flags(compared[0]), *arguments)
     assert (status, out) == (2, "") and err.count("\n") == 1 and cause in err
+
+
+def test_a_folder_in_use_is_left_as_it_is(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(TEXT)
+    with lock.hold(tmp_path / "work" / lock.NAME):
+        status, out, err = call(capsys, launch.compare, *flags(tmp_path), "--kinds=ar")
+        assert (status, out) == (2, "") and f"in use by process {os.getpid()}" in err.splitlines()[-1]
+        assert [file.name for file in (tmp_path / "work").iterdir()] == [lock.NAME]
 
 
 def test_a_figure_without_matplotlib_is_refused_before_the_first_update(tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import io
 import json
 import os
 import signal
@@ -13,13 +14,16 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from support.commands import ROOT, environment
 
 import diffusion_lm as dlm
+from diffusion_lm.data.tokenizer import SentencePiece
 from diffusion_lm.samplers.base import DIFFUSION
+from diffusion_lm.serving import ask
 from diffusion_lm.serving.app import make_app
 from launch.benchmarks import serving
 
@@ -124,6 +128,18 @@ def test_a_text_is_tokenized_as_a_prompt_or_as_what_follows(served):
     ):
         for begins in (True, False):
             assert said in ask(**fields, add_special_tokens=begins)["error"]["message"]
+
+
+def test_a_suffix_follows_the_hole(served):
+    """SentencePiece's defaults put a space before a text that is encoded alone."""
+    model, text = io.BytesIO(), ["Return the list of the values.", "the value of a list"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_writer=model, vocab_size=45, hard_vocab_limit=False, minloglevel=2
+    )
+    tokenizer = SentencePiece(proto=model.getvalue())
+    body = json.dumps({"prompt": "Re", "suffix": "turn the list", "max_tokens": 3}).encode()
+    before, _, after = ask.read(body, chat=False, name="", model=served.model._replace(tokenizer=tokenizer)).infill
+    assert tokenizer.decode([*before, *after]) == "Return the list"
 
 
 def passes_of(served, body):

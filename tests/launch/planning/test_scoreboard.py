@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.commands import call
 
+from diffusion_lm import lock
 from diffusion_lm.planning.results import read_predictions
 from launch.planning import scoreboard
 
@@ -121,6 +122,14 @@ def test_bad_input_is_one_line(tmp_path, capsys, flags, message):
     settings = [f"--set={s}" for s in TINY]
     status, out, err = call(capsys, scoreboard, *settings, *BOARD, f"--workdir={tmp_path}", "--kinds=ar", *flags)
     assert status == 2 and not out and message in err.splitlines()[-1]
+
+
+def test_a_folder_in_use_is_left_as_it_is(tmp_path, capsys):
+    settings = [f"--set={s}" for s in TINY]
+    with lock.hold(tmp_path / lock.NAME):
+        status, out, err = call(capsys, scoreboard, *settings, *BOARD, f"--workdir={tmp_path}", "--kinds=ar")
+        assert status == 2 and not out and f"in use by process {os.getpid()}" in err.splitlines()[-1]
+        assert [file.name for file in tmp_path.iterdir()] == [lock.NAME]
 
 
 def test_a_missing_plotting_package_is_reported_before_training(tmp_path, capsys, monkeypatch):
