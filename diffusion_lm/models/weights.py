@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 _ALIGNMENT = 64  # bytes
-_READERS = 2  # parameters that are read and turned at a time: as many are held beside those that are placed
+_READERS = 4  # parameters read and turned at a time: some wait for the disk. As many are held beside those placed
 _TILE = 128  # rows and columns that are turned over at once: a whole matrix would miss the cache at every step
 
 
@@ -96,12 +96,16 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def _turned(matrix: np.ndarray) -> np.ndarray:
     """The transpose, in memory of its own."""
+    out = aligned(matrix.shape[::-1], matrix.dtype)
+    _turn(matrix, out)
+    return out
+
+
+def _turn(matrix: np.ndarray, out: np.ndarray) -> None:
     rows, columns = matrix.shape
-    out = aligned((columns, rows), matrix.dtype)
     for i in range(0, rows, _TILE):
         for j in range(0, columns, _TILE):
             out[j : j + _TILE, i : i + _TILE] = matrix[i : i + _TILE, j : j + _TILE].T
-    return out
 
 
 def check_names(
@@ -145,12 +149,23 @@ def read_leaf(leaf: Leaf, tensors: Mapping[str, Any], shape: tuple[int, ...], dt
     if sum(_size(part.shape) for part in leaf.parts) < out.size:
         out.fill(0)
     for i, part in enumerate(leaf.parts):
-        value = part.to_parameter(_stored(part, tensors, dtype))
-        for other in leaf.parts[:i]:
-            if other.place == part.place and not np.array_equal(out[part.place], value):
+        stored, before = _stored(part, tensors, dtype), [o for o in leaf.parts[:i] if o.place == part.place]
+        for other in before:
+            if not np.array_equal(out[part.place], part.to_parameter(stored)):
                 raise ValueError(f"{other.tensor} and {part.tensor} differ, which are one parameter here")
-        out[part.place] = value
+        if not before:
+            _fill(out, part, stored)
     return out
+
+
+def _fill(out: np.ndarray, part: Part, stored: np.ndarray) -> None:
+    """out[part.place] = part.to_parameter(stored), turned over straight into the place where that is a matrix."""
+    place = out[part.place]
+    matrix = place.reshape(stored.shape[::-1]) if part.inputs and not part.inputs_first else None
+    if matrix is None or not np.may_share_memory(matrix, place):  # a copy
+        out[part.place] = part.to_parameter(stored)
+    else:
+        _turn(stored, matrix)
 
 
 def _stored(part: Part, tensors: Mapping[str, Any], dtype: Any) -> np.ndarray:
