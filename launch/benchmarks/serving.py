@@ -71,9 +71,11 @@ def measure(url: str, pid: int, asked: list[dict], *, clients: int, seconds: flo
     alone_s = time.monotonic() - started
     texts = {request["seed"]: text for request, text, _, _ in alone}
     _load(place, asked, clients, min(seconds, 20))  # compiles the other sizes of batches
-    before, started = _rss(pid), time.monotonic()
-    answers = _load(place, asked, clients, seconds)
-    loaded_s, memory = time.monotonic() - started, [before, _rss(pid)]
+    memory, answers, started = [_rss(pid)], [], time.monotonic()
+    for _ in range(2):  # the last sizes are compiled in the first half, so that the second shows whether memory grows
+        answers += _load(place, asked, clients, seconds / 2)
+        memory.append(_rss(pid))
+    loaded_s = time.monotonic() - started
     latencies = sorted(latency for *_, latency in answers)
     one, many = sum(n for *_, n, _ in alone) / alone_s, sum(n for *_, n, _ in answers) / loaded_s
     return {
