@@ -29,7 +29,10 @@ SEQ_LEN = FLAGS.integer(
     "seq_len", None, "Positions a row. Default: the network's context, which of a converted model is long: set 512.", 2
 )
 DOCUMENTS = FLAGS.string(
-    "documents", None, "With --data: JSON Lines file for the likelihood of each of its documents. Default: none."
+    "documents",
+    None,
+    "With --data: JSON Lines file for the likelihood of each of its documents and, where it is exact, of their "
+    "tokens. Default: none.",
 )
 CHECKPOINT_STEP = FLAGS.integer("checkpoint_step", None, "Step of the checkpoint to load. Default: the newest.", 0)
 
@@ -76,6 +79,8 @@ def _lines(tokenizer: Tokenizer, texts: list[str], found: api.LogLikelihood) -> 
             "bits_per_byte": nats / size / math.log(2) if size else None,
             "start": text[:40],
         }
+        if found.exact:
+            line["token_log_likelihoods"] = [round(float(value), 6) for value in found.token_values[number]]
         lines.append(f"{json.dumps(line)}\n")
     return "".join(lines)
 

@@ -164,6 +164,19 @@ def test_an_autoregressive_likelihood_is_exact(joint, autoregressive):
             assert dlm.log_likelihood(model, text, seed=7).values[0] == pytest.approx(found.values[i], rel=1e-5)
 
 
+def test_an_exact_likelihood_is_its_tokens(autoregressive, joint, uniform):
+    """What follows changes none of them."""
+    texts = ["Line 3: the cat sat", "Line 3: the cat sat on the mat. " + "the " * 40]
+    for model in (joint, autoregressive):
+        found = dlm.log_likelihood(model, texts)
+        assert [len(own) for own in found.token_values] == found.num_tokens.tolist()
+        np.testing.assert_allclose([own.sum() for own in found.token_values], found.values, rtol=1e-6)
+        first, second = (own[: len(texts[0])] for own in found.token_values)
+        np.testing.assert_allclose(first, second, atol=1e-4)
+        assert np.unique(first).size > 3 and (first < 0).all()
+    assert dlm.log_likelihood(uniform, texts).token_values == ()
+
+
 def test_log_likelihoods_sum_to_the_evaluation(autoregressive):
     texts = tuple(f"Line {i}: the owl sat" for i in range(5))
     found = dlm.log_likelihood(autoregressive, texts, batch_size=2)

@@ -19,7 +19,9 @@ from diffusion_lm.data.tokenizer import encode_prompt
 from diffusion_lm.evaluation.likelihood import Estimate, held_out
 from diffusion_lm.inference import pipeline, streaming
 from diffusion_lm.inference.by_name import made_for
+from diffusion_lm.objectives.autoregressive import next_token_nats, read_causally
 from diffusion_lm.training import loop
+from diffusion_lm.types import Batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,12 +183,14 @@ class LogLikelihood(NamedTuple):
     standard_errors  float64 [n]  Monte Carlo error of each bound; 0 if exact
     num_tokens       int [n]      tokens of each text, end of text included
     exact            whether `values` are exact
+    token_values     a float64 array for each text: log p of its tokens, which sum to the text's; (): a bound has none
     """
 
     values: np.ndarray
     standard_errors: np.ndarray
     num_tokens: np.ndarray
     exact: bool
+    token_values: tuple[np.ndarray, ...] = ()
 
 
 def log_likelihood(
@@ -225,28 +229,53 @@ def log_likelihood(
         own = list(loader.eval_batches(tokens, length=seq_len, batch=1))
         rows, owner, number = rows + own, owner + [i] * len(own), [*number, *range(len(own))]
         counts.append(tokens.targets)
-    part, draws = ("causal", 1) if objective.trains_ar else ("canvas", draws)
+    if objective.trains_ar:
+        tokens = _token_nats(model, rows, batch_size)
+        of = [[nats for nats, whose in zip(tokens, owner, strict=True) if whose == i] for i in range(len(texts))]
+        each = tuple(-np.concatenate(rows_of) for rows_of in of)
+        values = np.array([own.sum() for own in each])
+        return LogLikelihood(values, np.zeros(len(texts)), np.asarray(counts), True, each)
     loss = build_elbo(model.config, model.network.module, model.process)
 
     @jax.jit
     def nats(params, keys, batch):
         def of_row(key, row):
-            return loss(params, key, jax.tree.map(lambda a: a[None], row), {})[part].sum
+            return loss(params, key, jax.tree.map(lambda a: a[None], row), {})["canvas"].sum
 
         return jax.vmap(of_row)(keys, batch)
 
     sums, fold = np.zeros((len(texts), draws)), jax.vmap(jax.random.fold_in, (None, 0))
-    for first in range(0, len(rows), batch_size):
-        some = rows[first : first + batch_size]
-        some += [jax.tree.map(np.zeros_like, rows[0])] * (batch_size - len(some))
-        batch = jax.tree.map(lambda *parts: np.concatenate(parts), *some)
+    for first, batch in _full_batches(rows, batch_size):
         here = np.pad(number[first : first + batch_size], (0, batch_size - len(number[first : first + batch_size])))
         for draw in range(draws):
             found = nats(model.network.params, fold(jax.random.fold_in(jax.random.key(seed), draw), here), batch)
             mine = owner[first : first + batch_size]
             np.add.at(sums[:, draw], mine, np.asarray(found, np.float64)[: len(mine)])
-    error = sums.std(axis=1, ddof=1) / np.sqrt(draws) if draws > 1 else np.zeros(len(texts))
-    return LogLikelihood(-sums.mean(axis=1), error, np.asarray(counts), objective.trains_ar)
+    error = sums.std(axis=1, ddof=1) / np.sqrt(draws)
+    return LogLikelihood(-sums.mean(axis=1), error, np.asarray(counts), False)
+
+
+def _full_batches(rows: list[Batch], batch_size: int) -> Iterator[tuple[int, Batch]]:
+    """(number of its first row, batch) of rows [1, L]; the last is filled up with rows of zeros."""
+    for first in range(0, len(rows), batch_size):
+        some = rows[first : first + batch_size]
+        some += [jax.tree.map(np.zeros_like, rows[0])] * (batch_size - len(some))
+        yield first, jax.tree.map(lambda *parts: np.concatenate(parts), *some)
+
+
+def _token_nats(model: LoadedModel, rows: list[Batch], batch_size: int) -> list[np.ndarray]:
+    """-log p of each row's targets, in order, float64."""
+
+    @jax.jit
+    def nats(network, batch):
+        return next_token_nats(read_causally(network.denoise, batch), batch)
+
+    found = []
+    for first, batch in _full_batches(rows, batch_size):
+        values = np.asarray(nats(model.network, batch), np.float64)
+        for own, row in zip(values, rows[first : first + batch_size], strict=False):
+            found.append(own[1:][row.loss_mask[0, 1:]])  # the first is context
+    return found
 
 
 def train(config: Config, workdir: Path | str) -> loop.Result:

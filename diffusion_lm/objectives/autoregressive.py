@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.layouts import NoCanvas
 from diffusion_lm.objectives.base import Objective
-from diffusion_lm.types import Alignment, Batch, Denoise, LogitsHead, Loss, loss_of
+from diffusion_lm.types import Alignment, Batch, Denoise, LogitsHead, Loss, cross_entropy, loss_of
 
 Array = jax.Array
 
@@ -17,12 +18,29 @@ def next_token_loss(head: LogitsHead, batch: Batch) -> Loss:
 
     Raises ValueError if the head predicts the same position's token.
     """
+    targets, weights = _next_tokens(head, batch)
+    return loss_of(head, head.cross_entropy(targets, weights), jnp.sum(weights))
+
+
+def next_token_nats(head: LogitsHead, batch: Batch) -> Array:
+    """float32 [B, L]: -log p of each target at its own position, 0 elsewhere. Raises as `next_token_loss`."""
+    targets, weights = _next_tokens(head, batch)
+    nats = jnp.where(weights > 0, head.map_positions(cross_entropy, targets), 0.0)
+    return jnp.pad(nats[:, :-1], ((0, 0), (1, 0)))
+
+
+def read_causally(denoise: Denoise, batch: Batch) -> LogitsHead:
+    """What the network says to the next tokens of clean rows."""
+    t = jnp.zeros((batch.tokens.shape[0], 1))
+    return denoise(batch.tokens, t, attention=Causal(), positions=batch.positions, segment_ids=batch.segment_ids)
+
+
+def _next_tokens(head: LogitsHead, batch: Batch) -> tuple[Array, Array]:
+    """Each position's right neighbour, zero at the end, and 1 where it is a target."""
     if head.alignment is not Alignment.NEXT:
         raise ValueError(f"next-token loss needs logits that predict the next token, not {head.alignment}")
-    # Each position's right neighbour; zero at the end.
     targets, mask = (jnp.pad(a[:, 1:], ((0, 0), (0, 1))) for a in (batch.tokens, batch.loss_mask))
-    weights = mask.astype(jnp.float32)
-    return loss_of(head, head.cross_entropy(targets, weights), jnp.sum(weights))
+    return targets, mask.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +52,4 @@ class AutoregressiveLoss(Objective):
 
     def __call__(self, denoise: Denoise, process, key: Array, batch: Batch) -> dict[str, Loss]:
         del process, key  # nothing is random
-        t, attention = jnp.zeros((batch.tokens.shape[0], 1)), self.layout.attention
-        head = denoise(batch.tokens, t, attention=attention, positions=batch.positions, segment_ids=batch.segment_ids)
-        return {"causal": next_token_loss(head, batch)}
+        return {"causal": next_token_loss(read_causally(denoise, batch), batch)}

@@ -28,6 +28,9 @@ def test_each_document_has_a_line_and_their_sum_is_the_whole(trained, tmp_path, 
     whole = json.loads(printed.splitlines()[-1])
     assert sum(line["tokens"] for line in lines) == whole["tokens"]
     assert lines[0]["log_likelihood"] == pytest.approx(-lines[0]["nats_per_token"] * lines[0]["tokens"])
+    for line in lines:
+        assert len(line["token_log_likelihoods"]) == line["tokens"]
+        assert sum(line["token_log_likelihoods"]) == pytest.approx(line["log_likelihood"], abs=1e-4)
     assert sum(line["log_likelihood"] for line in lines) == pytest.approx(
         -whole["causal"]["nats_per_token"] * whole["tokens"], rel=0.05
     )  # rows there hold several documents, so that a cut falls elsewhere
