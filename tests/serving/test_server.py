@@ -179,7 +179,7 @@ BROKEN = st.one_of(
 
 
 @given(BROKEN, st.sampled_from(["completions", "chat/completions"]))
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_malformed_requests_are_4xx_in_one_line(served, caplog, body, path):
     reply = httpx.post(f"{served.url}/v1/{path}", content=body)
     assert 400 <= reply.status_code < 500, (body, reply.text)
