@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,13 @@ def test_a_result_that_can_not_be_written_is_an_error(redirection, cause, tmp_pa
     lines = [text for text in done.stderr.splitlines() if text != "working"]
     assert len(lines) == bool(cause) and all(line.startswith("error: ") and cause in line for line in lines)
     assert ("working" in done.stderr) == (redirection[:3] not in (">&-",))  # nothing is begun that would be lost
+
+
+def test_an_interruption_during_imports_is_one_line(tmp_path):
+    """As if somebody had pressed ^C while JAX is imported, which takes most of a launcher's first second."""
+    (tmp_path / "jax.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.sample", "--workdir=x"], env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode not in (0, 1, 2) and done.stderr == "error: interrupted\n" and not done.stdout
