@@ -5,8 +5,9 @@
 
 After Uno (arXiv 2609.04010: adapters on all projections, total variation, causal masks) and gated LoRA (arXiv
 2507.11851), with a rank, a rate and a number of updates for 40 minutes of two CPU cores; the KL divergence has half of
-the loss, as it learns faster at first. Products are bfloat16: float32 takes half as long again. Any causal model that was converted serves as train.init. TEXT should be what
-the model itself writes; docs/finetuning.md has figures for a sample of C4.
+the loss, as it learns faster at first. Products are bfloat16: float32 takes half as long again. Any causal model that
+was converted serves as train.init. TEXT should be what the model itself writes; docs/finetuning.md has figures for a
+sample of C4.
 4.9M adapter parameters beside 134.6M frozen ones.
 Hardware: 2 CPU cores.
 """
