@@ -30,6 +30,7 @@ OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 OTHERS = {".zip", ".tar", ".tgz", ".zst", ".7z", ".parquet", ".arrow", ".feather"}
 # Tests, other people's packages, vendored tools, and tables that are hardly prose or code.
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data"}
+HASHED_CHARS = 1 << 20  # encoded at a time
 _END = r"(?>\r\n|\r|\n)"  # not U+2028 or U+0085, which are characters; never half of \r\n
 CUTS = {"file": None, "line": re.compile(_END), "paragraph": re.compile(rf"{_END}(?:[ \t]*{_END})+")}
 
@@ -78,7 +79,7 @@ class Files:
         for file in self.files:
             for text in self.read(file, self.root):
                 for document in _cut(text, self.unit):
-                    if document.strip():
+                    if document and not document.isspace():  # strip() would copy a text of any size
                         found += 1
                         yield document
                     else:
@@ -212,7 +213,10 @@ def _split_one(whole: Corpus, val_fraction: float) -> tuple[Corpus, Corpus]:
 
 def _hash(text: str) -> int:
     """63 bits."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+    digest = hashlib.sha256()
+    for start in range(0, len(text), HASHED_CHARS):
+        digest.update(text[start : start + HASHED_CHARS].encode())
+    return int.from_bytes(digest.digest()[:8]) >> 1
 
 
 def _digest(*parts: bytes) -> str:
