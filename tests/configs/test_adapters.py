@@ -18,6 +18,7 @@ def test_it_begins_with_a_converted_model(name, converted, lines, tmp_path):
     config = load(f"{FOLDER}/{name}")
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
     small = [f"train.init={converted[0]}", f"data.path={lines}", "data.seq_len=128", "train.batch_size=4"]
+    small += ["objective.num_anchors=64"] if name == "smollm2_draft.py" else []  # as the rows are shorter
     made = build(override(config, small), tmp_path / "run")
     frozen = isinstance(config.trainable, LoRA)
     assert made.config.model == converted[1].config.model and ("base" in made.job.constants) == frozen
