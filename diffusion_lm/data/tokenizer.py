@@ -9,7 +9,7 @@ import hashlib
 import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -136,9 +136,9 @@ def encode_parts(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
     return tokenizer.encode_parts(text) if hasattr(tokenizer, "encode_parts") else iter((tokenizer.encode(text),))
 
 
-def spelled(tokenizer: Tokenizer, text: str, ids: np.ndarray, before: Sequence[int] = ()) -> str:
-    """What is left of a text in its ids [n] behind those `before` it: text without a token spells nothing."""
-    return text if lossless(tokenizer) else decode_continuation(tokenizer, before, ids[ids != tokenizer.unknown])
+def spelled(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> str:
+    """What is left of a text in its ids [n]: text without a token spells nothing."""
+    return text if lossless(tokenizer) else decode_continuation(tokenizer, (), ids[ids != tokenizer.unknown])
 
 
 def first_difference(a: str, b: str) -> tuple[str, str]:

@@ -230,11 +230,23 @@ def log_likelihood(
         rows, owner, number = rows + own, owner + [i] * len(own), [*number, *range(len(own))]
         counts.append(tokens.targets)
     if objective.trains_ar:
-        tokens = _token_nats(model, rows, batch_size)
-        of = [[nats for nats, whose in zip(tokens, owner, strict=True) if whose == i] for i in range(len(texts))]
-        each = tuple(-np.concatenate(rows_of) for rows_of in of)
-        values = np.array([own.sum() for own in each])
-        return LogLikelihood(values, np.zeros(len(texts)), np.asarray(counts), True, each)
+        of = [[] for _ in texts]
+        for whose, nats in zip(owner, _token_nats(model, rows, batch_size), strict=True):
+            of[whose].append(nats)
+        each = tuple(-np.concatenate(nats) for nats in of)
+        return LogLikelihood(
+            np.array([own.sum() for own in each]), np.zeros(len(texts)), np.asarray(counts), True, each
+        )
+    sums = np.zeros((len(texts), draws))
+    np.add.at(sums, owner, _canvas_nats(model, rows, number, draws, seed, batch_size))
+    error = sums.std(axis=1, ddof=1) / np.sqrt(draws)
+    return LogLikelihood(-sums.mean(axis=1), error, np.asarray(counts), False)
+
+
+def _canvas_nats(
+    model: LoadedModel, rows: list[Batch], number: list[int], draws: int, seed: int, batch_size: int
+) -> np.ndarray:
+    """float64 [rows, draws]: the bound of each row at each draw of noise, which depends on the row's number."""
     loss = build_elbo(model.config, model.network.module, model.process)
 
     @jax.jit
@@ -244,15 +256,14 @@ def log_likelihood(
 
         return jax.vmap(of_row)(keys, batch)
 
-    sums, fold = np.zeros((len(texts), draws)), jax.vmap(jax.random.fold_in, (None, 0))
+    found, fold = np.zeros((len(rows), draws)), jax.vmap(jax.random.fold_in, (None, 0))
     for first, batch in _full_batches(rows, batch_size):
-        here = np.pad(number[first : first + batch_size], (0, batch_size - len(number[first : first + batch_size])))
+        here = number[first : first + batch_size]
+        keys = np.pad(here, (0, batch_size - len(here)))
         for draw in range(draws):
-            found = nats(model.network.params, fold(jax.random.fold_in(jax.random.key(seed), draw), here), batch)
-            mine = owner[first : first + batch_size]
-            np.add.at(sums[:, draw], mine, np.asarray(found, np.float64)[: len(mine)])
-    error = sums.std(axis=1, ddof=1) / np.sqrt(draws)
-    return LogLikelihood(-sums.mean(axis=1), error, np.asarray(counts), False)
+            drawn = nats(model.network.params, fold(jax.random.fold_in(jax.random.key(seed), draw), keys), batch)
+            found[first : first + len(here), draw] = np.asarray(drawn)[: len(here)]
+    return found
 
 
 def _full_batches(rows: list[Batch], batch_size: int) -> Iterator[tuple[int, Batch]]:
