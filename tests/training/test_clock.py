@@ -37,3 +37,8 @@ def test_utilisation_is_of_the_time_of_steps_and_of_all_devices(seconds, monkeyp
 
 def test_a_device_nobody_knows_has_no_utilisation(seconds):
     assert clock.Clock().utilisation(lambda: pytest.fail("asked")) is None
+
+
+def test_each_device_with_a_peak_has_a_bandwidth():
+    assert clock.PEAK.keys() == clock.BANDWIDTH.keys()
+    assert all(50 < clock.PEAK[kind] / clock.BANDWIDTH[kind] < 600 for kind in clock.PEAK), "operations a byte"

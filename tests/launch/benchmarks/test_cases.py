@@ -172,6 +172,7 @@ def test_the_launcher_prints_rows_and_writes_them(tmp_path, capsys):
         (["--suite=train", "--out=nowhere/rows.json"], "its folder doesn't exist"),
         (["--suite=tradeoffs"], "--workdir goes with"),
         (["--suite=train", "--workdir=x"], "--workdir goes with"),
+        (["--suite=train", "--minutes=2"], "--minutes goes with"),
         (["--suite=engine"], "--suite=engine"),
     ],
 )
