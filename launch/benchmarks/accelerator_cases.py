@@ -37,6 +37,7 @@ class Sizes:
     draft            tokens of a forked draft
     batches          rows of a generation, the most wanted first
     loss             ids, positions and width of the loss
+    text             whose characters a short run learns, as in data.path
     learn            settings of configs/text8.py:joint
     learn_every      seconds of updates between evaluations
     learn_updates    the most updates
@@ -57,6 +58,7 @@ class Sizes:
     draft: int
     batches: tuple[int, ...]
     loss: tuple[int, int, int]
+    text: str
     learn: tuple[str, ...]
     learn_every: float
     learn_updates: int
@@ -81,6 +83,7 @@ ACCELERATOR = Sizes(
     draft=3,
     batches=(1, 32),
     loss=(152_000, 8192, 4096),
+    text="python-docs",
     learn=(
         "train.steps=1000000",
         "train.batch_size=256",
@@ -108,8 +111,10 @@ TOY = Sizes(
     draft=2,
     batches=(1,),
     loss=(2000, 1024, 32),
-    learn=("train.steps=4", "train.batch_size=2", "train.eval_batches=2", "train.ema_decay=0", "data.seq_len=64",
-           "model.width=32", "model.layers=1", "model.heads=2", "optim.schedule.warmup=1"),
+    text=__file__,
+    learn=("data.document_unit=paragraph", "train.steps=4", "train.batch_size=2", "train.eval_batches=2",
+           "train.ema_decay=0", "data.seq_len=64", "model.width=32", "model.layers=1", "model.heads=2",
+           "optim.schedule.warmup=1"),
     learn_every=0.0,
     learn_updates=2,
     repeats=1,

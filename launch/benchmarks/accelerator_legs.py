@@ -25,7 +25,7 @@ from diffusion_lm.attention_patterns import (
     Full,
 )
 from diffusion_lm.build import build
-from diffusion_lm.config import load, override
+from diffusion_lm.config import Config, load, override
 from diffusion_lm.models.base import Execution
 from diffusion_lm.nn.attention import dot_product_attention
 from diffusion_lm.nn.cache import LayerKV
@@ -174,29 +174,31 @@ def train(sizes: Sizes, left: Callable[[], float]) -> Iterator[Measured]:
     then = [("autoregressive", fused, "none"), ("joint", fused, "full"), ("block", fused, "full")]
     then += [("autoregressive", fused, "dots")]
     for group in (first, then) if fused != "chunked" else (first,):
+        configs = [(what, update_config(sizes, *what)) for what in group]  # read here: reading one isn't for threads
         yield from in_turn([
             Case(
                 f"train 1B, {name}, {kernel}, remat {remat}",
-                functools.partial(_compiled_update, sizes, name, kernel, remat),
-                functools.partial(one.timed, sizes),
+                functools.partial(_compiled_update, config),
+                functools.partial(one.timed, config, sizes.repeats),
             )
-            for name, kernel, remat in group
+            for (name, kernel, remat), config in configs
         ])  # fmt: skip
 
 
-def update_program(sizes: Sizes, objective: str, kernel: str, remat: str, devices: list | None = None) -> Program:
-    """The update, as launch.train has it, for one device."""
-    config = override(load(str(CONFIGS / "base_1b.py")), sizes.train)
-    execution = Execution(remat=remat, attention_kernel=kernel)
-    config = dataclasses.replace(
-        config, objective=OBJECTIVES[objective], exec=execution, mesh=sharding.MeshShape(data=1)
-    )
-    mesh = sharding.make_mesh(config.mesh, devices or jax.devices()[:1])
-    return train_program(config, mesh, config.train.batch_size)
+def update_config(sizes: Sizes, objective: str, kernel: str, remat: str) -> Config:
+    """configs/base_1b.py with one of OBJECTIVES, for one device."""
+    config, execution = load(str(CONFIGS / "base_1b.py")), Execution(remat=remat, attention_kernel=kernel)
+    changes = {"objective": OBJECTIVES[objective], "exec": execution, "mesh": sharding.MeshShape(data=1)}
+    return dataclasses.replace(override(config, sizes.train), **changes)
 
 
-def _compiled_update(*what: Any) -> tuple[Program, Any]:
-    program = update_program(*what)
+def update_program(config: Config) -> Program:
+    """The update as launch.train has it."""
+    return train_program(config, sharding.make_mesh(config.mesh, jax.devices()[:1]), config.train.batch_size)
+
+
+def _compiled_update(config: Config) -> tuple[Program, Any]:
+    program = update_program(config)
     return program, program.jitted.lower(*program.arguments.values()).compile()
 
 
@@ -206,20 +208,20 @@ class _OneNetwork:
     def __init__(self):
         self._state: TrainState | None = None
 
-    def timed(self, sizes: Sizes, made: tuple[Program, Any]) -> Measured:
+    def timed(self, config: Config, repeats: int, made: tuple[Program, Any]) -> Measured:
         program, compiled = made
         abstract, batch = program.arguments["state"], program.arguments["batch"]
         _, rows, length = batch.tokens.shape
-        whole = jax.tree.map(lambda a: a[None], jax_cases.random_rows(300, rows, length))
+        whole = jax.tree.map(lambda a: a[None], jax_cases.random_rows(config.data.vocab_size, rows, length))
         whole = jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), whole, batch)
         key = jax.device_put(jax.random.key(0), program.arguments["key"].sharding)
 
         def update():
             state, self._state = self._state or _fresh(abstract), None  # donated; lost if the update fails
-            self._state, metrics = compiled(state, key, whole, {})
-            return jax.block_until_ready((self._state.step, metrics))[1]
+            self._state, metrics = jax.block_until_ready(compiled(state, key, whole, {}))
+            return metrics
 
-        seconds, finite = seconds_of(update, sizes.repeats), bool(update()["finite"].all())
+        seconds, finite = seconds_of(update, repeats), bool(update()["finite"].all())
         note = f"{parameter_count(abstract.params) / 1e6:.0f}M parameters, {rows} rows of {length}"
         return speed(
             seconds, rows * length, "tokens/s", least=least_seconds(program.flops), gigabytes=gigabytes(compiled),
@@ -269,10 +271,10 @@ def loss(sizes: Sizes, left: Callable[[], float]) -> Iterator[Measured]:
 
 
 def learn(sizes: Sizes, left: Callable[[], float]) -> Iterator[Measured]:
-    """A joint network of configs/text8.py on the characters of this Python's docstrings: bits a held-out character as
-    training goes on, until a tenth of the leg's time is left."""
-    config = override(load(f"{CONFIGS / 'text8.py'}:joint"), ("data.path=python-docs", *sizes.learn))
-    stop = 0.1 * left()
+    """A joint network of configs/text8.py on characters, those of this Python's docstrings on an accelerator: bits a
+    held-out character (or end of a text) as training goes on, until a tenth of the leg's time is left."""
+    config = override(load(f"{CONFIGS / 'text8.py'}:joint"), (f"data.path={sizes.text}", *sizes.learn))
+    stop, what = 0.1 * left(), f"learn {Path(sizes.text).name} characters, joint"
     with tempfile.TemporaryDirectory() as folder:
         job = build(config, folder).job
         key, (_, length) = job.key, (config.train.batch_size, config.data.seq_len)
@@ -293,10 +295,11 @@ def learn(sizes: Sizes, left: Callable[[], float]) -> Iterator[Measured]:
                 note = f"{updates + 1} updates of {config.train.batch_size} rows of {length}"
                 for name, nats in job.evaluate(state.params).items():
                     part = {"valid/causal": "causal", "valid/canvas": "canvas of 16"}[name]
-                    name = f"learn python-docs characters, joint, {part}, after {spent / 60:.2f} min"
+                    name = f"{what}, {part}, after {spent / 60:.2f} min"
                     yield Measured(name=name, value=nats / math.log(2), unit="bits/character", note=note)
-        if updates:
-            least = least_seconds(updates * job.flops() / jax.device_count())
-            tokens, note = updates * config.train.batch_size * length, f"{updates} updates, loading included"
-            row = speed(spent, tokens, "tokens/s", least=least, note=note)
-            yield dataclasses.replace(row, name="learn python-docs characters, joint, speed")
+        if not updates:
+            raise ValueError("compiling left no time for an update: give more --minutes")
+        least = least_seconds(updates * job.flops() / jax.device_count())
+        tokens, note = updates * config.train.batch_size * length, f"{updates} updates, loading included"
+        row = speed(spent, tokens, "tokens/s", least=least, note=note)
+        yield dataclasses.replace(row, name=f"{what}, speed")
