@@ -93,9 +93,8 @@ def _in_process(name: str, leg: Leg, limit: float, folder: Path) -> tuple[dict[s
     """What the leg said of the machine, and its rows, of which the last says why it ended early, if it did."""
     said, log = folder / f"{name}.jsonl", folder / f"{name}.log"
     said.touch()
-    code = (
-        f"from {__name__} import in_this_process; in_this_process(*{(leg.target, time.monotonic() + limit, str(said))})"
-    )
+    arguments = leg.target, time.monotonic() + limit, str(said)
+    code = f"from {__name__} import in_this_process; in_this_process(*{arguments})"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=output, stderr=output, env=_environment(folder), start_new_session=True

@@ -63,6 +63,11 @@ def kernels() -> tuple[str, ...]:
     return ("chunked",) if fused is None else (fused, "chunked")
 
 
+def _is_chunked_anyway(pattern: AttentionPattern, kernel: str) -> bool:
+    """Whether cuDNN has a kernel for no part of a pattern's row."""
+    return kernel == "cudnn" and set(pattern.kernels) == {None}
+
+
 # ---- attention ----
 
 
@@ -84,8 +89,8 @@ def smoke(sizes: Sizes, left: Callable[[], float]) -> Iterator[Measured]:
     }
     cases = []
     for (name, (pattern, positions)), kernel in itertools.product(patterns.items(), kernels()):
-        if kernel == "cudnn" and set(pattern.kernels) == {None}:
-            continue  # all of it would run in chunks
+        if _is_chunked_anyway(pattern, kernel):
+            continue
         several = () if isinstance(pattern, DraftAndVerify) else (2,)
         for documents in several if several and kernel == "chunked" else (1, *several):
             program = errors_program(pattern, positions, documents, kernel, sizes)
@@ -171,8 +176,8 @@ def train(sizes: Sizes, left: Callable[[], float]) -> Iterator[Measured]:
     (fused, *_), one = kernels(), _OneNetwork()
     first = [("autoregressive", kernel, "full") for kernel in kernels()]
     first += [("joint", "chunked", "full"), ("block", "chunked", "full")]
-    then = [("autoregressive", fused, "none"), ("joint", fused, "full"), ("block", fused, "full")]
-    then += [("autoregressive", fused, "dots")]
+    then = [("autoregressive", fused, "none"), ("joint", fused, "full"), ("autoregressive", fused, "dots")]
+    then += [] if _is_chunked_anyway(OBJECTIVES["block"].layout.attention, fused) else [("block", fused, "full")]
     for group in (first, then) if fused != "chunked" else (first,):
         configs = [(what, update_config(sizes, *what)) for what in group]  # read here: reading one isn't for threads
         yield from in_turn([

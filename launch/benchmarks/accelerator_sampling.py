@@ -108,7 +108,7 @@ def generations(sizes: Sizes) -> dict[str, Generation]:
     def of_canvases(width: int, steps: int, clean: AttentionPattern) -> tuple[Passes, ...]:
         count, middle = s.canvas // width, s.prompt + (s.canvas - width) // 2
         prompt = Passes(1, s.prompt, clean, 0, num_logits=1)
-        commits = Passes(count, width, clean, middle, num_logits=1)
+        commits = Passes(count - 1, width, clean, middle, num_logits=1)  # nothing follows the last canvas
         return prompt, Passes(count * steps, width, Full(), middle), commits
 
     prompt, middle, blocks = Passes(1, s.prompt, Causal(), 0, num_logits=1), s.prompt + s.new // 2, BlockCausal(s.block)
@@ -171,6 +171,8 @@ def _timed(network: BoundModel, what: Generation, rows: int, sizes: Sizes, compi
         return found.tokens
 
     seconds, passes = seconds_of(generate, sizes.repeats), int(nfe)
+    if isinstance(what.sampler, Speculative):  # random weights accept a draft now and then
+        what = what._replace(passes=(what.passes[0], what.passes[1]._replace(count=passes - 1)))
     least, tokens = _least(network, what, rows), rows * what.new
     milliseconds = 1e3 * seconds / passes
     note = f"{parameter_count(network.params) / 1e9:.2f}B, {what.new} tokens a row in {passes} passes"
