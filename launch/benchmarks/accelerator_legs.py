@@ -182,7 +182,7 @@ def train(sizes: Sizes, left: Callable[[], float]) -> Iterator[Measured]:
         configs = [(what, update_config(sizes, *what)) for what in group]  # read here: reading one isn't for threads
         yield from in_turn([
             Case(
-                f"train 1B, {name}, {kernel}, remat {remat}",
+                f"train {name}, {kernel}, remat {remat}",
                 functools.partial(_compiled_update, config),
                 functools.partial(one.timed, config, sizes.repeats),
             )

@@ -71,7 +71,7 @@ def sample(sizes: Sizes, left: Callable[[], float]) -> Iterator[Measured]:
     for group in groups:  # few at a time: tracing so many layers takes as long as compiling them
         cases = [
             Case(
-                f"sample 8B, {name}, batch {rows}",
+                f"sample {name}, batch {rows}",
                 functools.partial(compiled_generation, network, kinds[name], rows, sizes.prompt),
                 functools.partial(_timed, network, kinds[name], rows, sizes),
             )
