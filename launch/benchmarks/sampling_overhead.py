@@ -16,8 +16,9 @@ from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.drafters import Drafter, MaskedDraft, PromptLookup, TiDARDraft
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.speculative import Speculative
-from launch.benchmarks import jax_cases, timing, torch_cases
+from launch.benchmarks import jax_cases, timing, torch_cases, turns
 from launch.benchmarks.timing import Row
+from launch.benchmarks.turns import Peer
 
 SIZES = jax_cases.Sizes(vocab=32_000, width=512, layers=12, heads=8, mlp=1408)
 PROMPT, NEW, STEPS = 128, 256, 12
@@ -85,21 +86,18 @@ def _passes_alone(network: BoundModel, width: int) -> Callable[[], jax.Array]:
 
 def _uncached(network: BoundModel, width: int) -> Row:
     """Compared with a loop that recomputes the whole text in every pass."""
-    absent = torch_cases.missing("torch")
     sizes = dataclasses.asdict(SIZES) | {"prompt": PROMPT, "new": NEW, "canvas": width, "passes": STEPS}
-    theirs = {} if absent else {"theirs": torch_cases.recomputed(**sizes)}
-    timings = timing.alternate({"ours": _generation(network, width)} | theirs, repeats=3)
+    peer = Peer(cases=f"{torch_cases.__name__}:recomputed", options=sizes, packages=("torch",))
+    found = turns.take_turns({"PyTorch": peer}, 3, {"ours": _generation(network, width)})
     row = Row(
         name=f"canvas {width}, {STEPS} steps, against no cache",
-        value=NEW / timings["ours"].wall,
+        value=NEW / found.timings["ours"].wall,
         unit="tokens/s",
         target="ratio >= 4",
-        cpu_s=timings["ours"].cpu,
+        cpu_s=found.timings["ours"].cpu,
         note="71M, batch 1; PyTorch: float32, no cache, logits of the canvas only",
     )
-    if absent:
-        return dataclasses.replace(row, skipped=f"the reference: {absent}")
-    return timing.compared(row, timings["ours"], timings["theirs"], NEW)
+    return found.compared(row, "ours", "PyTorch", NEW)
 
 
 def _rounds(network: BoundModel) -> list[Row]:

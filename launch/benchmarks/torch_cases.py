@@ -4,16 +4,9 @@ They need the extra [bench]. `pip install -e '.[bench]'` takes whatever build of
 PyTorch's CPU index first if a CUDA build isn't wanted. All weights are random, so nothing is downloaded.
 """
 
-import importlib.util
 from collections.abc import Callable
 
-INSTALL = "pip install -e '.[bench]'"
-
-
-def missing(*packages: str) -> str:
-    """Why cases that need `packages` can't run; empty if they can."""
-    absent = [package for package in packages if importlib.util.find_spec(package) is None]
-    return f"{' and '.join(absent)} not installed: {INSTALL} (a CPU build of torch is enough)" if absent else ""
+from launch.benchmarks.turns import Peer
 
 
 def language_model(*, vocab: int, width: int, layers: int, heads: int, mlp: int, causal: bool = True):
@@ -69,17 +62,28 @@ def language_model(*, vocab: int, width: int, layers: int, heads: int, mlp: int,
     return Model()
 
 
-def train_step(*, batch: int, length: int, vocab: int, **sizes: int) -> Callable[[], None]:
-    """One update a call: full float32 logits, cross-entropy of the next token, AdamW."""
+def train_step(
+    *, batch: int, length: int, vocab: int, dtype: str = "float32", compiled: bool = False, **sizes: int
+) -> Callable[[], None]:
+    """One update a call: all logits, cross-entropy of the next token, fused AdamW on float32 weights.
+
+    dtype: "bfloat16" for autocast. compiled: by torch.compile, which needs a C++ compiler.
+    """
     import torch
     from torch.nn import functional
 
     model = language_model(vocab=vocab, **sizes)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(0, vocab, (batch, length))
 
+    def loss_of(tokens):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            return functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    loss_of = torch.compile(loss_of) if compiled else loss_of
+
     def step() -> None:
-        loss = functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        loss = loss_of(tokens)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -88,9 +92,9 @@ def train_step(*, batch: int, length: int, vocab: int, **sizes: int) -> Callable
 
 
 def decode(
-    *, prompt: int, new: int, vocab: int, width: int, layers: int, heads: int, mlp: int
+    *, prompt: int, new: int, vocab: int, width: int, layers: int, heads: int, mlp: int, dtype: str = "float32"
 ) -> Callable[[], list[int]]:
-    """`new` tokens a call by Transformers' generate: a random Llama, greedy, its cache, float32, one row."""
+    """`new` tokens a call by Transformers' generate: a random Llama, greedy, its cache, one row."""
     import torch
     import transformers
 
@@ -108,7 +112,7 @@ def decode(
         eos_token_id=None,
         pad_token_id=None,
     )
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = transformers.LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
     tokens = torch.randint(0, vocab, (1, prompt))
     options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "use_cache": True, "pad_token_id": 0}
 
@@ -148,3 +152,26 @@ def recomputed(*, prompt: int, new: int, canvas: int, passes: int, vocab: int, *
         return text[0, prompt:].tolist()
 
     return generate
+
+
+def training_peers(**options: int) -> dict[str, Peer]:
+    """Plain PyTorch's forms of `train_step`, by name."""
+    return {
+        f"PyTorch {dtype}{', compiled' * compiled}": Peer(
+            cases=f"{__name__}:train_step",
+            options=options | {"dtype": dtype, "compiled": compiled},
+            packages=("torch",),
+        )
+        for dtype in ("float32", "bfloat16")
+        for compiled in (False, True)
+    }
+
+
+def decoding_peers(*dtypes: str, **options: int) -> dict[str, Peer]:
+    """Transformers' `decode` in these types, by name."""
+    return {
+        f"Transformers {dtype}": Peer(
+            cases=f"{__name__}:decode", options=options | {"dtype": dtype}, packages=("torch", "transformers")
+        )
+        for dtype in dtypes
+    }

@@ -21,7 +21,7 @@ from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
 from launch import benchmark
-from launch.benchmarks import data_loading, jax_cases, timing, torch_cases
+from launch.benchmarks import data_loading, jax_cases, timing, torch_cases, turns
 from launch.benchmarks.timing import Row, Timing
 
 SIZES = jax_cases.Sizes(vocab=11, width=16, layers=1, heads=2, mlp=24)
@@ -95,12 +95,6 @@ def test_a_table_shows_values_and_why_a_value_is_missing():
 def test_provenance_says_where_with_what_and_when():
     found = json.loads(json.dumps(timing.provenance()))
     assert "cores" in found["hardware"] and found["versions"]["jax"] == jax.__version__ and found["date"][:2] == "20"
-
-
-def test_a_missing_package_is_named_with_the_command_that_installs_it():
-    assert torch_cases.missing("json") == ""
-    said = torch_cases.missing("json", "no_such_package")
-    assert said.startswith("no_such_package not installed") and "pip install" in said
 
 
 @pytest.mark.parametrize(
@@ -238,11 +232,37 @@ def _params_of(module) -> dict:
     }
 
 
-def test_pytorch_trains_and_transformers_generates():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pytorch_trains_and_transformers_generates(dtype):
     pytest.importorskip("transformers", reason="the extra [bench] is not installed")
-    step = torch_cases.train_step(batch=2, length=8, **dataclasses.asdict(SIZES))
+    step = torch_cases.train_step(batch=2, length=8, dtype=dtype, **dataclasses.asdict(SIZES))
     assert step() is None
-    generate = torch_cases.decode(prompt=3, new=6, **dataclasses.asdict(SIZES))
+    generate = torch_cases.decode(prompt=3, new=6, dtype=dtype, **dataclasses.asdict(SIZES))
     assert len(generate()) == 6 and generate() == generate()
+
+
+def test_pytorch_clears_canvases_without_a_cache():
+    pytest.importorskip("torch", reason="the extra [bench] is not installed")
     again = torch_cases.recomputed(prompt=3, new=8, canvas=4, passes=3, **dataclasses.asdict(SIZES))()
     assert len(again) == 8 and max(again) < SIZES.vocab  # no mask is left
+
+
+def test_every_form_of_pytorch_takes_its_turn_or_says_why_not():
+    pytest.importorskip("torch", reason="the extra [bench] is not installed")
+    peers = torch_cases.training_peers(batch=2, length=8, **dataclasses.asdict(SIZES))
+    found = turns.take_turns(peers, repeats=1)
+    assert len(peers) == 4 and {peer for peer, _ in found.timings} | set(found.absent) == set(peers)
+    assert {"PyTorch float32", "PyTorch bfloat16"}.isdisjoint(found.absent)  # compiled ones need a C++ compiler
+
+
+@pytest.mark.parametrize("suite", ["train", "decode", "canvas"])
+def test_rows_without_peers_have_our_value_and_the_reason(suite, monkeypatch):
+    monkeypatch.setattr(turns, "missing", lambda *packages: "not installed" if packages else "")
+    for name, value in {"TRAIN": SIZES, "DECODE": SIZES, "SPECIAL": SPECIAL, "ROWS": 2, "LENGTH": 32}.items():
+        monkeypatch.setattr(benchmark, name, value)
+    monkeypatch.setattr(benchmark, "FLOORS", {32: 70})
+    monkeypatch.setattr(benchmark, "NEW", 32)
+    rows = benchmark.SUITES[suite]()
+    assert rows and all(row.value > 0 for row in rows)
+    beside = [row for row in rows if row.skipped]
+    assert beside and all("not installed" in row.skipped and row.reference is None for row in beside)

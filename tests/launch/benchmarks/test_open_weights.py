@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.benchmarks import loading, open_weights
+from launch.benchmarks import loading, open_weights, turns
 
 SIZES = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 8}
 TINY = loading.CONFIG | SIZES | {"num_hidden_layers": 1, "bos_token_id": 1, "eos_token_id": 2}
@@ -12,20 +12,27 @@ TINY = loading.CONFIG | SIZES | {"num_hidden_layers": 1, "bos_token_id": 1, "eos
 def one_round_of_tiny_models(monkeypatch):
     pytest.importorskip("tokenizers", reason="the tokenizers package is not installed: pip install -e '.[test]'")
     monkeypatch.setattr(loading, "CONFIG", TINY)
-    for module in (loading, open_weights):
-        monkeypatch.setattr(module, "REPEATS", 1)
+    monkeypatch.setattr(loading, "REPEATS", 1)
 
 
-def test_a_librarys_process_answers_for_each_case(tmp_path):
+@pytest.mark.parametrize("kind", open_weights.OURS)
+def test_our_process_answers_for_each_case(kind, tmp_path):
     loading.write_synthetic(tmp_path / "model", TINY)
-    found = open_weights.take_turns({"ours float32": str(tmp_path / "model")})
-    assert found.keys() == {"ours float32"} and found["ours float32"].keys() == open_weights.CASES.keys()
-    assert all(timing.wall > 0 for timing in found["ours float32"].values())
+    found = turns.take_turns({"ours": open_weights._peer("_ours", kind, str(tmp_path / "model"))}, repeats=1)
+    assert found.absent == {} and found.timings.keys() == {("ours", case) for case in open_weights.CASES}
 
 
-def test_a_peer_that_ends_is_named(capfd):
-    with pytest.raises(ValueError, match="the process of ours float32 ended with status 1"):
-        open_weights.take_turns({"ours float32": "no such folder"})
+def test_transformers_process_answers_for_each_case(tmp_path):
+    pytest.importorskip("transformers", reason="the extra [bench] is not installed")
+    loading.write_synthetic(tmp_path / "model", TINY)
+    peer = open_weights._peer("_transformers", "bfloat16", str(tmp_path / "model"))
+    found = turns.take_turns({"transformers": peer}, repeats=1)
+    assert found.absent == {} and found.timings.keys() == {("transformers", case) for case in open_weights.CASES}
+
+
+def test_a_model_that_is_not_there_is_the_reason(capfd):
+    found = turns.take_turns({"ours": open_weights._peer("_ours", "float32", "no such folder")}, repeats=1)
+    assert "no such folder is not a folder" in found.absent["ours"] and not found.timings
     assert "no such folder is not a folder" in capfd.readouterr().err
 
 
