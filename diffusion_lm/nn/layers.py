@@ -94,13 +94,13 @@ class Attention(nn.Module):
             k = Norm(a.qk_norm, axis_name="head_dim", name="key_norm")(k)
         v = v if a.value_norm is None else Norm(a.value_norm, axis_name="head_dim", name="value_norm")(v)
         if a.rope is not None:
-            k = rotate(a.rope, k, rotation.angles)
+            k = rotate(k, rotation)
         # The barrier: XLA would fold the rotation into the product of k's gradient, in a form that its CPU can't run.
         k = jax.lax.optimization_barrier(jnp.swapaxes(k, 2, 3))
         # Every device that holds a part of a row gets all of its keys and values.
         new = LayerKV(k=cut(k, "batch", "kv_heads", None, None), v=cut(v, "batch", "kv_heads", None, None))
         if a.rope is not None:
-            q = rotate(a.rope, q, rotation.angles)
+            q = rotate(q, rotation)
             q = q if rotation.query_scale is None else q * rotation.query_scale[:, None, :, None]
         q = q * (a.score_scale * math.sqrt(a.head_dim)) if a.score_scale else q  # attention divides by the root
         if past is not None and past.slots is not None:

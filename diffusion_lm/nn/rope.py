@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_lm.nn.specs import RopeScaling, RopeSpec
+from diffusion_lm.sharding import platform
 
 Array = jax.Array
 
@@ -15,11 +16,13 @@ Array = jax.Array
 class Rotation(NamedTuple):
     """What positions do to queries and keys.
 
-    angles: float32 [B, L, turned columns / 2], the angles by which pairs of a head's columns are turned.
+    cos, sin: float32 [B, L, turned columns / 2], of the angles by which pairs of a head's columns are turned, times
+        YaRN's magnitude.
     query_scale: float32 [B, L], what queries are multiplied by; None for nothing.
     """
 
-    angles: Array
+    cos: Array
+    sin: Array
     query_scale: Array | None
 
 
@@ -38,22 +41,31 @@ def rotation_of(spec: RopeSpec, positions: Array, head_dim: int) -> Rotation:
         rates = jnp.asarray(_scaled(spec.scaling, spec.theta, pairs), jnp.float32)
     rates = jnp.where(jnp.arange(pairs) < turned, rates, 0.0) if spec.proportional else rates
     angles = positions[..., None].astype(jnp.float32) * rates[None, None]
-    if spec.scaling is None or not spec.scaling.query_growth:
-        return Rotation(angles, None)
-    texts = (positions // spec.scaling.original_length).astype(jnp.float32)
-    return Rotation(angles, 1.0 + spec.scaling.query_growth * jnp.log1p(texts))
-
-
-def rotate(spec: RopeSpec, x: Array, angles: Array) -> Array:
-    """x [B, H, L, D] with the first half of its turned columns paired with the second half."""
-    turned, rest = x[..., : 2 * angles.shape[-1]], x[..., 2 * angles.shape[-1] :]
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    cos, sin = _waves(angles)
     if spec.scaling is not None and spec.scaling.kind == "yarn":
         magnitude = spec.scaling.magnitude or 0.1 * math.log(spec.scaling.factor) + 1.0
         cos, sin = magnitude * cos, magnitude * sin
+    if spec.scaling is None or not spec.scaling.query_growth:
+        return Rotation(cos, sin, None)
+    texts = (positions // spec.scaling.original_length).astype(jnp.float32)
+    return Rotation(cos, sin, 1.0 + spec.scaling.query_growth * jnp.log1p(texts))
+
+
+def rotate(x: Array, rotation: Rotation) -> Array:
+    """x [B, H, L, D] with the first half of its turned columns paired with the second half."""
+    cos, sin = rotation.cos[:, None], rotation.sin[:, None]
+    turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
     first, second = jnp.split(turned, 2, axis=-1)
     parts = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(parts + [rest] * (rest.shape[-1] > 0), axis=-1)
+
+
+def _waves(angles: Array) -> tuple[Array, Array]:
+    """Cosines and sines. A CPU computes them in a loop, whose results XLA keeps: it would compute them anew in every
+    layer for each head's queries and keys, a tenth of a small network's update."""
+    if platform() == "cpu":
+        return tuple(jax.lax.map(lambda i: jax.lax.switch(i, (jnp.cos, jnp.sin), angles), jnp.arange(2)))
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def _scaled(scaling: RopeScaling, theta: float, pairs: int) -> np.ndarray:

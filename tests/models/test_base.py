@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -229,13 +230,28 @@ def _rates(scaling: RopeScaling, theta=10_000.0, pairs=16):
 def test_scaled_rope_turns_as_published(scaling):
     """Angles frequency by frequency; a rotation keeps each vector's length, times YaRN's magnitude."""
     rope, positions = RopeSpec(scaling=scaling), jnp.asarray([[0, 1, 700]], jnp.int32)
-    angles = rotation_of(rope, positions, 32).angles
-    np.testing.assert_allclose(angles[0], np.array([0, 1, 700])[:, None] * _rates(scaling), rtol=1e-5)
+    rotation, angles = rotation_of(rope, positions, 32), np.array([0, 1, 700])[:, None] * _rates(scaling)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 3, 32)), jnp.float32)
     magnitude = 0.1 * math.log(scaling.factor) + 1.0 if scaling.kind == "yarn" else 1.0
-    np.testing.assert_allclose(rotate(rope, x, angles)[:, :, 0], magnitude * x[:, :, 0], rtol=1e-6)
-    norms = (jnp.linalg.norm(a, axis=-1) for a in (rotate(rope, x, angles), magnitude * x))
+    np.testing.assert_allclose(rotation.cos[0], magnitude * np.cos(angles), atol=1e-3)
+    np.testing.assert_allclose(rotation.sin[0], magnitude * np.sin(angles), atol=1e-3)
+    np.testing.assert_allclose(rotate(x, rotation)[:, :, 0], magnitude * x[:, :, 0], rtol=1e-6)
+    norms = (jnp.linalg.norm(a, axis=-1) for a in (rotate(x, rotation), magnitude * x))
     np.testing.assert_allclose(*norms, rtol=1e-5)
+
+
+def test_layers_share_one_rotation():
+    """The compiler computes no angle's cosine anew for a layer's queries or keys."""
+
+    def turned(x, positions):
+        rotation = rotation_of(RopeSpec(), positions, 32)
+        for _ in range(3):
+            x = jnp.tanh(rotate(x, rotation))
+        return x
+
+    arguments = jnp.ones((1, 2, 16, 32)), jnp.arange(16, dtype=jnp.int32)[None]
+    text = jax.jit(turned).lower(*arguments).compile().as_text()
+    assert len(re.findall(r" cosine\(", text)) == len(re.findall(r" sine\(", text)) == 1
 
 
 # The vocabulary.
