@@ -1,6 +1,7 @@
 """Attention for any pattern (`attention_patterns`), without a mask of length squared."""
 
 import functools
+import itertools
 import logging
 import math
 from typing import NamedTuple
@@ -108,8 +109,8 @@ def _in_chunks(
     """Groups of queries [B, H, groups * L, D], each over its own sources of keys."""
     length = q.shape[2] // len(ranges)
     chunks = _chunked(q, len(ranges), pattern.granularity)
-    count, found = chunks.shape[2] // len(ranges), []
-    for g, group in enumerate(ranges):
+    found = []
+    for g, (group, part) in enumerate(zip(ranges, jnp.split(chunks, len(ranges), axis=2), strict=True)):
         sources = tuple((_keys(new, r), r) for r in group)
         if past is not None and past.slots is None:
             index = jnp.arange(length, dtype=jnp.int32)[None] if group[0].index is None else group[0].index
@@ -117,7 +118,6 @@ def _in_chunks(
             if window:
                 of_cache = of_cache.before_canvas(window) if canvas and not g else of_cache.sliding(window)
             sources = ((past.kv, of_cache), *sources)
-        part = chunks if len(ranges) == 1 else chunks[:, :, g * count : (g + 1) * count]
         found.append(_attend(part, sources, length, compute_dtype))
     joined = found[0] if len(found) == 1 else jnp.concatenate(found, axis=2)
     batch, heads, _, _, width = joined.shape  # undo `_chunked`
@@ -148,15 +148,15 @@ def _attend(q: Array, sources: tuple[tuple[LayerKV, KeyRange], ...], length: int
     count, size = q.shape[2:4]
     spans = [(i * size, min((i + 1) * size, length)) for i in range(count)]
     arrays, tree = jax.tree.flatten(tuple((kv, key_range.chunked(count, size)) for kv, key_range in sources))
-    together = -(-count // _WINDOWS)
+    together = -(-count // _WINDOWS)  # neighbours share a window of keys, the widest that one of them needs
+    groups = [range(first, min(first + together, count)) for first in range(0, count, together)]
 
     def here(q, *arrays):
         sources, parts = jax.tree.unflatten(tree, arrays), []
-        for first in range(0, count, together):  # neighbours share a window of keys, the widest that one of them needs
-            chunks = range(first, min(first + together, count))
+        for chunks, mine in zip(groups, jnp.split(q, [g.start for g in groups[1:]], axis=2), strict=True):
             some = [spans[i] for i in chunks]
             views = tuple(view for source in sources if (view := _view(*source, some)) is not None)
-            parts.append(_attend_chunks(q, views, chunks, compute_dtype, keep=length <= _KEEP_SCORES))
+            parts.append(_attend_chunks(mine, views, chunks, compute_dtype, keep=length <= _KEEP_SCORES))
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
 
     if ways_in_force("length") == 1:
@@ -218,10 +218,10 @@ def _attend_chunks(q: Array, views: tuple[_View, ...], chunks: range, compute_dt
 
     one = one if keep else jax.checkpoint(one, prevent_cse=len(chunks) == 1)
     if len(chunks) == 1:
-        return one(q[:, :, chunks.start], ranges_of(chunks.start), [0 for _ in views])[:, :, None]
+        return one(jnp.squeeze(q, 2), ranges_of(chunks.start), [0 for _ in views])[:, :, None]
     some = slice(chunks.start, chunks.stop)
     offsets = [jnp.asarray(v.offsets, jnp.int32) for v in views]
-    each = jnp.moveaxis(q[:, :, some], 2, 0), ranges_of(some), offsets
+    each = jnp.moveaxis(q, 2, 0), ranges_of(some), offsets
     return jnp.moveaxis(jax.lax.map(lambda chunk: one(*chunk), each), 0, 2)
 
 
@@ -253,10 +253,9 @@ def _attend_chunk(q: Array, views: tuple[_View, ...], ranges, offsets, compute_d
             mixes.append(functools.partial(dot, "bgrqk,bgkd->bgrqd"))
         values.append(kv.v)
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-    mixed, at = 0.0, 0
-    for score, mix, value in zip(scores, mixes, values, strict=True):
-        mixed += mix(weights[..., at : at + score.shape[-1]], value, compute_dtype)
-        at += score.shape[-1]
+    ends = list(itertools.accumulate(score.shape[-1] for score in scores))[:-1]
+    parts = jnp.split(weights, ends, axis=-1)
+    mixed = sum(mix(part, value, compute_dtype) for part, mix, value in zip(parts, mixes, values, strict=True))
     return mixed.reshape(batch, heads, size, width)
 
 

@@ -87,7 +87,7 @@ class Attention(nn.Module):
             q += matrix(self, "query_bias", (a.heads, a.head_dim), ("heads", "head_dim"), 0)[None, None]
             bias = matrix(self, "key_value_bias", shape[1:], (None, "kv_heads", "head_dim"), 0)
             kv += bias[None, None]
-        q, kv = jnp.swapaxes(q, 1, 2), jnp.transpose(kv, (2, 0, 3, 1, 4))
+        q, kv = jnp.swapaxes(q, 1, 2), jnp.unstack(jnp.swapaxes(kv, 1, 3), axis=2)
         k, v = kv[0], kv[-1]
         if a.qk_norm is not None:
             q = Norm(a.qk_norm, axis_name="head_dim", name="query_norm")(q)
@@ -140,7 +140,7 @@ class MLP(nn.Module):
             hidden = adapter("gate_up", x=x, y=hidden, **axes)
         if m.bias:
             hidden += matrix(self, "gate_up_bias", (parts, m.dim), (None, "mlp"), 0)[None, None]
-        gate, *value = jnp.moveaxis(hidden, 2, 0)
+        gate, *value = jnp.unstack(hidden, axis=2)  # its gradient is joined, where an index's would be added up
         hidden = activation(gate) * value[0] if m.gated else activation(gate)
         out = product("blm,me->ble", hidden, down)
         if self.lora is not None:
