@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -93,6 +94,19 @@ def platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     found = jax.default_backend() if device is None else device.platform
     return "gpu" if found in ("cuda", "rocm") else found
+
+
+@functools.cache
+def bfloat16_units() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 at more than float32's rate.
+
+    AMX does, and AMD's AVX512-BF16. Intel's AVX512-BF16 has float32's rate, and older x86 processors have nothing. True
+    for processors of which nothing is known.
+    """
+    info = Path("/proc/cpuinfo")
+    words = set(info.read_text().split()) if info.exists() else set()
+    known = "GenuineIntel" in words or "AuthenticAMD" in words
+    return not known or "amx_bf16" in words or ("AuthenticAMD" in words and "avx512_bf16" in words)
 
 
 @contextlib.contextmanager

@@ -8,9 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.sharding import bfloat16_units, platform
+
 Array = jax.Array
 _STEPS = 127  # int8's largest number: as many steps on either side of zero
 _TERMS = (2**31 - 1) // _STEPS**2  # so many products of two such numbers an int32 holds
+_ROWS, _COPIED = 256, 2**24  # the fewest rows and the most numbers of a factor that is copied
 
 
 def matrix(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], fan_in: int) -> Array:
@@ -53,8 +56,20 @@ def _value(spec: str, a: Array, b: Array, compute_dtype: str, quantization: str)
 
 def _product(spec: str, a: Array, b: Array, compute_dtype: str) -> Array:
     a, b = a.astype(compute_dtype), b.astype(compute_dtype)
+    if compute_dtype == "bfloat16" and _faster_in_float32(spec, a, b):
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)  # the same factors and sums
     precision = jax.lax.Precision.HIGHEST if compute_dtype == "float32" else None
     return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _faster_in_float32(spec: str, a: Array, b: Array) -> bool:
+    """Whether a CPU multiplies float32 copies of bfloat16 factors faster: where its bfloat16 units are slow or missing,
+    so many rows share each weight that the copies pay, and they need little memory."""
+    left, right, result = _indices(spec)
+    rows = math.prod(size for index, size in zip(left, a.shape, strict=True) if index in result and index not in right)
+    batched = any(index in right and index in result for index in left)
+    pays = rows >= _ROWS and not batched and max(a.size, b.size) <= _COPIED
+    return pays and platform() == "cpu" and not bfloat16_units()
 
 
 def _quantized(spec: str, a: Array, b: Array, compute_dtype: str) -> Array:

@@ -15,7 +15,8 @@ class Execution:
     """How a network runs. Nothing here changes what it is, and a run may change all of it when it resumes.
 
     Args:
-        compute_dtype: the type of the factors of matrix products; sums are float32 in any case.
+        compute_dtype: the type of the factors of matrix products; sums are float32 in any case. A CPU that multiplies
+            bfloat16 no faster than float32 multiplies float32 copies of many rows.
         attention_kernel: "splash" is TPUs' kernel, "cudnn" is NVIDIA GPUs' (tested by lowering only) for plain causal
             and full attention, both in bfloat16; "chunked" is plain XLA; "auto" is splash on TPUs, else chunked.
         remat: what a layer keeps for its backward pass: "none" keeps all, "dots" only its products, "full" nothing.

@@ -1,12 +1,14 @@
 """The one product: rounding of its factors, float32 sums, and its gradients."""
 
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_lm import sharding
 from diffusion_lm.nn.dot import dot
 
 SPECS = {
@@ -53,6 +55,41 @@ def test_gradients(case, compute_dtype, tolerance):
     for one, other in zip(ours, theirs, strict=True):
         assert one.dtype == jnp.float32 and one.shape == other.shape
         assert abs(one - other).max() <= tolerance * abs(other).max()
+
+
+@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize(
+    ("spec", "shapes", "copied"),
+    [
+        ("ble,ecm->blcm", ((2, 128, 8), (8, 2, 3)), True),
+        ("ble,ecm->blcm", ((1, 255, 8), (8, 2, 3)), False),  # too few rows
+        ("bgqd,bgdk->bgqk", ((2, 2, 256, 4), (2, 2, 4, 7)), False),  # many small products
+    ],
+    ids=["many rows", "few rows", "batched"],
+)
+def test_a_cpu_without_bfloat16_units_multiplies_float32_copies(spec, shapes, copied, units, monkeypatch):
+    """With the same sums, forward and backward."""
+    monkeypatch.setattr(sys.modules["diffusion_lm.nn.dot"], "bfloat16_units", lambda: units)
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    rounded = [np.asarray(x.astype(jnp.bfloat16), np.float64) for x in (a, b)]
+    np.testing.assert_allclose(dot(spec, a, b), np.einsum(spec, *rounded), atol=2e-5)
+    program = jax.jit(lambda a, b: dot(spec, a, b)).lower(a, b).as_text()
+    (product,) = re.findall(r"dot_general.*", program)
+    assert ("bf16" in product) == (units or not copied)
+
+
+def test_processors_with_and_without_bfloat16_units(monkeypatch):
+    def found(text):
+        monkeypatch.setattr(sharding.Path, "exists", lambda self: text is not None)
+        monkeypatch.setattr(sharding.Path, "read_text", lambda self: text)
+        return sharding.bfloat16_units.__wrapped__()
+
+    assert not found("vendor_id : GenuineIntel\nflags : fma avx512f avx512_bf16\n")
+    assert found("vendor_id : GenuineIntel\nflags : fma avx512f avx512_bf16 amx_bf16 amx_tile\n")
+    assert found("vendor_id : AuthenticAMD\nflags : fma avx512f avx512_bf16\n")
+    assert not found("vendor_id : AuthenticAMD\nflags : fma avx2\n")
+    assert found("CPU implementer : 0x41\nFeatures : fp asimd bf16\n") and found(None)
 
 
 @pytest.mark.parametrize("span", [(0, 5), (1, 4), (0, 2), (5, 5)])
