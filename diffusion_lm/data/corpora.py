@@ -4,45 +4,52 @@ A corpus can be read any number of times. Bytes are decoded as UTF-8, without a 
 """
 
 import ast
-import bz2
 import functools
 import glob
-import gzip
 import hashlib
+import itertools
 import json
-import lzma
 import os
 import re
 import sysconfig
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
 
+from diffusion_lm.data.text_parts import CUTS, cut, decode, lines, parts_of, sliced, suffix_of
+
 RECORDS = (".jsonl", ".ndjson")  # one JSON object a line
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", *RECORDS)  # the files of a folder that are read
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 OTHERS = {".zip", ".tar", ".tgz", ".zst", ".7z", ".parquet", ".arrow", ".feather"}
 # Tests, other people's packages, vendored tools, and tables that are hardly prose or code.
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data"}
-HASHED_CHARS = 1 << 20  # encoded at a time
-_END = r"(?>\r\n|\r|\n)"  # not U+2028 or U+0085, which are characters; never half of \r\n
-CUTS = {"file": None, "line": re.compile(_END), "paragraph": re.compile(rf"{_END}(?:[ \t]*{_END})+")}
 
 
 class Corpus(Protocol):
-    """Documents in a fixed order. Implement it as a frozen dataclass to use it as `data.path` of a config."""
+    """Documents in a fixed order. Implement it as a frozen dataclass to use it as `data.path` of a config.
+
+    A corpus of long documents may also have document_parts(), see below.
+    """
 
     def documents(self) -> Iterator[str]:
         """The documents, from the first, at every call."""
 
     def fingerprint(self) -> str:
         """A short string that changes when any document does."""
+
+
+def document_parts(corpus: Corpus) -> Iterator[Iterable[str]]:
+    """The documents, each in parts that make it up when they are joined; none must be in memory as a whole.
+
+    Take a document's parts before the next document.
+    """
+    own = getattr(corpus, "document_parts", None)
+    return own() if own else map(sliced, corpus.documents())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,35 +62,39 @@ class Texts:
         return iter(self.texts)
 
     def fingerprint(self) -> str:
-        return _digest(*(text.encode() for text in self.texts))
+        return _joined(_sha256(sliced(text)) for text in self.texts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
     """Documents in files.
 
-    read      (file, root) -> the texts of a file
+    read      (file, root) -> the texts of a file, each in parts
     reading   a name for what `read` does; the fingerprint covers it, the files' contents and their names below `root`
     unit      a key of CUTS: how a text is cut into documents
     """
 
     files: tuple[Path, ...]
     root: Path
-    read: Callable[[Path, Path], Iterator[str]] = field(repr=False)
+    read: Callable[[Path, Path], Iterator[Iterable[str]]] = field(repr=False)
     reading: str
     unit: str
 
     def documents(self) -> Iterator[str]:
+        """As `document_parts`, whole."""
+        return map("".join, self.document_parts())
+
+    def document_parts(self) -> Iterator[Iterable[str]]:
         """Skips empty documents and logs how many. Raises ValueError if none is left, or if a file isn't text."""
         found = empty = 0
         for file in self.files:
             for text in self.read(file, self.root):
-                for document in _cut(text, self.unit):
-                    if document and not document.isspace():  # strip() would copy a text of any size
-                        found += 1
-                        yield document
-                    else:
+                for document in cut(text, self.unit):
+                    if (kept := _unless_blank(document)) is None:
                         empty += 1
+                    else:
+                        found += 1
+                        yield kept
         if empty:
             _log_once(f"{self.root}: skipped {empty} empty documents, read {found}")
         if not found:
@@ -120,7 +131,7 @@ def corpus(path: str, *, documents: str = "file", field: str = "text") -> Corpus
         root, files = _standard_library()
         return Files(files=files, root=root, read=library[path], reading=path, unit=documents)
     root, files = _find(path)
-    suffixes = [_suffix(file) for file in files]
+    suffixes = [suffix_of(file) for file in files]
     if field != "text" and not {*RECORDS, ".json"}.intersection(suffixes):
         raise ValueError(f"field {field!r} is for .jsonl files, and {path} has none: leave field as it was")
     for file, suffix in zip(files, suffixes, strict=True):
@@ -137,29 +148,36 @@ def records(path: str, take: Callable[[object, str], str], *, reading: str) -> C
     """
     root, files = _find(path)
     for file in files:
-        if _suffix(file) not in (*RECORDS, ".json"):
+        if suffix_of(file) not in (*RECORDS, ".json"):
             raise ValueError(f"{file} holds no records: name files of JSON lines (.jsonl), by a glob if need be")
     read = functools.partial(_text_or_records, take=take)
     return Files(files=files, root=root, read=read, reading=reading, unit="file")
 
 
-def _suffix(file: Path) -> str:
-    """The lower-case suffix that says what a file holds, without that of its compression."""
-    name = file.name.lower()
-    packed = Path(name).suffix in OPENERS
-    return Path(Path(name).stem if packed else name).suffix
-
-
 @dataclass(frozen=True, kw_only=True)
 class Hashed:
-    """The documents whose hash lies in [low, high)."""
+    """The documents whose hash lies in [low, high).
+
+    hashes  int64, of all documents: to hash one, and only then deliver it, would need all of it in memory
+    """
 
     whole: Corpus
     low: int
     high: int
+    hashes: np.ndarray = field(repr=False, compare=False)
 
     def documents(self) -> Iterator[str]:
-        return (text for text in self.whole.documents() if self.low <= _hash(text) < self.high)
+        return self._chosen(self.whole.documents())
+
+    def document_parts(self) -> Iterator[Iterable[str]]:
+        return self._chosen(document_parts(self.whole))
+
+    def _chosen(self, documents: Iterator[Any]) -> Iterator[Any]:
+        for value, document in itertools.zip_longest(self.hashes, documents):
+            if value is None or document is None:
+                raise ValueError("the corpus has more or fewer documents than when it was divided: begin anew")
+            if self.low <= value < self.high:
+                yield document
 
     def fingerprint(self) -> str:
         return _digest(self.whole.fingerprint().encode(), b"hash", f"{self.low} {self.high}".encode())
@@ -174,7 +192,19 @@ class Span:
     stop: int
 
     def documents(self) -> Iterator[str]:
-        yield next(iter(self.whole.documents()))[self.start : self.stop]  # which lets go of the whole
+        return map("".join, self.document_parts())
+
+    def document_parts(self) -> Iterator[Iterable[str]]:
+        yield self._parts()
+
+    def _parts(self) -> Iterator[str]:
+        begin = 0
+        for part in next(document_parts(self.whole)):
+            if begin >= self.stop:
+                return
+            if inside := part[max(self.start - begin, 0) : self.stop - begin]:
+                yield inside
+            begin += len(part)
 
     def fingerprint(self) -> str:
         return _digest(self.whole.fingerprint().encode(), b"span", f"{self.start} {self.stop}".encode())
@@ -192,17 +222,17 @@ def split(whole: Corpus, val_fraction: float) -> tuple[Corpus, Corpus]:
         raise ValueError(f"val_fraction {val_fraction} is not a fraction in [0, 1)")
     if val_fraction == 0:
         return whole, Texts(texts=())
-    hashes = np.fromiter(map(_hash, whole.documents()), np.int64)
+    hashes = np.fromiter(map(_hash, document_parts(whole)), np.int64)
     if len(hashes) == 1:
         return _split_one(whole, val_fraction)
     if len(hashes) == 0 or hashes.min() == hashes.max():
         raise ValueError(f"all {len(hashes)} documents are the same text: none can be held out, set val_fraction to 0")
     edge = int(np.clip(int(val_fraction * 2**63), hashes.min() + 1, hashes.max()))
-    return Hashed(whole=whole, low=edge, high=2**63), Hashed(whole=whole, low=0, high=edge)
+    return tuple(Hashed(whole=whole, low=low, high=high, hashes=hashes) for low, high in ((edge, 2**63), (0, edge)))
 
 
 def _split_one(whole: Corpus, val_fraction: float) -> tuple[Corpus, Corpus]:
-    size = len(next(iter(whole.documents())))
+    size = sum(map(len, next(document_parts(whole))))
     edge = int(size * (1 - val_fraction))
     if not 0 < edge < size:
         raise ValueError(
@@ -211,34 +241,39 @@ def _split_one(whole: Corpus, val_fraction: float) -> tuple[Corpus, Corpus]:
     return Span(whole=whole, start=0, stop=edge), Span(whole=whole, start=edge, stop=size)
 
 
-def _hash(text: str) -> int:
+def _hash(parts: Iterable[str]) -> int:
     """63 bits."""
+    return int.from_bytes(_sha256(parts)[:8]) >> 1
+
+
+def _sha256(parts: Iterable[str]) -> bytes:
     digest = hashlib.sha256()
-    for start in range(0, len(text), HASHED_CHARS):
-        digest.update(text[start : start + HASHED_CHARS].encode())
-    return int.from_bytes(digest.digest()[:8]) >> 1
+    for part in parts:
+        digest.update(part.encode())
+    return digest.digest()
 
 
 def _digest(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
+    return _joined(hashlib.sha256(part).digest() for part in parts)
+
+
+def _joined(digests: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
+
+
+def _unless_blank(document: Iterable[str]) -> Iterable[str] | None:
+    """A document's parts; None if they hold no text."""
+    parts, blank = iter(document), []
+    for part in parts:
+        if part and not part.isspace():
+            return itertools.chain(blank, [part], parts)
+        blank.append(part)
+    return None
 
 
 def _digest_file(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def _cut(text: str, unit: str) -> Iterator[str]:
-    """The documents of a text. Nothing begins at the end of the last line."""
-    begin, ends = 0, CUTS[unit]
-    if ends is None:
-        yield text
-        return
-    for end in ends.finditer(text):
-        yield text[begin : end.start()].strip("\r\n")
-        begin = end.end()
-    if not begin or text[begin:].strip("\r\n"):
-        yield text[begin:].strip("\r\n")
 
 
 def _find(path: str) -> tuple[Path, tuple[Path, ...]]:
@@ -263,7 +298,7 @@ def _text_files(folder: Path) -> tuple[Path, ...]:
         if not file.is_file():
             continue
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if _suffix(file) in TEXT_SUFFIXES and not hidden:
+        if suffix_of(file) in TEXT_SUFFIXES and not hidden:
             files.append(file)
         else:
             others["hidden" if hidden else file.suffix.lower() or "no suffix"] += 1
@@ -286,45 +321,23 @@ def _standard_library() -> tuple[Path, tuple[Path, ...]]:
     return root, tuple(sorted(files))
 
 
-def _read(file: Path) -> bytes:
-    """A file's bytes, decompressed. Raises ValueError naming the file if they are damaged."""
-    try:
-        with OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
-            return stream.read()
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{file}: damaged ({error}): leave it out of the corpus") from error
-
-
-def _text(file: Path, data: bytes, where: str = "") -> str:
-    """UTF-8 to text, without a byte order mark. Raises ValueError naming the file if it isn't UTF-8."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{file}{where}: UTF-16: convert it to UTF-8")
-    if b"\0" in data:
-        hint = "name it .gz" if data.startswith(b"\x1f\x8b") else "leave it out of the corpus"
-        raise ValueError(f"{file}{where}: a binary file (it holds NUL bytes): {hint}")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}{where}: not UTF-8 (byte {error.start}): convert it or leave it out") from error
-
-
-def _whole(file: Path, root: Path) -> Iterator[str]:
+def _whole(file: Path, root: Path) -> Iterator[Iterable[str]]:
     del root
-    yield _text(file, _read(file))
+    yield parts_of(file)
 
 
-def _text_or_records(file: Path, root: Path, *, take: Callable[[object, str], str]) -> Iterator[str]:
-    suffix = _suffix(file)
-    if suffix == ".json":
-        return _listed(file, take)
-    return _records(file, take) if suffix in RECORDS else _whole(file, root)
+def _text_or_records(file: Path, root: Path, *, take: Callable[[object, str], str]) -> Iterator[Iterable[str]]:
+    suffix = suffix_of(file)
+    if suffix not in (*RECORDS, ".json"):
+        return _whole(file, root)
+    return map(sliced, _listed(file, take) if suffix == ".json" else _records(file, take))
 
 
 def _listed(file: Path, take: Callable[[object, str], str]) -> Iterator[str]:
     """The text of each object of a JSON list."""
     hint = "give a list of objects, name it .jsonl if each line is one, or .txt to train on it as it stands"
     try:
-        records = json.loads(_text(file, _read(file)))
+        records = json.loads("".join(parts_of(file)))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}: broken JSON: {error}: {hint}") from error
     if not isinstance(records, list):
@@ -335,23 +348,12 @@ def _listed(file: Path, take: Callable[[object, str], str]) -> Iterator[str]:
 
 def _records(file: Path, take: Callable[[object, str], str]) -> Iterator[str]:
     """The text of each line of JSON; an empty one for a blank line."""
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(lines(file), 1):
         where = f", line {number}"
         try:
-            yield take(json.loads(_text(file, line, where)), f"{file}{where}") if line.strip() else ""
+            yield take(json.loads(decode(file, line, where)), f"{file}{where}") if line.strip() else ""
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}{where}: broken JSON: {error}") from error
-
-
-def _lines(file: Path) -> Iterator[bytes]:
-    """Lines that end in \\n, \\r\\n or \\r; JSON allows neither inside a string."""
-    opened: Callable[..., IO[bytes]] = OPENERS.get(file.suffix.lower(), open)
-    try:
-        with opened(file, "rb") as lines:
-            for line in lines:
-                yield from line.rstrip(b"\r\n").split(b"\r")
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{file}: damaged ({error}): leave it out of the corpus") from error
 
 
 def _field(record: object, where: str, *, field: str) -> str:
@@ -366,15 +368,15 @@ def _field(record: object, where: str, *, field: str) -> str:
     return text
 
 
-def _docstrings(file: Path, root: Path) -> Iterator[str]:
+def _docstrings(file: Path, root: Path) -> Iterator[Iterable[str]]:
     parts = file.relative_to(root).with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    yield "\n\n".join(_module_docstrings(file, name))
+    yield ("\n\n".join(_module_docstrings(file, name)),)
 
 
 @functools.cache  # parsing takes seconds, and a run reads its corpus several times
 def _module_docstrings(file: Path, name: str) -> tuple[str, ...]:
-    return tuple(_described(ast.parse(_text(file, file.read_bytes())), name))
+    return tuple(_described(ast.parse(decode(file, file.read_bytes())), name))
 
 
 def _described(node: ast.AST, name: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,14 +21,14 @@ import numpy as np
 from absl import logging
 
 from diffusion_lm import files, lock
-from diffusion_lm.data.corpora import Corpus
-from diffusion_lm.data.tokenizer import Tokenizer, encode_parts, first_difference, spelled
+from diffusion_lm.data.corpora import Corpus, document_parts
+from diffusion_lm.data.text_parts import sliced
+from diffusion_lm.data.tokenizer import Tokenizer, encode_parts, first_difference, lossless, spelled
 from diffusion_lm.types import Batch
 
 FORMAT = 3  # of the files that `tokenize` writes
 NOWHERE = -1  # marks positions of a row after the end of the array, until it becomes a Batch
 PROGRESS_SECONDS = 10
-COUNTED_CHARS = 1 << 20  # encoded at a time
 CHECKED_TOKENS = 1 << 24  # read at a time to see whether a file is what was written
 
 
@@ -60,7 +60,7 @@ class TokenArray:
 def tokenize(
     corpus: Corpus, tokenizer: Tokenizer, *, pad: int, path: str | Path | None = None, name: str = "the text"
 ) -> TokenArray:
-    """Tokenises a corpus, one document in memory at a time.
+    """Tokenises a corpus, part by part where corpus and tokenizer have parts, else with one document in memory.
 
     Args:
       corpus: documents. Those without a single token are left out.
@@ -105,9 +105,12 @@ class _Stream:
         head = np.array([self.tokenizer.bos], self.dtype)
         tail = np.array([self.tokenizer.eos] + [self.tokenizer.mask] * self.pad, self.dtype)
         said = time.monotonic()
-        for text in self.corpus.documents():
-            found = 0
-            for ids in filter(len, encode_parts(self.tokenizer, text)):
+        exact = lossless(self.tokenizer)
+        for parts in document_parts(self.corpus):
+            found, size = 0, Counter()
+            # the whole text, where it must be compared with what its ids spell
+            parts = _counted(parts, size) if exact else [text := "".join(parts)]
+            for ids in filter(len, encode_parts(self.tokenizer, parts)):
                 if not found:
                     yield head
                 yield ids.astype(self.dtype)
@@ -119,18 +122,21 @@ class _Stream:
             if not found:
                 self.counts["empty"] += 1
                 continue
-            left = self._spelled(text, ids)  # where that isn't the text, the ids are one part
-            counted = {"targets": found + 1, "characters": len(left), "bytes": _size(left)}
-            self.counts.update(counted, documents=1)
+            if not exact:
+                size = self._left(text, ids)
+            self.counts.update(size, targets=found + 1, documents=1)
             yield tail
         self._report()
 
-    def _spelled(self, text: str, ids: np.ndarray) -> str:
-        left = spelled(self.tokenizer, text, ids)
+    def _left(self, text: str, ids: np.ndarray) -> Counter:
+        """The size of what is left of a text that the tokenizer may change."""
+        left, size = spelled(self.tokenizer, text, ids), Counter()
         if left != text:
             self.counts["changed"] += 1
             self.example = self.example or first_difference(text, left)
-        return left
+        for _ in _counted(sliced(left), size):
+            pass
+        return size
 
     def _report(self):
         counts = self.counts
@@ -156,10 +162,12 @@ class _Stream:
         return TokenArray(flat=flat, **ids, **{name: self.counts[name] for name in names})
 
 
-def _size(text: str) -> int:
-    """Bytes in UTF-8."""
-    pieces = (text[start : start + COUNTED_CHARS] for start in range(0, len(text), COUNTED_CHARS))
-    return len(text) if text.isascii() else sum(len(piece.encode()) for piece in pieces)
+def _counted(parts: Iterable[str], size: Counter) -> Iterator[str]:
+    """The parts of a text, counted as they pass: characters, and bytes in UTF-8."""
+    for part in parts:
+        size["characters"] += len(part)
+        size["bytes"] += len(part) if part.isascii() else len(part.encode())
+        yield part
 
 
 def _kept(path: Path, key: dict) -> tuple[np.ndarray, dict[str, int]] | None:

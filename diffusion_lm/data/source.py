@@ -152,7 +152,8 @@ class TokenizedCorpus:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         data = self.data
-        return self.given or train_tokenizer(self.parts[0].documents(), vocab=data.vocab_size, kind=data.tokenizer_kind)
+        texts = corpora.document_parts(self.parts[0])
+        return self.given or train_tokenizer(texts, vocab=data.vocab_size, kind=data.tokenizer_kind)
 
     @functools.cached_property
     def train(self) -> loader.TokenArray:

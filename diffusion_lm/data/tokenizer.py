@@ -7,7 +7,6 @@
 import functools
 import hashlib
 import io
-import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ import numpy as np
 import sentencepiece
 from absl import logging
 
+from diffusion_lm.data.text_parts import sliced, whole_lines
+
 SAMPLE_BYTES = 4_000_000  # of text, at most, that a tokenizer is trained on; twice as much doubles the time for < 1 %
 BYTES_PER_TOKEN = 400  # a larger vocabulary needs more text: 4 MB don't hold 50,000 tokens
 SEEDS_PER_TOKEN = 8  # candidates that training starts from; SentencePiece's million takes twice as long for no gain
@@ -25,7 +26,8 @@ LINE_CHARS = 2_000  # longer lines are cut for training, since SentencePiece wou
 SPACE = "▁"  # how SentencePiece writes a space
 MASK = "░"  # how a mask is shown
 _BEFORE = ("a", ".", "0", "|")  # one of them stands before a text that follows another
-CHUNK_CHARS = 1_000_000  # longer texts are encoded in chunks: SentencePiece's lists take 36 bytes a token
+CHUNK_CHARS = 1_000_000  # longer texts are encoded in chunks: SentencePiece takes some 100 bytes a token
+SLICE_CHARS = 1 << 16  # the same where characters are tokens, so that chunks may be cut anywhere
 THREADS = 4  # fixed, since partial sums are added per thread and their order changes the vocabulary
 # Leading, double and trailing spaces, line ends, composed and compatibility characters, capitals, rare letters.
 PROBE = " a  b\n\nC\t\r\n ﬁ e\u0301 Å \u3000 ▁ Ж \U0001f600 \ufeff x "
@@ -131,9 +133,14 @@ def decode_continuation(tokenizer: Tokenizer, prompt_ids, ids) -> str:
     return whole[next(same, len(before)) :]
 
 
-def encode_parts(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
-    """The ids of a text, int32 [n] each; in one part unless the tokenizer can encode it in several."""
-    return tokenizer.encode_parts(text) if hasattr(tokenizer, "encode_parts") else iter((tokenizer.encode(text),))
+def encode_parts(tokenizer: Tokenizer, parts: Iterable[str]) -> Iterator[np.ndarray]:
+    """The ids of a text in parts, int32 [n] each, as if it were whole.
+
+    One array, unless the tokenizer is lossless and has encode_parts.
+    """
+    if hasattr(tokenizer, "encode_parts") and lossless(tokenizer):
+        return tokenizer.encode_parts(parts)
+    return iter((tokenizer.encode("".join(parts)),))
 
 
 def spelled(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> str:
@@ -235,13 +242,22 @@ class SentencePiece:
 
     def encode(self, text: str) -> np.ndarray:
         """int32 [n], without begin or end of text."""
-        parts = list(self.encode_parts(text))
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return self._encode(text) if len(text) <= SLICE_CHARS else np.concatenate([*self.encode_parts([text])])
 
-    def encode_parts(self, text: str) -> Iterator[np.ndarray]:
-        """The same, part by part, so that not all of a long text's ids are in memory."""
-        cut = len(text) > CHUNK_CHARS and self._cuts_at_newlines
-        return map(self._encode, _chunks(text) if cut else (text,))
+    def encode_parts(self, parts: Iterable[str]) -> Iterator[np.ndarray]:
+        """The same of a text in parts, so that neither a long text nor all of its ids are in memory."""
+        if self._cuts_anywhere:
+            return (self._encode(short) for part in parts for short in sliced(part, SLICE_CHARS))
+        return map(self._encode, whole_lines(parts, CHUNK_CHARS) if self._cuts_at_newlines else ["".join(parts)])
+
+    @functools.cached_property
+    def _cuts_anywhere(self) -> bool:
+        """Whether each character is encoded for itself, as by the character models that are trained here."""
+        sp = self._processor
+        own = [i for i in range(self.vocab) if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i))]
+        pieces = list(map(sp.id_to_piece, own))
+        single = lossless(self) and all(len(piece) == 1 for piece in pieces)
+        return single and sp.encode("".join(pieces).replace(SPACE, " ")) == own
 
     @functools.cached_property
     def _cuts_at_newlines(self) -> bool:
@@ -285,11 +301,12 @@ class SentencePiece:
             raise ValueError(f"id {wrong} is {what} and has no text: remove it first")
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab: int, kind: str = "unigram") -> SentencePiece:
+def train_tokenizer(texts: Iterable[str | Iterable[str]], *, vocab: int, kind: str = "unigram") -> SentencePiece:
     """Trains a tokenizer that gives every text back unchanged; the same texts give the same tokenizer.
 
     Args:
-      texts: documents. If they hold more than SAMPLE_BYTES (or BYTES_PER_TOKEN a token), evenly spaced lines are used.
+      texts: documents, each whole or in parts. If they hold more than SAMPLE_BYTES (or BYTES_PER_TOKEN a token), evenly
+        spaced lines are used.
       vocab: the number of tokens, 259 of which are control tokens and bytes.
       kind: 'unigram', a unigram language model (Kudo, arXiv 1804.10959) of exactly `vocab` tokens; or 'char', one
         token for each character that occurs, at most `vocab` in all.
@@ -330,24 +347,24 @@ def train_tokenizer(texts: Iterable[str], *, vocab: int, kind: str = "unigram") 
     return SentencePiece(proto=model.getvalue())
 
 
-def _chunks(text: str) -> Iterator[str]:
-    """Stretches of whole lines, each as long as CHUNK_CHARS allows."""
-    start = 0
-    while start < len(text):
-        stop = text.rfind("\n", start, start + CHUNK_CHARS) + 1 or text.find("\n", start + CHUNK_CHARS) + 1 or len(text)
-        yield text[start:stop]
-        start = stop
-
-
-def _lines(texts: Iterable[str], seen: set[str]) -> Iterator[str]:
+def _lines(texts: Iterable[str | Iterable[str]], seen: set[str]) -> Iterator[str]:
     """Lines of at most LINE_CHARS. SentencePiece would strip line ends, so `seen` collects those that occur."""
     for text in texts:
-        seen.update({"\n", "\r"}.intersection(text))
-        begin, ends = 0, (end.span() for end in re.finditer(r"[\r\n]+", text))
-        for end, after in itertools.chain(ends, [(len(text), 0)]):
-            for start in range(begin, end, LINE_CHARS):
-                yield text[start : min(start + LINE_CHARS, end)].replace("\0", "")  # a NUL is a byte token
-            begin = after
+        line = ""
+        for part in sliced(text) if isinstance(text, str) else text:
+            seen.update({"\n", "\r"}.intersection(part))
+            *whole, line = re.split("[\r\n]", line + part)
+            for each in whole:
+                yield from _stretches(each)
+            end = len(line) // LINE_CHARS * LINE_CHARS
+            yield from _stretches(line[:end])
+            line = line[end:]
+        yield from _stretches(line)
+
+
+def _stretches(line: str) -> Iterator[str]:
+    """Without NULs, which are byte tokens."""
+    return (line[start : start + LINE_CHARS].replace("\0", "") for start in range(0, len(line), LINE_CHARS))
 
 
 def _sample(lines: Iterator[str], limit: int) -> list[str]:

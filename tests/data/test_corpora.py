@@ -292,10 +292,3 @@ def test_the_parts_of_the_only_document(tmp_path):
     (tmp_path / "text.txt").write_text("0123456789")
     train, valid = split(corpus(str(tmp_path / "text.txt")), 0.2)
     assert [list(part.documents()) for part in (train, valid)] == [["01234567"], ["89"]]
-
-
-def test_a_split_does_not_depend_on_how_much_is_hashed_at_a_time(monkeypatch):
-    whole = Texts(texts=tuple(f"the document {i}ä" for i in range(40)))
-    sides = [list(side.documents()) for side in split(whole, 0.3)]
-    monkeypatch.setattr("diffusion_lm.data.corpora.HASHED_CHARS", 3)
-    assert [list(side.documents()) for side in split(whole, 0.3)] == sides and all(sides)

@@ -151,6 +151,7 @@ def test_long_texts_are_encoded_in_chunks_alike(tokenizer, monkeypatch, size):
     assert lossless(tokenizer)
     whole = tokenizer.encode(text)
     monkeypatch.setattr(module, "CHUNK_CHARS", size)
+    monkeypatch.setattr(module, "SLICE_CHARS", size)
     assert tokenizer.encode(text).tolist() == whole.tolist()
 
 
