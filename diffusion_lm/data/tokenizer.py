@@ -316,6 +316,7 @@ def train_tokenizer(texts: Iterable[str | Iterable[str]], *, vocab: int, kind: s
     """
     if kind not in ("unigram", "char"):
         raise ValueError(f"tokenizer kind {kind!r}: choose 'unigram' or 'char'")
+    logging.info("reading the text and training a tokenizer on it")
     seen = set()
     lines = _sample(_lines(texts, seen), max(SAMPLE_BYTES, BYTES_PER_TOKEN * vocab))
     if not any(lines):

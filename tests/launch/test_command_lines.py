@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from support.commands import SMALL, TEXT, call
 
+from launch import benchmark
+
 NUMBER = int(os.environ.get("COMMAND_LINES", 0))
 LAUNCHERS = ("sample", "evaluate", "train", "convert", "compare", "compile", "benchmark", "quickstart", "harness",
              "planning.scoreboard", "planning.rescore")  # fmt: skip
@@ -80,6 +82,8 @@ def lines(draw):
     optional = sorted(set(flags.values) - LEFT_OUT - set(required))
     names += draw(st.lists(st.sampled_from(optional), max_size=4 if NUMBER else 2))
     arguments = [draw(argument(flags.values[n], own=n in required)) for n in names]
+    if name == "benchmark":
+        arguments = ["--charts=@charts", *arguments]
     if name in ("train", "quickstart", "compile") and draw(st.integers(0, 9)):
         arguments = [*(f"--set={s}" for s in (*SMALL, "data.path=@text.txt", "train.steps=2")), *arguments]
     return name, [*arguments, *draw(st.sampled_from([[]] * 9 + [["stray"], ["--none=1"], ["--workdir"]]))]
@@ -128,11 +132,15 @@ def short(monkeypatch):
     for module, name in (
         ("diffusion_lm.training.loop", "run"), ("launch.compare", "_plan"), ("launch.compile", "examine"),
         ("launch.planning.scoreboard", "build"), ("launch.quickstart", "build"), ("lm_eval", "simple_evaluate"),
+        ("launch.benchmark", "loading"), ("launch.benchmark", "open_weights"),
+        ("launch.benchmarks.tradeoffs", "_by_steps"), ("launch.benchmarks.cache_drift", "held_out_prompts"),
     ):  # fmt: skip
         try:
             monkeypatch.setattr(importlib.import_module(module), name, reached)
         except ImportError:
             assert module == "lm_eval"
+    for suite in benchmark.SUITES:
+        monkeypatch.setitem(benchmark.SUITES, suite, reached)
 
 
 def strictly(text: str):
