@@ -48,7 +48,7 @@ _EXPORTS = {
     "sharding": "MeshShape",
     "training.checkpoint": "Checkpointing",
     "training.loop": "Train",
-    "training.optimizer": "AdamW Optimizer WarmupCosine WarmupStableDecay",
+    "training.optimizer": "AdamW Muon Optimizer WarmupCosine WarmupStableDecay",
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()} | {"load_config": "config"}
 __all__ = sorted(_HOME)

@@ -1,5 +1,7 @@
 """The absorbing process: its noise, its weights, and its way back."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,20 @@ def test_positions_are_noised_independently(process):
     x0 = jnp.zeros((20_000, 2), jnp.int32)
     changed = process.corrupt(jax.random.key(2), x0, jnp.full((20_000, 1), 0.5)) == MASK
     assert abs(np.corrcoef(np.asarray(changed).T)[0, 1]) < 4 / np.sqrt(20_000)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_a_fixed_count_of_each_span_is_masked_and_all_subsets_alike(schedule):
+    process = Absorbing(schedule=schedule, fixed_count=True, mask=MASK)
+    t = jnp.tile(jnp.array([[1e-6, 0.45, 1.0]]), (6_000, 1))
+    masked = np.asarray(process.corrupt(jax.random.key(2), jnp.zeros((6_000, 12), jnp.int32), t) == MASK)
+    masked = masked.reshape(6_000, 3, 4)
+    counts = np.clip(np.ceil(schedule.one_minus_alpha(t[0]) * 4), 1, 4)
+    assert (masked.sum(axis=2) == counts).all()
+    subsets, found = np.unique(masked[:, 1], axis=0, return_counts=True)
+    assert len(subsets) == math.comb(4, int(counts[1]))
+    expected = 6_000 / len(subsets)
+    assert ((found - expected) ** 2 / expected).sum() < 5 * len(subsets)  # chi-squared
 
 
 def test_nothing_is_noised_at_0(process):

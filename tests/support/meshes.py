@@ -40,6 +40,7 @@ from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.sharding import MeshShape
 from diffusion_lm.training.loop import Train
+from diffusion_lm.training.optimizer import Muon
 
 MODEL = DenoiserSpec(width=32, layers=2, heads=8)
 MIXED = dataclasses.replace(MODEL, mlp_dim=16, num_experts=8, num_experts_per_token=2)
@@ -65,7 +66,7 @@ class InMemory(NamedTuple):
 def config_of(model: DenoiserSpec, shape: MeshShape) -> Config:
     return Config(
         data=Data(path="none", seq_len=32), model=model, exec=Execution(compute_dtype="float32"), process=Absorbing(),
-        objective=Joint(block_size=8), mesh=shape, train=Train(batch_size=8, steps=3),
+        objective=Joint(block_size=8), optim=Muon(), mesh=shape, train=Train(batch_size=8, steps=3),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.training import metrics
 from diffusion_lm.training.checkpoint import CheckpointError, Checkpointing
 from diffusion_lm.training.loop import Train, run
+from diffusion_lm.training.optimizer import Muon
 
 ROOT = Path(__file__).parents[2]
 TEXT = "\n".join(f"{i} bottles of {word}" for i in range(60) for word in ("beer", "milk", "ink", "tea"))
@@ -38,6 +39,7 @@ def config(tmp_path_factory):
         model=DenoiserSpec(width=16, layers=1, heads=2, mlp_dim=16),
         process=Absorbing(),
         objective=BlockELBO(block_size=4),
+        optim=Muon(),  # both kinds of state: it moves embeddings and norms by AdamW
         train=Train(steps=6, batch_size=4, log_every=1, eval_every=3, eval_batches=2, ema_decay=0.9),
         checkpoint=Checkpointing(save_every=2),
     )
