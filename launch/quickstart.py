@@ -1,9 +1,10 @@
-"""Trains configs/quickstart.py, then samples autoregressively and by diffusion, and reports quality and speed.
+"""Trains configs/quickstart.py, then samples autoregressively and by diffusion, and reports quality and speed. Then
+one network learns sudoku, and solves it from left to right and easiest cell first.
 
     python -m launch.quickstart
 
-Checkpoint, metrics, a page and a picture of the canvas being denoised are kept in --workdir; a second call resumes
-there. The last line on standard output is a JSON object with the table's numbers.
+Checkpoints, metrics, a page and a picture of the canvas being denoised, and a picture of a sudoku being solved are kept
+in --workdir; a second call resumes there. The last line on standard output is a JSON object with the tables' numbers.
 """
 
 import sys
@@ -18,6 +19,8 @@ from diffusion_lm.data import corpora, loader
 from diffusion_lm.evaluation.compression import bits_per_byte
 from diffusion_lm.evaluation.likelihood import held_out
 from diffusion_lm.inference import pipeline, presets
+from diffusion_lm.planning.pictures import GridHistory, decoding_order_picture
+from diffusion_lm.planning.tasks.base import test_examples
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training import loop
 from diffusion_lm.visualize.page import write_page
@@ -26,11 +29,13 @@ from diffusion_lm.visualize.terminal import play
 from launch import command
 from launch.flags import Flags
 
-CONFIG = Path(__file__).parents[1] / "configs/quickstart.py"
+CONFIG, SUDOKU = (Path(__file__).parents[1] / "configs" / name for name in ("quickstart.py", "planning/quick.py"))
 FLAGS = Flags(command.FLAGS)
 WORKDIR = FLAGS.workdir(default="runs/quickstart")
-SETTINGS = FLAGS.multi_string("set", [], "KEY=VALUE, as in train.steps=1000; may be repeated.")
+SETTINGS = FLAGS.multi_string("set", [], "KEY=VALUE, as in train.steps=1000; may be repeated. Not of the sudoku part.")
+BOARDS = FLAGS.integer("boards", 200, "Sudokus to solve; 0 leaves that part out.", 0)
 MAX_NEW_TOKENS, DENOISING_STEPS, TEMPERATURE = 256, 12, 0.8
+SUDOKU_STEPS = (16, 4)
 
 
 def main() -> dict:
@@ -51,6 +56,7 @@ def main() -> dict:
     write_page(trace, page)
     denoising_picture(trace, picture)
     _print_table(quality, compressors, speed)
+    sudoku = _sudoku(Path(WORKDIR.value) / "sudoku", BOARDS.value) if BOARDS.value else {}
     return {
         "steps": trained.steps,
         "train_seconds": round(trained.seconds, 1),
@@ -60,6 +66,7 @@ def main() -> dict:
         **speed,
         "page": str(page),
         "picture": str(picture),
+        **sudoku,
     }
 
 
@@ -112,6 +119,50 @@ def _print_table(quality, compressors, speed) -> None:
         print(f"{name:34}{bits:14.3f}{tokens:10.0f}{nfe:8d}", file=sys.stderr)
     for name, bits in compressors.items():
         print(f"{name + ', a general compressor':34}{bits:14.3f}", file=sys.stderr)
+
+
+def _sudoku(workdir: Path, boards: int) -> dict:
+    """Boards that training never saw, solved by one network from left to right and easiest cell first."""
+    config = load(str(SUDOKU))
+    run = build(config, workdir)
+    if loop.run(run.job, config.train, workdir, run.checkpoints).interrupted:
+        return {"sudoku": "interrupted"}
+    model, task = load_for_inference(workdir), config.data.task
+    tests = test_examples(task, seed=1, count=boards)
+    prompts, length = [example.prompt for example in tests], task.max_lengths[1] + 1
+    greedy = SamplingParams(temperature=0.0, suppressed=model.tokenizer.suppressed)
+    samplers = {"left to right": presets.autoregressive(model, sampling=greedy)}
+    for steps in SUDOKU_STEPS:
+        canvas = {"canvas_length": 0, "denoising_steps": steps, "record": True}
+        samplers[f"easiest first, {steps} passes"] = presets.confidence(model, sampling=greedy, **canvas)
+    answers = {
+        name: pipeline.generate(model, sampler, prompts, max_new_tokens=length, seed=0)
+        for name, sampler in samplers.items()
+    }
+    solved = {name: sum(map(task.verify, prompts, answer.texts)) for name, answer in answers.items()}
+    print(f"\n{'one network, ' + str(boards) + ' sudokus of 4 x 4':34}{'solved':>14}", file=sys.stderr)
+    for name, count in solved.items():
+        print(f"{name:34}{100 * count / boards:13.1f}%", file=sys.stderr)
+    picture = workdir / "order.svg"
+    _draw_hardest(model, task, tests, answers, picture)
+    return {"sudoku": {"boards": boards, "solved": solved, "updates": config.train.steps, "picture": str(picture)}}
+
+
+def _draw_hardest(model, task, tests, answers: dict, path: Path) -> None:
+    """The board with the most blanks, as each way of reading fills it."""
+    row = max(range(len(tests)), key=lambda i: task.difficulty(tests[i]))
+    board, grids = tests[row], []
+    for name, answer in answers.items():
+        if answer.generation.history is None:  # a cell a pass, in order
+            text = answer.texts[row].ljust(len(board.answer))[: len(board.answer)]
+            frames = [list(text[:i]) + [""] * (len(text) - i) for i in range(1, len(text) + 1)]
+        else:
+            trace = pipeline.trace(model, answer, row, max_new_tokens=len(board.answer) + 1, title=name)
+            start = len(answer.prompt_ids[row])
+            frames = [frame.tokens[start : start + len(board.answer)] for frame in trace.frames[1:]]
+        given = [digit != "0" for digit in board.prompt]
+        grids.append(GridHistory(title=name, given=given, right=board.answer, frames=frames))
+    decoding_order_picture(grids, path, columns=task.size, box=(2, task.size // 2), seconds_per_step=0.4)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 STATED = {
     "quickstart": (3.7e6, 2048),
     "tinyshakespeare": (0.9e6, 65 + 259),
+    "speedrun": (0.9e6, 65 + 259),
     "text8": (85e6, 27 + 259),
     "owt": (162e6, 50_257),
     "base_125m": (126e6, 32_768),
@@ -41,6 +42,7 @@ KINDS = {
         "joint_uniform",
         "learned",
     ),
+    "speedrun": ("ar", "masked", "joint"),
     "text8": ("ar", "masked", "block4", "block8", "block16", "joint"),
     "owt": ("ar", "masked", "block4", "block8", "block16"),
 }
