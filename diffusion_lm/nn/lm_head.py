@@ -15,7 +15,6 @@ from diffusion_lm.types import Alignment, cross_entropy
 
 Array = jax.Array
 _CHUNK_ROWS = 512  # logits of this many positions a device exist at once
-_REORDERED = 2**22  # the most numbers of hidden states that are copied to spare logits: 16 MB
 
 
 def unit(rows: Array) -> Array:
@@ -174,8 +173,8 @@ def _forward(hidden, table, weights, arguments, shared, loss, spec, ways):
 def _weighed_first(arrays, weights: Array, ways: tuple[int, int]):
     """Arrays [B, L, ...] as one row [1, B L, ...] of which the positions with a weight come first, what undoes that for
     one of them, and how many chunks have such positions: of masked text, half of them. As they are, and None for all,
-    where a mesh cuts them, or copies of the hidden states would need much memory."""
-    if ways != (1, 1) or arrays[0].size > _REORDERED:
+    where a mesh cuts them."""
+    if ways != (1, 1):
         return (arrays, lambda a: a), None
     order = jnp.argsort(weights.reshape(-1) == 0, stable=True)
     size = _chunk_size(1, order.size, 1)
