@@ -138,10 +138,9 @@ class ChunkedLogits:
 def _total(hidden, table, weights, arguments, shared, loss, spec, ways):
     def add(total, chunk):
         h, w, rest = chunk
-        return total + _weighted(spec.scores(h, table), shared, loss, w, rest)[0], ()
+        return total + _weighted(spec.scores(h, table), shared, loss, w, rest)[0], None
 
-    (arrays, _), turns = _weighed_first((hidden, weights, arguments), weights, ways)
-    total, _ = _sweep(add, jnp.zeros((), jnp.float32), _chunks(arrays, *ways), turns)
+    total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), _chunks((hidden, weights, arguments), *ways))
     return total
 
 
@@ -149,13 +148,13 @@ def _forward(hidden, table, weights, arguments, shared, loss, spec, ways):
     """The loss and its gradients in one sweep. Each device sums the table's gradient over its own rows; these are added
     once, after the sweep, and not in each of its turns."""
     rounded = _gathered(table, spec.compute_dtype)
-    gradient = jax.value_and_grad(_weighted, argnums=(0, 1), has_aux=True)
+    sweep = jax.value_and_grad(_weighted, argnums=(0, 1), has_aux=True)
 
     def add(carry, chunk):
         total, d_table, d_shared = carry
         h, w, rest = chunk
         scores = spec.scores(h, rounded)
-        (here, costs), (d_scores, more) = gradient(scores, shared, loss, w, rest)
+        (here, costs), (d_scores, more) = sweep(scores, shared, loss, w, rest)
         d_scores = spec.before_cap(d_scores, scores)
         d_table += _of_table(d_scores, h, spec.compute_dtype, ways)
         d_shared = jax.tree.map(jnp.add, d_shared, more)
@@ -163,44 +162,10 @@ def _forward(hidden, table, weights, arguments, shared, loss, spec, ways):
 
     start = jnp.zeros((), jnp.float32), jnp.zeros((*ways, *table.shape), jnp.float32)
     start = *start, jax.tree.map(jnp.zeros_like, shared)
-    (arrays, undone), turns = _weighed_first((hidden, weights, arguments), weights, ways)
-    (total, d_table, d_shared), found = _sweep(add, start, _chunks(arrays, *ways), turns)
+    (total, d_table, d_shared), found = jax.lax.scan(add, start, _chunks((hidden, weights, arguments), *ways))
     d_table = nn.with_logical_constraint(jnp.sum(d_table, axis=(0, 1)), ("vocab", "embed"))
-    d_hidden, costs = (undone(_joined(a, *arrays[1].shape, ways[1])) for a in found)
+    d_hidden, costs = (_joined(a, *hidden.shape[:2], ways[1]) for a in found)
     return total, (d_hidden, d_table, costs, arguments, d_shared)
-
-
-def _weighed_first(arrays, weights: Array, ways: tuple[int, int]):
-    """Arrays [B, L, ...] as one row [1, B L, ...] of which the positions with a weight come first, what undoes that for
-    one of them, and how many chunks have such positions: of masked text, half of them. As they are, and None for all,
-    where a mesh cuts them."""
-    if ways != (1, 1):
-        return (arrays, lambda a: a), None
-    order = jnp.argsort(weights.reshape(-1) == 0, stable=True)
-    size = _chunk_size(1, order.size, 1)
-    turns = -(-jnp.count_nonzero(weights) // size)
-
-    def undone(a):
-        return a[0, jnp.argsort(order)].reshape(*weights.shape, *a.shape[2:])
-
-    return (jax.tree.map(lambda a: a.reshape(1, -1, *a.shape[2:])[:, order], arrays), undone), turns
-
-
-def _sweep(add: Callable, start, chunks, turns: Array | None):
-    """`jax.lax.scan` over the first `turns` chunks; zeros for the others."""
-    if turns is None:
-        return jax.lax.scan(add, start, chunks)
-    first = jax.tree.map(lambda a: a[0], chunks)
-    found = jax.eval_shape(lambda: add(start, first)[1])
-    count = jax.tree.leaves(chunks)[0].shape[0]
-    found = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), found)
-
-    def turn(i, state):
-        carry, found = state
-        carry, here = add(carry, jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), chunks))
-        return carry, jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0), found, here)
-
-    return jax.lax.fori_loop(0, turns, turn, (start, found))
 
 
 def _gathered(table: Array, compute_dtype: str) -> Array:
@@ -249,7 +214,8 @@ def _chunks(arrays, row_parts: int, length_parts: int):
     """[B, L, ...] -> [chunks, B, c, ...], about _CHUNK_ROWS positions a device: cut along L, so that the batch stays
     sharded, and each chunk has positions from each of the devices that share a row."""
     batch, length = jax.tree.leaves(arrays)[0].shape[:2]
-    part, size = length // length_parts, _chunk_size(batch, length // length_parts, row_parts)
+    part = length // length_parts
+    size = min(part, max(1, _CHUNK_ROWS * row_parts // batch))
 
     def cut(a):
         a = a.reshape(batch, length_parts, part, *a.shape[2:])
@@ -258,12 +224,6 @@ def _chunks(arrays, row_parts: int, length_parts: int):
         return a.reshape(-1, batch, length_parts * size, *a.shape[4:])
 
     return jax.tree.map(cut, arrays)
-
-
-def _chunk_size(batch: int, length: int, row_parts: int) -> int:
-    """Positions of a device's part of a row in a chunk: nearly equal chunks, so that few zeros are added."""
-    most = max(1, _CHUNK_ROWS * row_parts // batch)
-    return -(-length // -(-length // most))
 
 
 def _joined(chunks: Array, batch: int, length: int, length_parts: int) -> Array:

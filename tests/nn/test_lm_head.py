@@ -13,7 +13,7 @@ from diffusion_lm.processes.mixture import Mixture
 from diffusion_lm.processes.score import AbsorbingScore, UniformScore
 from diffusion_lm.processes.state_dependent import StateDependentMasking
 from diffusion_lm.processes.uniform import Uniform
-from diffusion_lm.types import Alignment, DenseLogits, cross_entropy
+from diffusion_lm.types import Alignment, DenseLogits
 
 
 def arrays(length, batch=2, vocab=19, rows=32, width=8):
@@ -157,30 +157,6 @@ def test_nothing_scored_costs_and_moves_nothing():
     assert value == 0 and all((g == 0).all() for g in gradients)
 
 
-@pytest.mark.parametrize("scored", [0, 1, 8, 9, 64])
-def test_chunks_hold_positions_with_a_weight_and_no_others(monkeypatch, scored):
-    """Wherever these lie: masked text has logits for its masks only."""
-    chunks_of(monkeypatch, 8)
-    hidden, table, targets, _ = arrays(32, vocab=32)
-    at = np.random.default_rng(1).permutation(64) < scored
-    weights, seen = jnp.asarray(at.reshape(2, 32), jnp.float32), []
-
-    def loss(scores, targets):
-        jax.debug.callback(lambda: seen.append(1))
-        return cross_entropy(scores, targets)
-
-    def total(hidden, table):
-        return projection(hidden, table, vocab=32).weighted_loss(loss, weights, targets)
-
-    value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(hidden, table)
-    jax.effects_barrier()
-    assert len(seen) == -(-scored // 8)
-    expected, theirs = jax.value_and_grad(plain, argnums=(0, 1))(hidden, table, targets, weights, vocab=32)
-    np.testing.assert_allclose(value, expected, rtol=2e-6)
-    for ours, other in zip(gradients, theirs, strict=True):
-        np.testing.assert_allclose(ours, other, atol=2e-5)
-
-
 def test_padding_rows_of_the_table_count_for_nothing():
     hidden, table, targets, weights = arrays(9)
     other = table.at[19:].set(100.0)
@@ -193,8 +169,8 @@ def test_no_array_of_all_logits_exists(monkeypatch):
     chunks_of(monkeypatch, 16)
     args = arrays(64, vocab=300, rows=384)
     grad = jax.grad(lambda *a: chunked(*a, vocab=300), argnums=(0, 1))
-    program = str(jax.make_jaxpr(grad)(*args))
-    assert "f32[2,64,384]" not in program and "f32[1,128,384]" not in program and "f32[1,16,384]" in program
+    assert "f32[2,64,384]" not in str(jax.make_jaxpr(grad)(*args))
+    assert "f32[2,8,384]" in str(jax.make_jaxpr(grad)(*args))
 
 
 def test_bfloat16_is_near():
