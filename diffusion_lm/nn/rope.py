@@ -63,9 +63,9 @@ def rotate(x: Array, rotation: Rotation) -> Array:
 def _waves(angles: Array) -> tuple[Array, Array]:
     """Cosines and sines. A CPU computes them in a loop, whose results XLA keeps: it would compute them anew in every
     layer for each head's queries and keys, a tenth of a small network's update."""
-    if platform() == "cpu":
-        return tuple(jax.lax.map(lambda i: jax.lax.switch(i, (jnp.cos, jnp.sin), angles), jnp.arange(2)))
-    return jnp.cos(angles), jnp.sin(angles)
+    if platform() != "cpu":
+        return jnp.cos(angles), jnp.sin(angles)
+    return tuple(jax.lax.map(lambda i: jnp.where(i == 0, jnp.cos(angles), jnp.sin(angles)), jnp.arange(2)))
 
 
 def _scaled(scaling: RopeScaling, theta: float, pairs: int) -> np.ndarray:
