@@ -118,7 +118,11 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     found = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:
-            found.append(Prediction(**json.loads(line)))
+            one = Prediction(**json.loads(line))
+            for name, kind in Prediction.__annotations__.items():
+                if type(value := getattr(one, name)) is not kind:
+                    raise TypeError(f"{name} is {value!r}")
+            found.append(one)
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: not a prediction ({error})") from None
     return found

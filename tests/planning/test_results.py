@@ -70,7 +70,20 @@ def test_predictions_are_read_as_written(tmp_path):
 OLD = {"prompt": "3", "answer": "4", "prediction": "4", "decoding": "random", "passes": 4, "nfe": 9}
 
 
-@pytest.mark.parametrize("line", ['{"prompt": "3"}', "3", "{", json.dumps(OLD)])
+NEW = {"prompt": "3", "answer": "4", "prediction": "4", "decoding": "random", "denoising_steps": 4, "nfe": 9}
+WRONG = (
+    {"prompt": 3},
+    {"answer": None},
+    {"prediction": ["4"]},
+    {"decoding": {}},
+    {"denoising_steps": "4"},
+    {"nfe": True},
+)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"prompt": "3"}', "3", "{", json.dumps(OLD), *(json.dumps(NEW | wrong) for wrong in WRONG)]
+)
 def test_a_line_that_is_no_prediction_is_refused(tmp_path, line):
     (tmp_path / "p.jsonl").write_text(line + "\n")
     with pytest.raises(ValueError, match="line 1: not a prediction"):
