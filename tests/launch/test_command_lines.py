@@ -107,7 +107,7 @@ GOOD = {
     "infill": ["Line [[3]]: the", "Line [[2]]: the [[4]] sat", "[[5]]", "Line [[2-3]] the"],
     "max_new_tokens": ["1", "4", "16", "17", "33"], "num_samples": ["1", "2", "3"], "best_of": ["2", "3"],
     "temperature": ["0", "0.5", "1", "1.5"], "top_k": ["0", "1", "2", "17"], "top_p": ["0.1", "0.9", "1"],
-    "frequency_penalty": ["0.1", "-1", "3"], "no_repeat_ngram_size": ["1", "2", "3", "4"],
+    "frequency_penalty": ["0.1", "1", "3"], "no_repeat_ngram_size": ["1", "2", "3", "4"],
     "cfg_scale": ["0", "0.5", "3"],
     "bad_words": ["a", "e", "Li"], "stop": ["a", "at", "\n", "Line"],
     "out": ["@new/out.json"], "view": ["terminal", "@new/page.html"], "seed": ["0", "7", "4294967295"],
@@ -477,7 +477,6 @@ def test_a_command_line_gives_its_result_or_one_line(folder, short, seen, capsys
     name, arguments, is_meant = line
     if (name, *arguments) in seen:  # Hypothesis likes to come back to what it knows
         return
-    seen.add((name, *arguments))
     short[:] = [line] if is_meant else []
     for kind in DRAWN:
         if f"--workdir=@{kind}" in arguments and not (folder / kind).exists():
@@ -513,3 +512,4 @@ def test_a_command_line_gives_its_result_or_one_line(folder, short, seen, capsys
                 assert strictly(file.read()) == result
     except AssertionError as error:
         raise AssertionError(said) from error
+    seen.add((name, *line[1]))  # one that fails is run again
