@@ -218,6 +218,12 @@ def ways_in_force(logical: str) -> int:
     return 1 if mesh.empty else _ways(mesh.shape, logical)
 
 
+def devices_in_force() -> int:
+    """Devices of the mesh under which a function is being traced; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
 def cut(x: jax.Array, *axes: str | None) -> jax.Array:
     """x, laid out as its logical axes say while a mesh is in force; None: whole along it.
 

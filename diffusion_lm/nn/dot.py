@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_lm.sharding import bfloat16_units, platform
+from diffusion_lm.sharding import bfloat16_units, devices_in_force, platform
 
 Array = jax.Array
 _STEPS = 127  # int8's largest number: as many steps on either side of zero
@@ -64,12 +64,13 @@ def _product(spec: str, a: Array, b: Array, compute_dtype: str) -> Array:
 
 def _faster_in_float32(spec: str, a: Array, b: Array) -> bool:
     """Whether a CPU multiplies float32 copies of bfloat16 factors faster: where its bfloat16 units are slow or missing,
-    so many rows share each weight that the copies pay, and they need little memory."""
+    so many rows share each weight that the copies pay, and they need little memory. Not on a mesh: devices would send
+    one another the copies, and what they send would depend on the processor."""
     left, right, result = _indices(spec)
     rows = math.prod(size for index, size in zip(left, a.shape, strict=True) if index in result and index not in right)
     batched = any(index in right and index in result for index in left)
     pays = rows >= _ROWS and not batched and max(a.size, b.size) <= _COPIED
-    return pays and platform() == "cpu" and not bfloat16_units()
+    return pays and platform() == "cpu" and devices_in_force() == 1 and not bfloat16_units()
 
 
 def _quantized(spec: str, a: Array, b: Array, compute_dtype: str) -> Array:

@@ -137,7 +137,7 @@ class Muon(AdamW):
     by 0.2 sqrt(max(inputs, outputs)), the size of AdamW's updates (arXiv 2502.16982, section 2.2), so that one learning
     rate serves both. Heads of attention together are one matrix; layers, experts, keys and values, and the two halves
     of a gated feed-forward are matrices of their own. Besides the gradient an update costs 15 products of matrices of
-    the parameters' sizes: little where it reads many thousands of tokens, a quarter more time where a thousand.
+    the parameters' sizes: about as much as reading 5 x width tokens.
 
     Args:
         lr, schedule, b1, b2, eps, weight_decay, grad_clip_norm: as `AdamW`'s; b1, b2 and eps aren't for matrices.
