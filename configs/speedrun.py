@@ -5,7 +5,7 @@
 
 The text is that of configs/tinyshakespeare.py, whose last tenth is held out. What each piece brought and how many nats
 came out: docs/results/speedrun.md. `adamw` after the kind, as in `ar-adamw`, is the same run without Muon.
-Hardware: 2 CPU cores. Matrix products are in float32, which on cores without fast bfloat16 takes half the time.
+Hardware: 2 CPU cores. Matrix products are in float32, the faster type on cores without fast bfloat16.
 """
 
 from diffusion_lm.config import Config, Data

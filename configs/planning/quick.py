@@ -1,4 +1,4 @@
-"""Sudoku 4 x 4 in a minute, left to right and on a canvas, by one network: the second part of launch.quickstart.
+"""Sudoku 4 x 4 in two minutes, left to right and on a canvas, by one network: the second part of launch.quickstart.
 
     python -m launch.train --config=configs/planning/quick.py --workdir=runs/sudoku
 
