@@ -1,6 +1,7 @@
 """Every test runs with key reuse and silent rank promotion as errors."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -12,15 +13,19 @@ from support.begun import causal, converted, lines  # noqa: F401 (fixtures)
 from support.trained_run import model, trained  # noqa: F401 (fixtures)
 
 if jax.__version_info__[:2] == (0, 10):  # a flag that XLA doesn't know would end the process
-    # The programs of tests run once: writing each fusion through MLIR makes compiling them twice as long.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+    # The programs of tests are small and run once: compiling each fusion through MLIR takes twice as long, and in 32
+    # parts a tenth longer, as the workers have the cores already.
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else this is a worker, or the user has one
     # Tests, workers and launchers share what takes long to compile; it goes with the run.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="diffusion_lm-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+gc.set_threshold(100_000, 50, 100)  # tracing makes objects by the million, and hardly a circle
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_disable_most_optimizations", True)  # they take half of the time that the tests take
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
@@ -33,14 +38,6 @@ def shared() -> Path:
     if not _SHARED.is_dir():
         pytest.skip("no folder of reference data (../shared) beside the checkout")
     return _SHARED
-
-
-@pytest.fixture(scope="module")
-def quick_compile():
-    """For many small programs that run once: half the time goes into optimising them otherwise."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,6 @@ from support.commands import ROOT, TEXT, environment
 
 import diffusion_lm as dlm
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 TINY = {"width": 32, "layers": 1, "heads": 2, "mlp_dim": 32}
 
 
@@ -81,12 +80,9 @@ def test_one_prompt_gives_one_text(joint):
     ("sampler", "options"),
     [
         ("confidence", {"schedule": dlm.Threshold(threshold=0.5)}),
-        ("threshold", {}),
-        ("ancestral", {"denoising_steps": 3}),
         ("remask_cap", {"remask": dlm.Cap(eta=0.1)}),
         ("autoregressive", {}),
         ("speculative", {"break_even": 0.0}),
-        (dlm.Confidence, {"denoising_steps": 3}),
         (dlm.Ancestral, {"canvas_length": 8}),
         (dlm.AutoregressiveSampler, {}),
         (LeftToRight, {"denoising_steps": 4}),

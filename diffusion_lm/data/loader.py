@@ -7,6 +7,7 @@ one row. The masks after an end of text are the rest of its canvas: a Batch repe
 
 import contextlib
 import json
+import mmap
 import time
 import uuid
 import zlib
@@ -29,6 +30,7 @@ from diffusion_lm.types import Batch
 FORMAT = 3  # of the files that `tokenize` writes
 NOWHERE = -1  # marks positions of a row after the end of the array, until it becomes a Batch
 PROGRESS_SECONDS = 10
+BLOCK = 1 << 21  # bytes of tokens at a time, until their number is known
 CHECKED_TOKENS = 1 << 24  # read at a time to see whether a file is what was written
 
 
@@ -76,10 +78,7 @@ def tokenize(
         raise ValueError(f"pad {pad} is negative: it is the number of masks after an end of text")
     stream = _Stream(corpus, tokenizer, pad, name)
     if path is None:
-        content = bytearray()  # grows in place, where joining arrays would hold all tokens twice
-        for tokens in stream:
-            content += tokens.data.cast("B")
-        return stream.array(np.frombuffer(content, stream.dtype))
+        return stream.array(_joined(stream, stream.dtype))
     path = Path(path)
     if path.suffix != ".npy":
         raise ValueError(f"tokens are written to a .npy file, not to {path}")
@@ -91,6 +90,25 @@ def tokenize(
     flat, counts = kept
     stream.counts.update(counts)
     return stream.array(flat)
+
+
+def _joined(arrays: Iterable[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """Arrays of a dtype, one behind the other. The memory of what was copied goes back at once, as a heap's may not."""
+    blocks = []
+    for array in arrays:
+        data = array.data.cast("B")
+        while data:
+            if not blocks or blocks[-1].tell() == BLOCK:
+                blocks.append(mmap.mmap(-1, BLOCK))
+            written = min(BLOCK - blocks[-1].tell(), len(data))
+            blocks[-1].write(data[:written])
+            data = data[written:]
+    joined, end = np.empty(sum(block.tell() for block in blocks), np.uint8), 0
+    for block in blocks:
+        with block:
+            begin, end = end, end + block.tell()
+            joined[begin:end] = np.frombuffer(block[: block.tell()], np.uint8)
+    return joined.view(dtype)
 
 
 class _Stream:

@@ -18,7 +18,6 @@ from diffusion_lm.convert.huggingface import read_header, write_file, write_fold
 from diffusion_lm.nn.lora import LoRA
 from diffusion_lm.objectives.joint import Joint
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 RANK, ALPHA = 3, 6.0
 INPUTS = {"q_proj": WIDTH, "v_proj": WIDTH, "o_proj": HEADS * HEAD_DIM, "up_proj": WIDTH, "down_proj": MLP}
 OUTPUTS = {"q_proj": HEADS * HEAD_DIM, "v_proj": HEAD_DIM, "o_proj": WIDTH, "up_proj": MLP, "down_proj": WIDTH}

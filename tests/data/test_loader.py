@@ -74,6 +74,9 @@ def test_a_file_holds_the_same_and_is_opened_again(tokens, tokenizer, tmp_path, 
     assert np.array_equal(again.flat, tokens.flat)
     for name in ("documents", "targets", "characters", "bytes", "unknown", "bos", "eos", "mask"):
         assert getattr(again, name) == getattr(tokens, name) == getattr(written, name)
+    for size in (3, 64):
+        monkeypatch.setattr(loader, "BLOCK", size)
+        assert np.array_equal(tokenize(Texts(texts=TEXTS), tokenizer, pad=PAD).flat, written.flat)
 
 
 def test_a_file_of_anything_else_is_written_anew(tokenizer, tmp_path):

@@ -31,7 +31,7 @@ def name(page):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, quick_compile):
+def home(tmp_path_factory):
     """A folder like the checkout, with a text and the quickstart's run of a tiny network."""
     home = tmp_path_factory.mktemp("home")
     (home / "configs").symlink_to(ROOT / "configs")

@@ -15,7 +15,6 @@ from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training import loop
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "model.width=16 model.layers=1 model.heads=2 model.mlp_dim=16 train.steps=3 train.batch_size=4 train.eval_batches=1"

@@ -3,14 +3,12 @@
 import json
 
 import numpy as np
-import pytest
 
 import diffusion_lm as dlm
 from diffusion_lm.models.base import FromInit
 from diffusion_lm.training import metrics
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_answers_are_learned(trained, model, tmp_path):
     path = tmp_path / "answers.jsonl"
     rows = [{"prompt": f"Line {i}:", "completion": " the owl sat on the cat."} for i in range(60)]

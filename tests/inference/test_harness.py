@@ -14,7 +14,6 @@ from diffusion_lm.inference import harness, scoring
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.objectives.elbo import ELBO
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PAIRS = [("ab", "c"), ("ab", " de"), ("ab ", "de"), ("", "fg"), ("gfe", "dcb")]
 
 

@@ -13,8 +13,6 @@ from diffusion_lm.inference.pipeline import encode_prompts
 from diffusion_lm.samplers.logits_processors import NoRepeatNGram, SuppressTokens
 from diffusion_lm.samplers.sampling_params import SamplingParams
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def letters(model):

@@ -15,7 +15,6 @@ from diffusion_lm.inference import pipeline, published
 from diffusion_lm.samplers.confidence import Confidence
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install -e '.[test]'")
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")

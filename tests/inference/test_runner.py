@@ -15,7 +15,6 @@ from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.drafters import PromptLookup
 from diffusion_lm.samplers.speculative import Speculative
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 GROWING = ["autoregressive", "confidence", "blocks", "auto"]
 
 

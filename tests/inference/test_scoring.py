@@ -18,7 +18,6 @@ from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.sampling_params import SamplingParams
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 REQUESTS = [
     Request((9, 1, 2, 3), (4,)),
     Request((9, 1, 2, 3), (5, 6, 7)),

@@ -20,7 +20,6 @@ from diffusion_lm.samplers.base import AUTOREGRESSION, DIFFUSION, DRAFT
 from diffusion_lm.samplers.drafters import PromptLookup
 from diffusion_lm.samplers.speculative import Speculative
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 END = 256
 BYTES = types.SimpleNamespace(
     stops=(END,), decode=lambda ids: bytes(int(i) for i in ids if i < END).decode(errors="replace")

@@ -7,12 +7,14 @@ together, their values are valid, and what they begin is run to its end; one in 
 which are drawn at `random`.
 """
 
+import functools
 import importlib
 import json
 import math
 import os
 import re
 import shutil
+import time
 
 import jax
 import pytest
@@ -33,7 +35,7 @@ class Reached(Exception):
 
 
 @pytest.fixture(scope="module")
-def folder(trained, converted, tmp_path_factory, quick_compile):
+def folder(trained, converted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lines")
     shutil.copytree(trained[0] / "work", folder / "work")
     (folder / "empty").mkdir()
@@ -98,6 +100,13 @@ def short(monkeypatch):
         topologies, "of", lambda name, slices: one if (name, slices) == ("cpu:1", 1) else of(name, slices)
     )
     return meant
+
+
+def write_log(*values):
+    """What was run, for whoever looks for lines that are refused or take long: a file that COMMAND_LINES_LOG names."""
+    if path := os.environ.get("COMMAND_LINES_LOG"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
 
 
 def strictly(text: str):
@@ -233,7 +242,6 @@ CHECKS = {"sample": check_sample, "evaluate": check_evaluate, "train": check_tra
 
 @settings(max_examples=NUMBER or 30, deadline=None, derandomize=not NUMBER, database=None,
           phases=[Phase.generate],  # a line that fails is short, and a shorter one takes seconds each time
-
           suppress_health_check=list(HealthCheck))  # fmt: skip
 @given(line=lines())
 def test_a_command_line_gives_its_result_or_one_line(folder, short, seen, capsys, monkeypatch, line):
@@ -249,16 +257,15 @@ def test_a_command_line_gives_its_result_or_one_line(folder, short, seen, capsys
     arguments = [argument.replace("@", f"{folder}/") for argument in arguments]
     launcher = importlib.import_module(f"launch.{name}")
     monkeypatch.setenv("HOME", str(folder))
+    log = functools.partial(write_log, [name, is_meant, *line[1]])
+    log("begun")
+    began = time.monotonic()
     status, out, err = call(capsys, launcher, *arguments)
     said = f"launch.{name} {arguments}\nstatus {status}\n{out}\n{err}"
     reached = err.rstrip().endswith("Reached")
     ended = "accepted" if reached else ("result", "failed", "refused")[status]
     event(f"{name}: {ended}")
-    if log := os.environ.get("COMMAND_LINES_LOG"):  # what was run, for whoever looks for lines that are refused
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(
-                json.dumps([name, is_meant, ended, line[1], err.splitlines()[-1:] if status else out[-300:]]) + "\n"
-            )
+    log(ended, round(time.monotonic() - began, 1), *(err.splitlines()[-1:] if status else [out[-300:]]))
     if reached:
         return
     assert "Traceback" not in err, said

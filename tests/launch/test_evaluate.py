@@ -8,7 +8,7 @@ from support.commands import call
 from launch import evaluate
 
 
-def test_both_parts_of_a_joint_objective_are_reported_with_their_standard_error(trained, capsys, quick_compile):
+def test_both_parts_of_a_joint_objective_are_reported_with_their_standard_error(trained, capsys):
     status, out, err = call(capsys, evaluate, f"--workdir={trained[0]}/work", "--noise_draws=3")
     assert status == 0, err
     result = json.loads(out.splitlines()[-1])
@@ -17,7 +17,7 @@ def test_both_parts_of_a_joint_objective_are_reported_with_their_standard_error(
     assert result["canvas"]["bits_per_byte"] == pytest.approx(nats * result["tokens"] / result["bytes"] / 0.6931472)
 
 
-def test_each_document_has_a_line_and_their_sum_is_the_whole(trained, tmp_path, capsys, quick_compile):
+def test_each_document_has_a_line_and_their_sum_is_the_whole(trained, tmp_path, capsys):
     data, out = tmp_path / "some.txt", tmp_path / "out.jsonl"
     data.write_text("Line 1: the cat sat.\n\nLine 2: the dog sat on the mat.\n\n")
     flags = f"--workdir={trained[0]}/work", f"--data={data}", "--seq_len=32"

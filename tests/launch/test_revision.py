@@ -11,7 +11,7 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 from launch import sample
 
 
-def test_revision_and_remasking_cost_their_passes(model, quick_compile):
+def test_revision_and_remasking_cost_their_passes(model):
     draw = SamplingParams(suppressed=(*model.tokenizer.suppressed, model.tokenizer.eos))
     plain = presets.confidence(model, sampling=draw, canvas_length=16, denoising_steps=4)
     revised = presets.revised(model, plain, rounds=2, span=3)
@@ -21,7 +21,7 @@ def test_revision_and_remasking_cost_their_passes(model, quick_compile):
         assert answer.generation.nfe == 1 + cost and answer.generation.length[0] == 8
 
 
-def test_a_page_shows_remasking_and_revision(trained, tmp_path, capsys, quick_compile):
+def test_a_page_shows_remasking_and_revision(trained, tmp_path, capsys):
     page = tmp_path / "canvas.html"
     options = (
         "--sampler=remask_rescale",

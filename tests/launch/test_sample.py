@@ -46,7 +46,6 @@ def test_infill_best_of_and_logits_processors(trained):
     assert len(result["scores"][0]) == 3 and len(result["texts"]) == 1 and "a" not in result["texts"][0]["text"]
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_a_corpus_of_its_own_texts(capsys, trained, tmp_path):
     """Twice from each line of a file; the same command again has nothing to do."""
     (tmp_path / "prompts.txt").write_text("Line\nThe\n")
@@ -67,7 +66,7 @@ def sampled(capsys, trained, *arguments) -> dict:
     return json.loads(out.splitlines()[-1])
 
 
-def test_a_text_ends_before_a_stop_string(trained, capsys, quick_compile):
+def test_a_text_ends_before_a_stop_string(trained, capsys):
     full = sampled(capsys, trained, "--prompt=Line", "--ignore_eos")
     text = full["texts"][0]["text"]
     assert full["tokens"] == [20]  # whatever is likely, an end of text isn't sampled
@@ -77,7 +76,7 @@ def test_a_text_ends_before_a_stop_string(trained, capsys, quick_compile):
     assert cut["tokens"] == full["tokens"]
 
 
-def test_a_stream_prints_the_text(trained, capsys, quick_compile):
+def test_a_stream_prints_the_text(trained, capsys):
     arguments = (f"--workdir={trained[0]}/work", *QUICK, "--prompt=Line", "--ignore_eos")
     status, out, err = call(capsys, sample, *arguments, "--stream")
     result = json.loads(out.splitlines()[-1])
@@ -85,7 +84,7 @@ def test_a_stream_prints_the_text(trained, capsys, quick_compile):
     assert result["texts"] == sampled(capsys, trained, "--prompt=Line", "--ignore_eos")["texts"]
 
 
-def test_several_samples_a_prompt_and_a_vote(trained, capsys, quick_compile):
+def test_several_samples_a_prompt_and_a_vote(trained, capsys):
     four = sampled(capsys, trained, "--prompt=Line", "--prompt=The", "--num_samples=2")
     assert [text["prompt"] for text in four["texts"]] == ["Line", "Line", "The", "The"]
     vote = sampled(capsys, trained, "--prompt=Line", "--best_of=3", "--best_of_score=vote", "--temperature=0")
@@ -95,8 +94,6 @@ def test_several_samples_a_prompt_and_a_vote(trained, capsys, quick_compile):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--sampler=threshold", "--threshold=0.5"],
-        ["--sampler=factor", "--factor=2"],
         ["--sampler=entropy_bound", "--entropy_bound=1"],
         ["--score=margin"],
         ["--sampler=remask_cap", "--eta=0.1", "--revise_rounds=1", "--revise_span=2"],
@@ -105,7 +102,7 @@ def test_several_samples_a_prompt_and_a_vote(trained, capsys, quick_compile):
     ],
     ids=" ".join,
 )
-def test_each_flag_reaches_its_sampler(arguments, trained, capsys, quick_compile):
+def test_each_flag_reaches_its_sampler(arguments, trained, capsys):
     result = sampled(capsys, trained, "--prompt=Line 1", *arguments)
     assert 0 < result["nfe"] <= 60 and 0 <= result["tokens"][0] <= 20
 

@@ -9,8 +9,6 @@ from support.small import MASK, SPECS, bound, denoise_canvas, extend, read, rows
 from diffusion_lm.attention_patterns import BlockCausal, BlockDiffusionTraining, Causal, Full
 from diffusion_lm.types import Alignment
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CLOSE = {"rtol": 0, "atol": 2e-5}
 
 

@@ -29,8 +29,6 @@ from diffusion_lm.nn.specs import (
 )
 from diffusion_lm.types import DenseLogits
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CLOSE = {"rtol": 0, "atol": 3e-5}
 SIZES = {"heads": 4, "kv_heads": 2, "head_dim": 8}
 

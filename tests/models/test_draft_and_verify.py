@@ -9,8 +9,6 @@ from support.small import MASK, SPECS, bound, denoise_canvas, extend, rows
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.types import Alignment
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TEXT, MASKS = 3, 2
 CLOSE = {"rtol": 0, "atol": 1e-5}
 fork = jax.jit(lambda bound, *seen: bound.draft_and_verify(*seen), static_argnums=4)

@@ -8,8 +8,6 @@ from support.small import MASK, SPECS, bound, read, rows
 
 from diffusion_lm.attention_patterns import Full
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 L = 12
 CLOSE = {"rtol": 0, "atol": 2e-5}
 T = jnp.array([0.3, 0.6])

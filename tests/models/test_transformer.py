@@ -18,8 +18,6 @@ from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.sharding import RULES
 from diffusion_lm.types import Batch
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(params=SPECS)
 def spec(request):

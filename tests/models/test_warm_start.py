@@ -16,8 +16,6 @@ from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.objectives.elbo import ELBO
 from diffusion_lm.objectives.joint import Joint
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def unstacked_leaves(model, params):
     """Our stacked layers, each beside the base's own."""

@@ -1,6 +1,7 @@
 """Attention against a dense square of scores in float64, forward and backward, however its queries are dealt out."""
 
 import functools
+import itertools
 import re
 
 import flax.linen as nn
@@ -16,8 +17,6 @@ from diffusion_lm.models.transformer import init_params
 from diffusion_lm.nn import attention, cudnn, splash
 from diffusion_lm.nn.attention import dot_product_attention
 from diffusion_lm.nn.cache import CachedLayer, LayerKV
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 B, H, G, D, SLOTS = 2, 4, 2, 6, 9
 FILLED = np.array([7, 0])
@@ -114,8 +113,7 @@ def test_a_reading_is_the_dense_one(kind):
 
 
 @pytest.mark.usefixtures("dealing")
-@pytest.mark.parametrize("kind", READINGS)
-@pytest.mark.parametrize("window", [3, 7])
+@pytest.mark.parametrize(("kind", "window"), zip(READINGS, itertools.cycle([3, 7]), strict=False))
 def test_a_sliding_window_is_the_dense_one(kind, window):
     """Narrower and wider than a block."""
     close(*in_documents(*READINGS[kind], 20, 13, window=window))

@@ -23,8 +23,6 @@ from diffusion_lm.training.state import initial
 from diffusion_lm.training.step import make_step
 from diffusion_lm.types import Batch, Loss
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MIXED = DenoiserSpec(width=16, layers=2, heads=2, mlp_dim=6, num_experts=5, num_experts_per_token=2)
 
 

@@ -12,7 +12,6 @@ from diffusion_lm.attention_patterns import Full
 from diffusion_lm.models.base import DenoiserSpec, Execution, check_execution
 from diffusion_lm.nn.dot import dot
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PLAIN = DenoiserSpec(width=16, layers=1, heads=2, mlp_dim=24)
 SPECS = {
     "ble,ehd->blhd": ((2, 5, 8), (8, 3, 4)),

@@ -17,7 +17,6 @@ from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.types import DenseLogits
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 LENGTH, EOS = 24, 2
 OBJECTIVES = [AutoregressiveLoss(), ELBO(), BlockELBO(block_size=4), BlockELBO(block_size=4, clean="causal"),
               Joint(block_size=4)]  # fmt: skip

@@ -28,8 +28,6 @@ from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.types import DenseLogits
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROWS = 20_000
 
 

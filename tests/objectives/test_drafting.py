@@ -26,7 +26,6 @@ from diffusion_lm.training import metrics
 from diffusion_lm.training.adapters import adapters_of, frozen_of, joined
 from diffusion_lm.types import Alignment, DenseLogits
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PROCESS = Absorbing(mask=MASK)
 
 

@@ -15,8 +15,6 @@ from diffusion_lm.objectives.embedding_flow import EmbeddingFlowLoss
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.processes.gaussian import Gaussian
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROWS, DRAWS = 16_384, 12
 PARTS = EmbeddingFlowLoss().elbo, EmbeddingFlowLoss()
 

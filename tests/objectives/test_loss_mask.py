@@ -20,8 +20,6 @@ from diffusion_lm.objectives.joint import Joint
 from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.types import Alignment, Batch, DenseLogits, Loss
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 VOCAB = MASK = 7
 EOS = 2
 OBJECTIVES = [

@@ -20,7 +20,6 @@ from diffusion_lm.objectives.self_conditioning import SelfConditionedObjective
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.types import Alignment, Batch, DenseLogits, NoisyEmbeddings
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB, LENGTH, ROWS, WIDTH = 7, 8, 3, 8
 PROCESS = Uniform(mask=VOCAB)
 SIZES = {"width": WIDTH, "layers": 1, "heads": 2, "mlp_dim": 8}

@@ -24,7 +24,6 @@ from diffusion_lm.models.weights import write_tensors
 from diffusion_lm.types import DenseLogits
 
 FAMILIES = {"bd3lm": bd3lm, "md4": md4, "mdlm": mdlm, "sedd": sedd, "tiny_diffusion": tiny_diffusion}
-pytestmark = pytest.mark.usefixtures("quick_compile")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install -e '.[test]'")
 
 

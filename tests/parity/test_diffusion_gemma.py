@@ -14,8 +14,6 @@ from diffusion_lm.samplers.base import Canvas
 from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.unmasking import EntropyBound
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Stored(Renoising):

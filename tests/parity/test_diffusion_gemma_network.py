@@ -23,7 +23,6 @@ from diffusion_lm.models.family import ConfigReader
 from diffusion_lm.models.family_index import family_of
 from diffusion_lm.models.weights import write_tensors
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install -e '.[test]'")
 
 

@@ -16,7 +16,6 @@ from diffusion_lm.models.family import ConfigReader
 from diffusion_lm.models.family_index import family_of
 from diffusion_lm.models.weights import write_tensors
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ELSEWHERE = ("bd3lm", "diffusion_gemma", "md4", "mdlm", "sedd", "tiny_diffusion")  # tests of their own
 FAMILIES = {family.__name__.rsplit(".")[-1]: family for family in family_index.FAMILIES} | {"llada21": llada2}
 FAMILIES = {name: family for name, family in FAMILIES.items() if name not in ELSEWHERE}

@@ -24,7 +24,7 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import FixedCount, Threshold
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install -e '.[test]'")
-pytestmark = pytest.mark.usefixtures("quick_compile", "loops_in_python")
+pytestmark = pytest.mark.usefixtures("loops_in_python")
 GREEDY = {"temperature": 0.0, "top_p": 1.0}
 
 

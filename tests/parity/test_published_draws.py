@@ -27,7 +27,7 @@ from diffusion_lm.samplers.first_hitting import FirstHitting
 from diffusion_lm.samplers.renoising import Renoising
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install -e '.[test]'")
-pytestmark = pytest.mark.usefixtures("quick_compile", "loops_in_python")
+pytestmark = pytest.mark.usefixtures("loops_in_python")
 
 
 @pytest.fixture(scope="module")

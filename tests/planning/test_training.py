@@ -16,8 +16,6 @@ from diffusion_lm.training.checkpoint import Checkpointing
 from diffusion_lm.training.loop import Train, run
 from diffusion_lm.training.optimizer import AdamW, WarmupStableDecay
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TASK, OBJECTIVE = Countdown(numbers=2), Joint(block_size=8)
 
 

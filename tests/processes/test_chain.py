@@ -94,8 +94,8 @@ def test_the_prior_is_the_noise_at_the_end(process):
 
 @every(schedules=[Linear()])
 def test_ancestral_sampling_writes_the_data(process):
-    """The sampler as it is used, 64 passes of the true denoiser, against the law of 64 exact steps."""
-    rows, passes = 4_096, 64
+    """The sampler as it is used, 16 passes of the true denoiser, against the law of 16 exact steps."""
+    rows, passes = 4_096, 16
     tables = jnp.asarray([chain.true_denoiser(process, (passes - i) / passes) for i in range(passes)], jnp.float32)
     code = jnp.asarray([64, 16, 4, 1])[None]
 
@@ -168,7 +168,7 @@ def test_exponents_that_fit_no_vocabulary_are_refused(powers):
         StateDependentMasking(powers=powers, mask=MASK)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES[:2], ids=str)
 def test_the_documented_process_passes_the_same(schedule):
     process = example("my_package/process.py")["Blend"](schedule=schedule, mask=MASK)
     assert abs(chain.bound(process) - entropy()) < 1e-4

@@ -14,8 +14,6 @@ from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.schedules import Cosine
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 PROCESSES = [Uniform(mask=MASK), Uniform(schedule=Cosine(), mask=MASK), Mixture(uniform=0.2, mask=MASK)]
 every = pytest.mark.parametrize("process", PROCESSES, ids=str)
 PER_STEP = 0.25

@@ -28,8 +28,6 @@ from diffusion_lm.samplers.base import Canvas, fold_in_rows
 from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache, PrefixCache
 from diffusion_lm.samplers.unmasking import EntropyBound, Factor, Threshold
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(params=POLICIES)
 def policy(request):

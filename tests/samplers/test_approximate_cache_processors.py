@@ -21,8 +21,6 @@ from diffusion_lm.samplers.logits_processors import (
 )
 from diffusion_lm.samplers.processed_denoiser import ProcessedCache, ProcessedDenoiser
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NEVER, LENGTH = 99, 10
 RULE = Chain((SuppressTokens(tokens=(5,)), FrequencyPenalty(nats=0.7), NoRepeatNGram(size=2)))
 

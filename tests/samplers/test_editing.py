@@ -10,7 +10,6 @@ from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.editing import Editing
 from diffusion_lm.samplers.sampling_params import SamplingParams
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB = MASK = 5
 FIRST, THEN = 1, 3
 

@@ -21,8 +21,6 @@ from diffusion_lm.samplers.base import Prompt, denoise
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.embedding_flow import EmbeddingFlowSampler
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 VOCAB = MASK = 12
 
 

@@ -9,8 +9,6 @@ import pytest
 from support.text_samplers import NEVER, TEXT_SAMPLERS, prompts
 from support.tiny import MASK, model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SUFFIXES = [[MASK, 7, MASK], [MASK, MASK, 8, MASK, MASK, 9], [5, MASK, MASK, MASK, 6]]  # prompts have 6, 1 and 3 tokens
 
 

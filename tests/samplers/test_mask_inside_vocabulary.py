@@ -27,8 +27,6 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.types import Alignment, DenseLogits
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 VOCAB, MASK, EOS, SUPPRESSED = 10, 6, 8, 3  # tokens 7, 8 and 9 lie above the mask
 COMMON = {"mask": MASK, "eos": EOS}
 SAMPLING = SamplingParams(suppressed=(SUPPRESSED,))

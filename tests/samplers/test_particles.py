@@ -16,8 +16,6 @@ from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.particles import ParticleSampler
 from diffusion_lm.samplers.sampling_params import SamplingParams
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 WORLD = OracleModel(1 + LENGTH)
 
 

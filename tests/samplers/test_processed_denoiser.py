@@ -13,8 +13,6 @@ from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def guided(prompt, scale):
     scale = jnp.asarray(scale, jnp.float32)

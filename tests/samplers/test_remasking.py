@@ -149,7 +149,6 @@ def driver(remask, passes):
     return jax.jit(lambda canvas: recorded(sampler, said, canvas, record))
 
 
-@pytest.mark.usefixtures("quick_compile")
 @given(st.sampled_from(MIXED), st.sampled_from([(1, 1), (6, 9)]), st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
 def test_no_mask_is_left_and_fixed_tokens_stay(remask, size, seed):

@@ -14,7 +14,6 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import EntropyBound
 
 VOCAB, WIDTH, NEVER = 7, 6, 99
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def sampler(**options):

@@ -19,8 +19,6 @@ from diffusion_lm.samplers.revision import Revision
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import Threshold
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 BLANK, END = 5, 4
 blank = functools.partial(oracle.blank, mask=BLANK)
 

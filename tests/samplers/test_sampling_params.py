@@ -12,8 +12,6 @@ from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.confidence import Confidence
 from diffusion_lm.samplers.sampling_params import RowSampling, SamplingParams, with_sampling
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(scale=2.0, size=(5, 40)), jnp.float32)
 
 

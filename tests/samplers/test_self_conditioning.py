@@ -26,7 +26,6 @@ from diffusion_lm.samplers.processed_denoiser import ProcessedDenoiser
 from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.revision import Revision
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 WIDTH, NEVER = 16, 99
 ONE = {"denoising_steps": 4, "eos": NEVER}
 SAMPLERS = {

@@ -23,8 +23,6 @@ from diffusion_lm.samplers.unmasking import (
     Threshold,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 VOCAB = MASK = 5
 SCHEDULES = [FixedCount(), FixedCount(score="margin"), FixedCount(score="entropy"), Threshold(),
              Threshold(threshold=0.3), Factor(), EntropyBound(), EntropyBound(bound=2.0)]  # fmt: skip

@@ -20,8 +20,6 @@ from diffusion_lm.serving import ask
 from diffusion_lm.serving.engine import Engine
 from launch import sampler_flags
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def answered(engine, *requests):
     """The tickets of requests that are asked together, once all are answered."""

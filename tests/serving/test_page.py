@@ -8,7 +8,6 @@ pytest.importorskip("websockets", reason="needs the test extra")
 from support import browser
 
 pytestmark = [
-    pytest.mark.usefixtures("quick_compile"),
     pytest.mark.skipif(browser.find() is None, reason="there is no Chromium: apt-get install chromium"),
 ]
 MASKS = "document.querySelectorAll('.answer .m').length"

@@ -27,7 +27,6 @@ from diffusion_lm.serving import ask
 from diffusion_lm.serving.app import make_app
 from launch.benchmarks import serving
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 CANVAS = {"sampler": "confidence", "denoising_steps": 3, "canvas_length": 8}
 AR = {"sampler": "autoregressive"}
 

@@ -87,55 +87,60 @@ def nodes(num_timesteps: int) -> tuple[np.ndarray, np.ndarray]:
     return u**3 * (10 - 15 * u + 6 * u**2), weight / 2 * 30 * u**2 * (1 - u) ** 2
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def nelbos(process, logits, x0, xt, t, num_timesteps):
-    """What each row's noise costs, [B]."""
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def costs(process, logits, t, num_timesteps):
+    """What the noise of each time, text and canvas costs: logits [N, 256, 4, 3], t [N] -> [N, 81, 256]."""
+    weights = jnp.ones((1, LENGTH), logits.dtype)
 
-    def one(logits, x0, xt, t):
-        said, weights = DenseLogits(values=logits[None]), jnp.ones((1, LENGTH), logits.dtype)
+    def one(x0, xt, logits, t):
+        said = DenseLogits(values=logits[None])
         return process.nelbo(said, x0[None], xt[None], t[None, None], weights, num_timesteps)
 
-    return jax.vmap(one)(logits, x0, xt, t)
+    every = jax.vmap(jax.vmap(one, (None, 0, 0, None)), (0, None, None, None))
+    return jax.lax.map(lambda at: every(jnp.asarray(TEXTS), jnp.asarray(CANVASES), *at), (logits, t))
 
 
 def bound(process, num_timesteps: int = 0, denoiser=true_denoiser, dtype=np.float64) -> float:
     """The process's bound, in nats a text: all texts, all canvases, all times."""
-    total = 0.0
-    text, canvas = (a.reshape(-1) for a in np.mgrid[: len(TEXTS), : len(CANVASES)])
-    for t, share in zip(*nodes(num_timesteps), strict=True):
-        said = np.maximum(denoiser(process, t) + logits_of_even(process), -1e4)[canvas].astype(dtype)
-        with jax.enable_x64(dtype == np.float64):
-            cost = nelbos(process, said, TEXTS[text], CANVASES[canvas], np.full(len(text), t, dtype), num_timesteps)
-        q = noised(process, t)[text, canvas]
-        total += share * float(np.where(q > 0, truth()[text] * q * np.asarray(cost), 0.0).sum())
-    return total
+    times, shares = nodes(num_timesteps)
+    said = np.stack([np.maximum(denoiser(process, t) + logits_of_even(process), -1e4) for t in times]).astype(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        cost = np.asarray(costs(process, said, times.astype(dtype), num_timesteps))
+    q = np.stack([noised(process, t) for t in times])
+    return float(np.einsum("n,c,nck->", shares, truth(), np.where(q > 0, q * cost, 0.0)))
 
 
 def written(process, num_timesteps: int, denoiser=true_denoiser) -> np.ndarray:
     """[81]: the law of what `process.posterior` writes in evenly spaced steps, from its prior."""
-    law = noised(process, 1.0)[0]
-    for i in range(num_timesteps, 0, -1):
-        step = posterior(
-            process,
-            jnp.asarray(denoiser(process, i / num_timesteps), jnp.float32),
-            i / num_timesteps,
-            (i - 1) / num_timesteps,
-        )
+    law, times = noised(process, 1.0)[0], np.arange(num_timesteps, -1, -1) / num_timesteps
+    logits = np.stack([denoiser(process, t) for t in times[:-1]]).astype(np.float32)
+    for step in posteriors(process, logits, times):
         step = step / np.maximum(step.sum(axis=-1, keepdims=True), 1e-30)  # of some canvases there are none
         law = law @ np.einsum("xa,xb,xc,xd->xabcd", *np.moveaxis(step, 1, 0)).reshape(256, 256)
     return law.reshape((VOCAB + 1,) * LENGTH)[:VOCAB, :VOCAB, :VOCAB, :VOCAB].reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _compiled_posterior(process, logits, xt, t, s):
-    return process.posterior(logits, xt, t, s)
-
-
 def posterior(process, logits, t: float, s: float) -> np.ndarray:
     """p(x_s | x_t) of every canvas and position, [256, 4, 4], up to a factor."""
-    xt, (t, s) = jnp.asarray(CANVASES), (jnp.full(len(CANVASES), at, jnp.float32) for at in (t, s))
+    return posteriors(process, np.asarray(logits)[None], np.array([t, s]))[0]
+
+
+def posteriors(process, logits, times) -> np.ndarray:
+    """p(x_s | x_t) of every step, canvas and position, up to a factor: logits [N, 256, 4, 3], N + 1 times
+    -> [N, 256, 4, 4]."""
+    t, s = (jnp.asarray(np.tile(at[:, None], len(CANVASES)), jnp.float32) for at in (times[:-1], times[1:]))
     if hasattr(process, "posterior"):
-        return np.asarray(_compiled_posterior(process, logits, xt, t, s), np.float64)
-    reveal, masked = float(process.reveal_probability(t, s)[0]), (CANVASES == VOCAB)[..., None]
-    pieces = np.where(masked, reveal * np.exp(np.asarray(logits, np.float64)), np.eye(VOCAB + 1)[CANVASES][..., :VOCAB])
-    return np.concatenate([pieces, np.where(masked, 1 - reveal, 0.0)], axis=-1)
+        return np.asarray(_posteriors(process, logits, t, s), np.float64)
+    reveal, masked = np.asarray(_reveal(process, t, s))[:, :1, None, None], (CANVASES == VOCAB)[..., None]
+    pieces = np.where(masked, reveal * np.exp(logits.astype(np.float64)), np.eye(VOCAB + 1)[CANVASES][..., :VOCAB])
+    return np.concatenate([pieces, np.where(masked, 1 - reveal, 0.0) + np.zeros_like(pieces[..., :1])], axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _posteriors(process, logits, t, s):
+    return jax.vmap(process.posterior, (0, None, 0, 0))(logits, jnp.asarray(CANVASES), t, s)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reveal(process, t, s):
+    return process.reveal_probability(t, s)

@@ -22,7 +22,6 @@ from diffusion_lm.training.adapters import adapters_of, folded, joined
 from diffusion_lm.training.loop import run
 from diffusion_lm.training.metrics import read as read_metrics
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 NOISY, ALL = LoRA(rank=3, alpha=6.0), LoRA(rank=3, alpha=6.0, where="all")
 SPEC = small.SPECS["grouped, untied, timed"]
 same = functools.partial(jax.tree.map, np.testing.assert_array_equal)

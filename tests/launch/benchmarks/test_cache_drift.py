@@ -18,7 +18,6 @@ L, MASK = 8, 11
 ALL = jnp.arange(L, dtype=jnp.int32)[None]
 T = jnp.full(1, 0.5)
 forward_positions = jax.jit(lambda network, *seen: network.forward_positions(*seen))
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")

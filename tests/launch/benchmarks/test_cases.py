@@ -102,7 +102,7 @@ def test_provenance_says_where_with_what_and_when():
     [(AutoregressiveLoss(), None), (Joint(block_size=4), None), (LearnedNoise(), LearnedMasking())],
     ids=["autoregressive", "joint", "learned"],
 )
-def test_a_train_step_updates_again_and_again(objective, process, quick_compile):
+def test_a_train_step_updates_again_and_again(objective, process):
     """Also at the default precision, and in rows shorter than one chunk of attention."""
     step = jax_cases.TrainStep(SIZES, objective, process, batch=2, length=8)
     first, second = step(), step()
@@ -128,7 +128,7 @@ def test_a_generation_has_all_new_tokens_each_time(sampler, nfe):
     np.testing.assert_array_equal(one.tokens, two.tokens)
 
 
-def test_data_loading_is_compared_with_one_batch(quick_compile):
+def test_data_loading_is_compared_with_one_batch():
     tiny = (
         "model.width=16",
         "model.layers=1",

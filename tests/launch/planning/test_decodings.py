@@ -47,7 +47,7 @@ def test_settings_follow_the_objective():
     assert [setting.decoding for setting in decodings.settings(kinds("masked"), ["random"], [1], 0)] == ["random"]
 
 
-def test_each_setting_costs_its_steps_and_too_few_are_skipped(model, quick_compile, caplog):
+def test_each_setting_costs_its_steps_and_too_few_are_skipped(model, caplog):
     caplog.set_level("INFO")
     tests = base.test_examples(model.config.data.task, 1, 3)
     wanted = [

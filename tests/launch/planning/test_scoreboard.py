@@ -103,7 +103,6 @@ def test_a_run_keeps_its_measured_steps_and_each_checkpoint_is_evaluated(tmp_pat
     )
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(
     "flags, message",
     [
