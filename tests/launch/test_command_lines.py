@@ -21,13 +21,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from support.begun import drawn
 from support.command_lines import DRAWN, NUMBER, SMALLEST, lines
-from support.commands import TEXT, call
+from support.commands import SUDOKU, TEXT, call
 
 from diffusion_lm.build import load_for_inference
 from diffusion_lm.config import load, override
 from diffusion_lm.convert.loading import load_source
 from diffusion_lm.planning.results import Prediction, write_predictions
-from launch import benchmark, topologies
+from launch import benchmark, quickstart, topologies
 
 
 class Reached(Exception):
@@ -52,6 +52,7 @@ def folder(trained, converted, tmp_path_factory):
         for setting in (("confidence", 2), ("confidence", 1))
     ])  # fmt: skip
     (folder / "bad.jsonl").write_text('{"text": 3}\n')
+    (folder / "sudoku.py").write_text(SUDOKU)
     (folder / "bad.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 40)
     return folder
 
@@ -68,7 +69,7 @@ def seen():
 
 
 @pytest.fixture
-def short(monkeypatch):
+def short(folder, monkeypatch):
     """What takes minutes is not begun, unless the list that this gives has something in it."""
     meant = []
 
@@ -92,6 +93,7 @@ def short(monkeypatch):
             assert module == "lm_eval"
         else:
             monkeypatch.setattr(found, name, unless_meant(getattr(found, name)))
+    monkeypatch.setattr(quickstart, "SUDOKU", folder / "sudoku.py")
     for suite in benchmark.SUITES:
         monkeypatch.setitem(benchmark.SUITES, suite, unless_meant(benchmark.SUITES[suite]))
     of = topologies.of
@@ -218,6 +220,9 @@ def check_compile(values, result):
 def check_quickstart(values, result):
     assert result["steps"] == 2 and is_finite(result) and all(bits > 0 for bits in result["bits_per_byte"].values())
     assert os.path.getsize(result["page"]) and os.path.getsize(result["picture"])
+    if values["boards"]:
+        assert result["sudoku"]["boards"] == values["boards"] and os.path.getsize(result["sudoku"]["picture"])
+        assert all(0 <= count <= values["boards"] for count in result["sudoku"]["solved"].values())
 
 
 def check_scoreboard(values, result):

@@ -1,20 +1,13 @@
 """The quickstart's sudokus, with a tiny network; its text is a run of tests/docs/test_commands.py."""
 
+from support.commands import SUDOKU
+
 from launch import command, quickstart
-
-TINY = """
-from configs.planning import quick
-from diffusion_lm.config import override
-
-def get_config():
-    small = "model.width=16 model.layers=1 model.heads=2 model.mlp_dim=16 train.steps=2 train.batch_size=2"
-    return override(quick.get_config(), [*small.split(), "checkpoint.save_every=2", "data.workers=0"])
-"""
 
 
 def test_both_orders_answer_every_board_and_one_is_drawn(tmp_path, monkeypatch):
     config = tmp_path / "tiny.py"
-    config.write_text(TINY)
+    config.write_text(SUDOKU)
     monkeypatch.setattr(quickstart, "SUDOKU", config)
     found = quickstart._sudoku(tmp_path / "run", boards=5)["sudoku"]
     orders = ["left to right", "easiest first, 16 passes", "easiest first, 4 passes"]

@@ -114,7 +114,7 @@ MEANT = {  # launcher: flags that are always there, flags that may be
     "convert export": (["--workdir=@converted", "--export=@new/export"], ["verbosity"]),
     "planning.rescore": (["--experiment=sudoku4-ar", "--predictions=@predictions.jsonl"], ["by_difficulty"]),
     "train": (["--workdir=@new/run"], ["set", "set", "verbosity"]),
-    "quickstart": (["--workdir=@new/run", *(f"--set={s}" for s in (
+    "quickstart": (["--workdir=@new/run", "--boards=3", *(f"--set={s}" for s in (
         *SMALLEST, "data.seq_len=512", "objective.block_size=256"))], ["verbosity"]),
     "compile": (["--topology=cpu:1"], ["what", "batch_size", "denoising_steps", "out", "set"]),
     "planning.scoreboard": (["--workdir=@new/run", "--budget=0", "--examples=2", "--kinds=ar", "--denoising_steps=2",
@@ -123,7 +123,8 @@ MEANT = {  # launcher: flags that are always there, flags that may be
 }  # fmt: skip
 MEANT_WEIGHTS = ("sample",) * 12 + ("evaluate",) * 5 + ("convert source", "convert export", "planning.rescore")
 MEANT_WEIGHTS += ("train",) * 4 + ("quickstart", "compile", "planning.scoreboard") if NUMBER else ()
-FEW = {"max_new_tokens", "num_samples", "best_of", "num_particles", "noise_draws", "revise_rounds", "canvas_length"}
+FEW = {"max_new_tokens", "num_samples", "best_of", "num_particles", "noise_draws", "revise_rounds", "canvas_length",
+       "boards"}  # fmt: skip
 FEW_OF = {"max_new_tokens": ["1", "4", "17", "33", "63", "64", "0", "x"], "canvas_length": ["0", "1", "3", "16", "50",
           "65", "-1"]}  # fmt: skip
 

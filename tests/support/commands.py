@@ -12,6 +12,14 @@ TEXT = "".join(f"Line {i}: the {w} sat on the mat.\n\n" for i in range(80) for w
 SMALL = ("data.document_unit=paragraph", "data.seq_len=64", "data.tokenizer_kind=char", "model.width=32",
          "model.layers=2", "model.heads=2", "objective.block_size=16", "train.steps=6", "checkpoint.save_every=3",
          "train.eval_every=0")  # fmt: skip
+SUDOKU = """
+from configs.planning import quick
+from diffusion_lm.config import override
+
+def get_config():
+    small = "model.width=16 model.layers=1 model.heads=2 model.mlp_dim=16 train.steps=2 train.batch_size=2"
+    return override(quick.get_config(), [*small.split(), "checkpoint.save_every=2", "data.workers=0"])
+"""  # a file for the quickstart's second part
 
 
 def environment(home: Path) -> dict[str, str]:
