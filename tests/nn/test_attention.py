@@ -113,7 +113,7 @@ def test_a_reading_is_the_dense_one(kind):
 
 
 @pytest.mark.usefixtures("dealing")
-@pytest.mark.parametrize(("kind", "window"), zip(READINGS, itertools.cycle([3, 7]), strict=False))
+@pytest.mark.parametrize(("kind", "window"), list(zip(READINGS, itertools.cycle([3, 7]), strict=False)))
 def test_a_sliding_window_is_the_dense_one(kind, window):
     """Narrower and wider than a block, in turn."""
     close(*in_documents(*READINGS[kind], 20, 13, window=window))
