@@ -3,7 +3,6 @@
 A corpus can be read any number of times. Bytes are decoded as UTF-8, without a byte order mark; nothing else changes.
 """
 
-import ast
 import functools
 import glob
 import hashlib
@@ -11,7 +10,6 @@ import itertools
 import json
 import os
 import re
-import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,13 +19,14 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
+from diffusion_lm.data import standard_library
 from diffusion_lm.data.text_parts import CUTS, cut, decode, lines, parts_of, sliced, suffix_of
+from diffusion_lm.progress import Progress
 
 RECORDS = (".jsonl", ".ndjson")  # one JSON object a line
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", *RECORDS)  # the files of a folder that are read
+_BLOCK = 1 << 20  # bytes hashed at a time
 OTHERS = {".zip", ".tar", ".tgz", ".zst", ".7z", ".parquet", ".arrow", ".feather"}
-# Tests, other people's packages, vendored tools, and tables that are hardly prose or code.
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data"}
 
 
 class Corpus(Protocol):
@@ -102,7 +101,7 @@ class Files:
 
     def fingerprint(self) -> str:
         names = (file.relative_to(self.root).as_posix().encode() for file in self.files)
-        return _digest(self.reading.encode(), self.unit.encode(), *names, *map(_digest_file, self.files))
+        return _digest(self.reading.encode(), self.unit.encode(), *names, *_digests(self.files))
 
 
 @functools.cache  # a run reads its corpus several times
@@ -126,9 +125,9 @@ def corpus(path: str, *, documents: str = "file", field: str = "text") -> Corpus
     """
     if documents not in CUTS:
         raise ValueError(f"documents {documents!r}: choose one of {', '.join(map(repr, CUTS))}")
-    library = {"python-docs": _docstrings, "python-source": _whole}
+    library = {"python-docs": standard_library.docstrings, "python-source": _whole}
     if path in library:
-        root, files = _standard_library()
+        root, files = standard_library.files()
         return Files(files=files, root=root, read=library[path], reading=path, unit=documents)
     root, files = _find(path)
     suffixes = [suffix_of(file) for file in files]
@@ -222,13 +221,30 @@ def split(whole: Corpus, val_fraction: float) -> tuple[Corpus, Corpus]:
         raise ValueError(f"val_fraction {val_fraction} is not a fraction in [0, 1)")
     if val_fraction == 0:
         return whole, Texts(texts=())
-    hashes = np.fromiter(map(_hash, document_parts(whole)), np.int64)
+    hashes = np.fromiter(map(_hash, _announced(document_parts(whole))), np.int64)
     if len(hashes) == 1:
         return _split_one(whole, val_fraction)
     if len(hashes) == 0 or hashes.min() == hashes.max():
         raise ValueError(f"all {len(hashes)} documents are the same text: none can be held out, set val_fraction to 0")
     edge = int(np.clip(int(val_fraction * 2**63), hashes.min() + 1, hashes.max()))
     return tuple(Hashed(whole=whole, low=low, high=high, hashes=hashes) for low, high in ((edge, 2**63), (0, edge)))
+
+
+def _announced(documents: Iterator[Iterable[str]]) -> Iterator[Iterator[str]]:
+    """The documents; says from time to time how much of them was read."""
+    progress, characters = Progress(), 0
+
+    def read(number: int, parts: Iterable[str]) -> Iterator[str]:
+        nonlocal characters
+        for part in parts:
+            yield part
+            characters += len(part)
+            if progress.due():
+                logging.info(
+                    "dividing the corpus: %d documents, %.1f million characters so far", number, characters / 1e6
+                )
+
+    return itertools.starmap(read, enumerate(documents, 1))
 
 
 def _split_one(whole: Corpus, val_fraction: float) -> tuple[Corpus, Corpus]:
@@ -271,9 +287,18 @@ def _unless_blank(document: Iterable[str]) -> Iterable[str] | None:
     return None
 
 
-def _digest_file(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _digests(files: tuple[Path, ...]) -> Iterator[bytes]:
+    """SHA-256 of each file."""
+    progress, read, size = Progress(), 0, sum(file.stat().st_size for file in files)
+    for path in files:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                read += len(block)
+                if progress.due():
+                    logging.info("hashing files: %.1f of %.1f MB so far", read / 1e6, size / 1e6)
+        yield digest.digest()
 
 
 def _find(path: str) -> tuple[Path, tuple[Path, ...]]:
@@ -308,17 +333,6 @@ def _text_files(folder: Path) -> tuple[Path, ...]:
     if not files:
         raise ValueError(f"no text in {folder}: no file ends in {' '.join(TEXT_SUFFIXES)}; name others by a glob")
     return tuple(files)
-
-
-def _standard_library() -> tuple[Path, tuple[Path, ...]]:
-    root = Path(sysconfig.get_path("stdlib"))
-    files = []
-    for folder, below, names in os.walk(root):
-        below[:] = set(below) - SKIPPED  # other people's packages may be many
-        files += [Path(folder, name) for name in names if name.endswith(".py")]
-    if not files:
-        raise FileNotFoundError(f"this Python has no standard-library source in {root}: give a file or folder of text")
-    return root, tuple(sorted(files))
 
 
 def _whole(file: Path, root: Path) -> Iterator[Iterable[str]]:
@@ -366,23 +380,3 @@ def _field(record: object, where: str, *, field: str) -> str:
     if re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{where}: field {field!r} holds half a surrogate pair, no character: remove it")
     return text
-
-
-def _docstrings(file: Path, root: Path) -> Iterator[Iterable[str]]:
-    parts = file.relative_to(root).with_suffix("").parts
-    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    yield ("\n\n".join(_module_docstrings(file, name)),)
-
-
-@functools.cache  # parsing takes seconds, and a run reads its corpus several times
-def _module_docstrings(file: Path, name: str) -> tuple[str, ...]:
-    return tuple(_described(ast.parse(decode(file, file.read_bytes())), name))
-
-
-def _described(node: ast.AST, name: str) -> Iterator[str]:
-    """The name and cleaned docstring of a module, class or function, then those of the definitions in it."""
-    if docstring := ast.get_docstring(node):
-        yield f"{name}\n{docstring}\n"
-    for child in node.body:
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _described(child, f"{name}.{child.name}")

@@ -8,7 +8,6 @@ one row. The masks after an end of text are the rest of its canvas: a Batch repe
 import contextlib
 import json
 import mmap
-import time
 import uuid
 import zlib
 from collections import Counter
@@ -25,11 +24,11 @@ from diffusion_lm import files, lock
 from diffusion_lm.data.corpora import Corpus, document_parts
 from diffusion_lm.data.text_parts import sliced
 from diffusion_lm.data.tokenizer import Tokenizer, encode_parts, first_difference, lossless, spelled
+from diffusion_lm.progress import Progress
 from diffusion_lm.types import Batch
 
 FORMAT = 3  # of the files that `tokenize` writes
 NOWHERE = -1  # marks positions of a row after the end of the array, until it becomes a Batch
-PROGRESS_SECONDS = 10
 BLOCK = 1 << 21  # bytes of tokens at a time, until their number is known
 CHECKED_TOKENS = 1 << 24  # read at a time to see whether a file is what was written
 
@@ -122,7 +121,7 @@ class _Stream:
     def __iter__(self) -> Iterator[np.ndarray]:
         head = np.array([self.tokenizer.bos], self.dtype)
         tail = np.array([self.tokenizer.eos] + [self.tokenizer.mask] * self.pad, self.dtype)
-        said = time.monotonic()
+        progress = Progress()
         exact = lossless(self.tokenizer)
         for parts in document_parts(self.corpus):
             found, size = 0, Counter()
@@ -134,8 +133,8 @@ class _Stream:
                 yield ids.astype(self.dtype)
                 found += len(ids)
                 self.counts["unknown"] += int(np.sum(ids == self.tokenizer.unknown))
-                if time.monotonic() - said >= PROGRESS_SECONDS:
-                    said, seen = time.monotonic(), (self.counts["documents"] + 1, self.counts["targets"] + found)
+                if progress.due():
+                    seen = self.counts["documents"] + 1, self.counts["targets"] + found
                     logging.info("tokenizing %s: %d documents, %d tokens so far", self.name, *seen)
             if not found:
                 self.counts["empty"] += 1

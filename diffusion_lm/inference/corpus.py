@@ -15,6 +15,7 @@ from diffusion_lm import files, lock
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.data import corpora
 from diffusion_lm.inference import pipeline
+from diffusion_lm.progress import Progress
 from diffusion_lm.samplers.base import TextSampler
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def write_corpus(
             )
         if done:
             log.info("%s has %d of %d rows: continuing", path, done, len(asked))
-        first, said = time.monotonic(), time.monotonic()
+        first, progress = time.monotonic(), Progress()
         tokens = nfe = unfinished = 0
         with files.named(path), path.open("ab") as file:
             for start in range(done, len(asked), batch_size):
@@ -144,12 +145,12 @@ def write_corpus(
                 file.write("".join(lines).encode())
                 file.flush()
                 os.fsync(file.fileno())
-                tokens, nfe, now = tokens + int(lengths.sum()), nfe + int(output.generation.nfe), time.monotonic()
-                if now - said > 10 or start + count == len(asked):
-                    said, rate = now, (start + count - done) / (now - first)
+                tokens, nfe = tokens + int(lengths.sum()), nfe + int(output.generation.nfe)
+                if progress.due() or start + count == len(asked):
+                    taken = time.monotonic() - first
+                    left = (len(asked) - start - count) * taken / (start + count - done)
                     message = "%d of %d rows, %.0f tokens/s, %.0f s left"
-                    left = (len(asked) - start - count) / rate
-                    log.info(message, start + count, len(asked), tokens / (now - first), left)
+                    log.info(message, start + count, len(asked), tokens / taken, left)
     return Written(len(asked), len(asked) - done, tokens, nfe, unfinished)
 
 

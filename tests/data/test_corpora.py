@@ -10,6 +10,7 @@ import re
 import pytest
 from absl import logging
 
+from diffusion_lm import progress
 from diffusion_lm.data.corpora import Texts, corpus, split
 from diffusion_lm.data.source import Data
 
@@ -269,6 +270,16 @@ def test_parts_have_their_own_fingerprints():
         parts = [part.fingerprint() for holdout in (0.3, 0.5) for part in split(whole, holdout)]
         assert len({*parts, whole.fingerprint()}) == 5
         assert parts == [part.fingerprint() for holdout in (0.3, 0.5) for part in split(whole, holdout)]
+
+
+def test_a_long_reading_says_how_far_it_is(tmp_path, caplog, monkeypatch):
+    (tmp_path / "text.txt").write_text("é" * 100_000 + "\n" + "b" * 100_000)
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    with caplog.at_level("INFO", logger="absl"):
+        train, _ = split(corpus(str(tmp_path), documents="line"), 0.5)
+        train.fingerprint()
+    assert "dividing the corpus: 2 documents, 0.2 million characters so far" in caplog.text
+    assert "hashing files: 0.3 of 0.3 MB so far" in caplog.text
 
 
 def test_impossible_splits():

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 
-from diffusion_lm import lock
+from diffusion_lm import lock, progress
 from diffusion_lm.data import loader
 from diffusion_lm.data.corpora import Texts
 from diffusion_lm.data.loader import PackedRows, TokenArray, eval_batches, tokenize, train_loader
@@ -387,7 +387,7 @@ def test_what_train_loader_refuses(tokens):
 
 def test_progress_counts_each_part(tokens, tokenizer, caplog, monkeypatch):
     logging.set_verbosity(logging.INFO)
-    monkeypatch.setattr(loader, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(progress, "SECONDS", 0)
     with caplog.at_level("INFO", logger="absl"):
         tokenize(Texts(texts=TEXTS), tokenizer, pad=0, name="the train part")
     assert "tokenizing the train part: 40 documents" in caplog.text
