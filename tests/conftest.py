@@ -40,6 +40,14 @@ def shared() -> Path:
     return _SHARED
 
 
+@pytest.fixture
+def optimized():
+    """For programs that run longer than they compile, such as those that draw a million samples."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs_go_with_their_module():
     """A process that kept some thousands of them crashed inside a compilation."""

@@ -20,6 +20,7 @@ from diffusion_lm.samplers.first_hitting import FirstHitting
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.schedules import Cosine, Linear
 
+pytestmark = pytest.mark.usefixtures("optimized")
 ROWS = 4_096
 SURE = 1e-3
 

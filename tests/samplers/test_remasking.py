@@ -118,6 +118,7 @@ def test_the_sampler_has_the_distribution_of_its_steps(remask):
     assert p_value(cleared(sampler), texts(step_by_step(sampler)[-1])) > 1e-3
 
 
+@pytest.mark.usefixtures("optimized")
 def test_confidence_based_remasking_is_nearly_exact():
     assert p_value(cleared(remasking(ConfidenceBased(), 300))) > 1e-3
     assert p_value(cleared(remasking(ConfidenceBased(), 8))) < 1e-9

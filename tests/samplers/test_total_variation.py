@@ -22,6 +22,7 @@ from diffusion_lm.samplers.renoising import Renoising
 from diffusion_lm.samplers.revision import Revision
 from diffusion_lm.samplers.unmasking import EntropyBound, Threshold
 
+pytestmark = pytest.mark.usefixtures("optimized")
 ROWS, PASSES = 8_192, 64
 LEVEL = float(np.sqrt(2 / np.pi / ROWS) / 2 * np.sqrt(truth() * (1 - truth())).sum())  # of as many draws from the truth
 MASKS, UNIFORM, MIXTURE = Absorbing(mask=MASK), Uniform(mask=MASK), Mixture(uniform=0.2, mask=MASK)

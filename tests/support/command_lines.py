@@ -121,7 +121,7 @@ MEANT = {  # launcher: flags that are always there, flags that may be
         *(f"--set={s}" for s in (*SMALLEST[:3], "train.steps=2", "train.batch_size=4", "checkpoint.save_every=2",
                                  "data.valid=2"))], ["verbosity"]),
 }  # fmt: skip
-MEANT_WEIGHTS = ("sample",) * 12 + ("evaluate",) * 5 + ("convert source", "convert export", "planning.rescore")
+MEANT_WEIGHTS = ("sample",) * 12 + ("evaluate",) * 5 + ("convert source", "convert export") + ("planning.rescore",) * 3
 MEANT_WEIGHTS += ("train",) * 4 + ("quickstart", "compile", "planning.scoreboard") if NUMBER else ()
 FEW = {"max_new_tokens", "num_samples", "best_of", "num_particles", "noise_draws", "revise_rounds", "canvas_length",
        "boards"}  # fmt: skip
