@@ -76,6 +76,7 @@ def test_one_prompt_gives_one_text(joint):
         dlm.generate(joint, ["a", "b"], max_new_tokens=4).text  # noqa: B018
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("sampler", "options"),
     [
@@ -96,6 +97,7 @@ def test_samplers_by_name_and_by_class(joint, sampler, options):
     assert again.texts == found.texts
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("sampler", ["confidence", "autoregressive"])
 def test_a_stream_joins_to_the_text(joint, sampler):
     shape = {"denoising_steps": 3, "canvas_length": 8} if sampler == "confidence" else {}

@@ -105,6 +105,33 @@ def test_ci_says_that_there_is_no_command(readme, tmp_path):
     assert "<!-- tests -->" in done.stderr and done.stderr.count("\n") == 1
 
 
+CHOSEN = {0: [], 1: [0], 2: [0, 8], 3: [0, 4, 8], 9: list(range(9)), 20: list(range(9))}
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("count", CHOSEN)
+def test_of_a_test_with_many_cases_some_run(count, everything, pytestconfig, monkeypatch):
+    class Item:
+        path, originalname = "test_a.py", "test_a"
+
+        def get_closest_marker(self, name):
+            return getattr(pytest.mark, name)(count).mark
+
+    class Plain(Item):
+        def get_closest_marker(self, name):
+            return None
+
+    marked, plain = [Item() for _ in range(9)], Plain()
+    items = [plain, *marked]
+    monkeypatch.setattr(pytestconfig.option, "all_cases", everything)
+    monkeypatch.setattr(pytestconfig.hook, "pytest_deselected", lambda items: None)
+    chosen = marked if everything else [marked[i] for i in CHOSEN[count]]
+    pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests/conftest.py")).pytest_collection_modifyitems(
+        pytestconfig, items
+    )
+    assert items == [plain, *chosen]
+
+
 def test_ci_runs_the_command_in_an_environment_of_its_own(tmp_path):
     command = "echo in $(python -c 'import sys; print(sys.prefix)') &&\n  pwd\nfalse\necho never"
     done = ci(tmp_path, f"# x\n```\necho other\n```\n<!-- tests -->\n```sh\n{command}\n```\n```\necho after\n```\n")

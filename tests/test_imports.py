@@ -14,6 +14,7 @@ FLOORS = {
     "schedules": 1,
     "layouts": 1,
     "files": 0,
+    "progress": 0,
     "lock": 1,
     "sharding": 1,
     "categorical": 1,

@@ -86,6 +86,7 @@ def test_named_flags_exist():
         "check",
         "nodes",
         "xla_gpu_exclude_nondeterministic_ops",
+        "all",  # of pytest: --all-cases
     }
     for page in WRITTEN:
         for code in inline(page):

@@ -60,6 +60,7 @@ def test_the_trace_ends_in_the_text_that_is_returned(model):
     )
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["speculative", "auto"])
 def test_speculative_and_auto_generate_text(model, name):
     more = {"canvas_length": 0, "denoising_steps": 2} if name == "auto" else {}

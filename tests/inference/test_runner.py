@@ -23,6 +23,7 @@ def driven(text_sampler, prompt, length, **rest):
     return runner.run(text_sampler, model(), prompt, keys, max_new_tokens=length, **rest)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", TEXT_SAMPLERS)
 def test_a_padded_prompt_is_the_prompt(name):
     """`pipeline` pads prompts to a few widths."""
@@ -47,6 +48,7 @@ def short(monkeypatch):
     return sizes
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", GROWING)
 def test_a_cache_that_grows_changes_nothing(name, short):
     prompt, text_sampler = prompts([6, 1, 3]), TEXT_SAMPLERS[name](eos=NEVER)
@@ -72,6 +74,7 @@ def test_a_cache_is_at_most_twice_as_long_as_what_it_holds(short):
     assert generation.cache.slots <= max(2 * held, 8)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", GROWING)
 def test_rows_that_leave_change_nothing(name):
     prompt = prompts([6, 1, 3, 2, 5, 4, 6, 1])

@@ -96,6 +96,7 @@ def watched(text_sampler, prompt, length, leave=()):
     return shown
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("name", KINDS)
 def test_passes_lead_to_the_generation(name):
     text_sampler, prompt = KINDS[name](eos=NEVER), prompts([6, 1, 3, 2])

@@ -93,6 +93,7 @@ command.run(main, Flags(command.FLAGS))
 """
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("redirection", "cause"),
     [

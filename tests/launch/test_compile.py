@@ -80,6 +80,7 @@ def test_a_generation_on_eight_cpu_devices():
     assert found["bytes"]["cache"] == cache + 4  # and a length
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("arguments", "settings", "cause"),
     [

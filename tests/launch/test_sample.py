@@ -91,6 +91,7 @@ def test_several_samples_a_prompt_and_a_vote(trained, capsys):
     assert vote["shares"] == [1.0] and len(vote["texts"]) == 1
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -157,6 +157,7 @@ def test_block_causal_with_a_cache_is_block_causal_without(each_net):
             np.testing.assert_allclose(said[row], full[row, int(at[row]) : int(at[row]) + 4], **CLOSE)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("clean", [Causal(), BlockCausal(4)], ids=str)
 def test_a_canvas_over_the_cache_is_the_noisy_block_of_training(each_net, clean):
     sampling = each_net.for_sampling()

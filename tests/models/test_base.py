@@ -157,6 +157,7 @@ def _experts(m, p, x):
     return out
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", SPECS)
 def test_a_network_is_the_plain_one(name):
     net, tokens = network(SPECS[name]), rows(9)
@@ -165,6 +166,7 @@ def test_a_network_is_the_plain_one(name):
         np.testing.assert_allclose(read(net, tokens, attention), expected, **CLOSE)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", SPECS)
 def test_with_a_cache_it_is_the_same(name):
     net, tokens = network(SPECS[name]).for_sampling(), rows(9)

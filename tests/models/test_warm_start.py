@@ -36,6 +36,7 @@ def check_begun(model, params):
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "objective", [Joint(block_size=4), BlockELBO(block_size=4), ELBO()], ids=lambda o: type(o).__name__
 )

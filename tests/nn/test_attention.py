@@ -105,6 +105,7 @@ def in_documents(pattern, length, first, second, **how):
     return found, dense(*inputs[:3], seen, inputs[3])
 
 
+@pytest.mark.cases(4)
 @pytest.mark.usefixtures("dealing")
 @pytest.mark.parametrize("kind", READINGS)
 def test_a_reading_is_the_dense_one(kind):
@@ -112,6 +113,7 @@ def test_a_reading_is_the_dense_one(kind):
     close(*in_documents(*READINGS[kind], 20, 13))
 
 
+@pytest.mark.cases(4)
 @pytest.mark.usefixtures("dealing")
 @pytest.mark.parametrize(("kind", "window"), list(zip(READINGS, itertools.cycle([3, 7]), strict=False)))
 def test_a_sliding_window_is_the_dense_one(kind, window):
@@ -128,6 +130,7 @@ LONGER = {
 }
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("kind", LONGER)
 def test_the_kernel_is_the_dense_one(kind, monkeypatch):
     """Interpreted, in two or three squares of queries and as many of keys; one row is one document, the other three."""

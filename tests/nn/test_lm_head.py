@@ -56,6 +56,7 @@ def chunks_of(monkeypatch, rows):
     monkeypatch.setattr(readout_module, "_CHUNK_ROWS", rows)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(("length", "rows"), [(1, 8), (7, 8), (8, 8), (13, 10), (13, 1), (13, 512)])
 def test_value_and_gradients_are_the_plain_ones(monkeypatch, length, rows):
     chunks_of(monkeypatch, rows)

@@ -156,6 +156,7 @@ def test_adapters_learn_to_draft_beside_a_converted_model(drafting, converted):
     np.testing.assert_array_equal(model.network.params["embedding"], converted[1].network.params["embedding"])
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_text_is_the_bases_own_whatever_the_adapters(drafting, converted, temperature):
     """Adapters of any size: 200 prompts in one batch, in both shapes, token for token the base's autoregression."""

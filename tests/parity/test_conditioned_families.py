@@ -177,6 +177,7 @@ def folder_with(tmp_path_factory):
     return make
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_folder_is_loaded_sampled_kept_and_given_back(name, folder_with, tmp_path):
     folder = folder_with(name)

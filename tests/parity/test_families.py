@@ -61,6 +61,7 @@ def test_logits_are_the_familys_own(case):
     assert seen
 
 
+@pytest.mark.cases(4)
 def test_causal_logits_of_left_padded_rows(case):
     """Padding is a document of its own: the text behind it neither sees it nor counts its positions."""
     name, loaded, io = case
@@ -83,6 +84,7 @@ def test_full_attention_of_padded_rows(name):
     loaded.close(found, io[f"padded/{PADDED[name]}"], mask.astype(bool))
 
 
+@pytest.mark.cases(4)
 def test_greedy_tokens(case):
     _, loaded, io = case
     if "greedy/tokens" not in io:

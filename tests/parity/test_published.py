@@ -74,6 +74,7 @@ def with_padding_rows(load, family):
     return load(family, (("vocab_size", config.get("embedding_size", config["vocab_size"])),))
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize(
     ("family", "run"),
     [
@@ -93,6 +94,7 @@ def test_llada(load, family, run):
     assert passes == io[f"{run[0]}/nfe"]
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     "run",
     parity.found(
@@ -131,6 +133,7 @@ def dream_rows(io, run):
     return prompt, [row[here] for row, here in zip(prompt, real, strict=True)]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "run", parity.found("dream", r"sampler/dream_(?P<alg>entropy|maskgit_plus|topk_margin)\w*_s(?P<steps>\d+)")
 )
@@ -179,6 +182,7 @@ SDAR = r"sampler/(?P<strategy>low_confidence_static|low_confidence_dynamic|seque
 SDAR_THRESHOLD = 0.25  # not among the folder's numbers: the steps of its runs put it between 0.242 and 0.263
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("run", parity.found("sdar", SDAR))
 def test_sdar(load, run):
     """Greedy with confidences at temperature 1, as the folder was made. The last block isn't written to our cache.
@@ -220,11 +224,13 @@ def check_llada2(load, family, run, **settings):
     np.testing.assert_array_equal(tokens, expected)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("run", parity.found("llada2", LLADA2))
 def test_llada2(load, run):
     check_llada2(load, "llada2", run, denoising_steps=int(run["steps"]))
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("run", parity.found("llada21", LLADA2))
 def test_llada21(load, run):
     """Names don't say how many steps without masks a block may have: as many as the longest of all runs."""
@@ -242,6 +248,7 @@ def max_without_masks(calls, mask):
 # Fast-dLLM v2
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("run", parity.found("fastdllm_v2", r"sampler/p\w+_thr(?P<thr>[\d.]+)"))
 def test_fastdllm_v2(load, run):
     """Sub-blocks are as narrow as the run's steps allow: names don't say. The last token is of a block of its own.

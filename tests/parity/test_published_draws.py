@@ -301,6 +301,7 @@ class StoredFirstHitting(FirstHitting):
         return jnp.asarray(self.uniforms[self._step(state)], jnp.float32)[None]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "run", parity.found("bd3lm", r"sampler/first_hitting(_kvcache)?_bs(?P<block>\d+)(_topp(?P<top_p>[\d.]+))?")
 )

@@ -41,6 +41,7 @@ def drawn(found, number, *, batch=4, seed=0, mine=None, start=0):
     return [next(batches) for _ in range(number)]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "task",
     [TASK, PathPlanning(), Queens(), Satisfiability(), Satisfiability(variables=9), Sudoku(size=4, least=4, most=8)],

@@ -80,6 +80,7 @@ def test_rate_is_the_limit_of_steps(process):
     np.testing.assert_allclose(process.rate_weight(t), limit, rtol=1e-2)
 
 
+@pytest.mark.cases(2)
 def test_reverse_moves_masks_only_and_at_the_stated_rate(process):
     rows = 20_000
     keys = jax.random.split(jax.random.key(4), rows)
@@ -100,6 +101,7 @@ def test_one_step_gives_the_product_of_marginals(process):
     np.testing.assert_allclose(chain.written(process, 1), np.einsum("a,b,c,d->abcd", *marginals).reshape(-1), rtol=1e-4)
 
 
+@pytest.mark.cases(2)
 def test_drawn_steps_follow_their_composition(process):
     """`reverse` itself, three steps of it: far enough from the data that the data would not do."""
     rows = 8_000

@@ -66,6 +66,7 @@ def test_a_wrong_denoiser_costs_more(process):
     assert chain.bound(process, 0, chain.wrong_denoiser) > entropy() + 0.1
 
 
+@pytest.mark.cases(4)
 @every(schedules=[Linear(), Cosine()])
 def test_composed_steps_give_the_data_back(process):
     """A mixture's noise starts and ends with the root of time: its error falls more slowly with the number of steps."""
@@ -92,6 +93,7 @@ def test_the_prior_is_the_noise_at_the_end(process):
     np.testing.assert_allclose(law, chain.kernel(process, 1.0)[0], atol=4 * 0.5 / np.sqrt(drawn.size))
 
 
+@pytest.mark.cases(3)
 @every(schedules=[Linear()])
 def test_ancestral_sampling_writes_the_data(process):
     """The sampler as it is used, 16 passes of the true denoiser, against the law of 16 exact steps."""

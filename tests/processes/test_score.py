@@ -18,6 +18,7 @@ from diffusion_lm.types import DenseLogits
 BOTH = pytest.mark.parametrize("kind", [AbsorbingScore, UniformScore])
 
 
+@pytest.mark.cases(2)
 @BOTH
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
 def test_scores_of_no_noise_cost_more(kind, schedule):

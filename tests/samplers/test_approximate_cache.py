@@ -37,6 +37,7 @@ def policy(request):
 # Nothing is stale.
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("whole", "temperature"),
     [
@@ -60,6 +61,7 @@ def test_every_schedule_is_exact_when_refreshed(schedule):
     assert (ours.tokens == generate(exact(schedule=schedule), prompts()).tokens).all()
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(("kind", "temperature"), [(PrefixCache, 1.0), (DualCache, 0.0)])
 def test_refreshed_every_step_blocks_follow_one_another(kind, temperature):
     """As full passes in a Python loop: blocks from the prompt's end on, each with a share of the steps."""
@@ -162,6 +164,7 @@ def steps_of(policy, *, eos=NEVER, length=13, fixed=0.3, denoising_steps=13, see
         yield was, before.tokens, cache.now, state
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("policy", [*POLICIES.values(), DualCache(block_size=4, refresh_every=3)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_committed_or_has_changed_is_computed(policy, seed):
@@ -205,6 +208,7 @@ def test_positions_computed():
     assert read["delayed"] == 16 + 16 + 16 + 12 + 12 + 8 + 8 + 4  # two more a pass, and those of the last once more
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("policy", [PrefixCache(block_size=4), DelayedCache()], ids=str)
 def test_in_one_layer_only_a_position_s_own_token_goes_stale(policy):
     """Its keys depend on nothing else, so that computing what has changed is exact."""
@@ -239,6 +243,7 @@ def test_only_text_is_returned_and_nothing_after_its_end(policy):
     assert ended >= 2  # or this test would have seen no end
 
 
+@pytest.mark.cases(2)
 def test_a_row_alone_is_the_row_in_a_ragged_batch(policy):
     """Each row has blocks, and full passes, of its own."""
     text_sampler = approximate(policy)

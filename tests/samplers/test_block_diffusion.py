@@ -39,6 +39,7 @@ def generate_row(text_sampler, prompt, length, row, seed=0):
     return _generate(text_sampler, model(), alone, keys, length)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(("name", "temperature"), [*((name, 1.0) for name in TEXT_SAMPLERS), ("confidence", 0.0)])
 def test_a_row_alone_is_the_row_in_a_ragged_batch(name, temperature):
     sampler, prompt = TEXT_SAMPLERS[name](temperature=temperature), prompts([6, 1, 3])
@@ -47,6 +48,7 @@ def test_a_row_alone_is_the_row_in_a_ragged_batch(name, temperature):
     assert (alone.tokens[0] == batch.tokens[2]).all() and alone.length[0] == batch.length[2]
 
 
+@pytest.mark.cases(2)
 def test_only_text_is_returned_and_nothing_after_its_end(text_sampler):
     ended = 0
     for seed in range(4):
@@ -58,6 +60,7 @@ def test_only_text_is_returned_and_nothing_after_its_end(text_sampler):
     assert ended >= 2  # or this test would have seen no end
 
 
+@pytest.mark.cases(3)
 def test_without_an_end_all_tokens_are_generated(text_sampler):
     generation = generate(text_sampler(eos=NEVER), prompts([6, 1, 3]), 10)
     assert (generation.length == 10).all() and (generation.tokens < VOCAB).all()
@@ -72,6 +75,7 @@ def test_the_same_keys_give_the_same_text_and_others_do_not(text_sampler):
 # Forward passes.
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(("canvas", "passes", "per_canvas"), [(4, 1, 1), (4, 2, 2), (4, 3, 3), (4, 4, 4), (4, 50, 4)])
 def test_passes_of_confidence(canvas, passes, per_canvas):
     """The prompt, the steps, and one pass that appends each canvas but the last. Spare steps aren't made."""
@@ -139,6 +143,7 @@ def test_an_end_at_once_and_an_end_at_the_last_token():
         assert ending(text_sampler, [20, 21]).length.tolist() == [19, 20]
 
 
+@pytest.mark.cases(2)
 def test_one_token_can_be_asked_for(text_sampler):
     generation = generate(text_sampler(eos=NEVER), prompts([6, 1, 3]), 1)
     assert generation.tokens.shape == (3, 1) and (generation.tokens < VOCAB).all()
@@ -179,6 +184,7 @@ def a_canvas(tokens, passes=0):
     )
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("passes", [1, 3, 4, 8])
 def test_a_canvas_denoised_step_by_step_in_python(passes):
     sampler = Confidence(denoising_steps=passes, eos=NEVER)

@@ -36,6 +36,7 @@ def sampler(passes, churn=1.0):
     return EmbeddingFlowSampler(process=PROCESS, denoising_steps=passes, eos=NEVER, churn=churn)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("churn", [0.0, 1.0])
 def test_the_true_denoiser_gives_the_true_distribution(churn):
     many = cleared(sampler(64, churn), blank(4_096))

@@ -44,6 +44,7 @@ class Stairs:
         return jnp.where((before == logits.shape[0]) | fits, logits, -jnp.inf)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", TEXT_SAMPLERS)
 def test_every_sampler_applies_a_processor_that_depends_on_the_column(name):
     prompt = prompts([6, 1, 3])

@@ -116,6 +116,7 @@ def keys(seed):
     return jax.random.split(jax.random.key(seed), 3)
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_neither_the_mask_nor_a_suppressed_token_is_emitted(name):
     tokens = []

@@ -19,6 +19,7 @@ def guided(prompt, scale):
     return ProcessedDenoiser(network=model(), mask=MASK, cfg_scale=scale, prompt_length=prompt.length)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", ["autoregressive", "confidence", "ancestral", "auto", "both ways"])
 def test_no_guidance_is_the_network_itself(name):
     prompt, text_sampler = prompts([6, 1, 3]), TEXT_SAMPLERS[name]()

@@ -71,6 +71,7 @@ class Unlimited(Cap):
         return jnp.full_like(most, self.eta)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("remask", KINDS, ids=str)
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
 def test_many_steps_give_the_truth(remask, schedule):

@@ -65,6 +65,7 @@ class Recorder:
         return 2 * jax.nn.softmax(logits)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_step_receives_the_previous_prediction(name):
     sampler, model = SAMPLERS[name](), Recorder()

@@ -52,6 +52,7 @@ def pair(drafter, temperature, eos=EOS, break_even=0.0):
     return AutoregressiveSampler(**both), Speculative(drafter=drafter, break_even=break_even, **both)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("drafter", "temperature", "break_even"),
     [*((drafter, 1.0, 0.0) for drafter in DRAFTERS), (DRAFTERS[1], 0.0, 1.5), (DRAFTERS[2], 1.0, 1.5)],
@@ -230,6 +231,7 @@ def test_lookup_finds_what_followed_last_time():
     assert guess([4]) == [4, 4, 4]  # anything goes, but it stays inside
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "drafter",
     [

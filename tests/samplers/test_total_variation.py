@@ -48,6 +48,7 @@ def confidence(**options):
     return Confidence(denoising_steps=PASSES, eos=NEVER, **options)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("process", [MASKS, TOKENWISE, UNIFORM, *FLOWS, *SCORES], ids=str)
 def test_the_reverse_process_is_exact_in_the_limit(process):
     assert distance(Ancestral(process=process, denoising_steps=PASSES, eos=NEVER), process) < 1.25 * LEVEL
@@ -86,6 +87,7 @@ BIASED = {  # samplers that favour likely texts, however many steps: total varia
 }
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("name", BIASED)
 def test_the_bias_of_the_others(name):
     sampler, process, stated = BIASED[name]

@@ -72,6 +72,7 @@ def ragged():
     return blank(3, 6, MASK, fixed=jnp.zeros((3, 6), bool).at[1, :2].set(True), prompt=1)
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("passes", [1, 2, 4, 50])
 def test_all_is_committed_in_time_and_at_least_one_a_step(schedule, passes):
@@ -155,6 +156,7 @@ def test_least_counts(rule, undecided, width, steps, expected):
     assert least(rule, undecided, width, steps) == (expected, 0)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("steps", [3, 4, 11, 50])
 @pytest.mark.parametrize("origin", ["canvas", "prompt"])
 def test_blocks_are_committed_in_order_and_in_time(steps, origin):

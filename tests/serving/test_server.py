@@ -45,6 +45,7 @@ def alone(served, prompt="Line 1", how=AR, **options):
     return dlm.generate(served.model, prompt, max_new_tokens=20, **how, **options)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("how", [AR, CANVAS], ids=lambda how: how["sampler"])
 def test_texts_are_those_of_the_library(served, client, how):
     assert [model.id for model in client.models.list()] == ["tiny"]

@@ -15,6 +15,7 @@ def one_round_of_tiny_models(monkeypatch):
     monkeypatch.setattr(loading, "REPEATS", 1)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kind", open_weights.OURS)
 def test_our_process_answers_for_each_case(kind, tmp_path):
     loading.write_synthetic(tmp_path / "model", TINY)

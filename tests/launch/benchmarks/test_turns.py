@@ -28,6 +28,7 @@ def test_cases_of_all_processes_take_turns(monkeypatch):
     assert rounds == [{"A", "B", "mine"}] * 5
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("function", "options", "why"),
     [
