@@ -38,8 +38,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of a test marked cases(n) runs n cases, spread evenly over the list, the first and the last among them."""
-    if config.getoption("--all-cases"):
+    """Of a test marked cases(n) runs n cases, spread evenly over the list, the first and the last among them.
+
+    All run with --all-cases, and where the command names a test (FILE::TEST).
+    """
+    if config.getoption("--all-cases") or any("::" in argument for argument in config.args):
         return
     cases = collections.defaultdict(list)
     for item in items:

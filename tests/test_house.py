@@ -124,6 +124,7 @@ def test_of_a_test_with_many_cases_some_run(count, everything, pytestconfig, mon
     marked, plain = [Item() for _ in range(9)], Plain()
     items = [plain, *marked]
     monkeypatch.setattr(pytestconfig.option, "all_cases", everything)
+    monkeypatch.setattr(pytestconfig, "args", ["tests"])
     monkeypatch.setattr(pytestconfig.hook, "pytest_deselected", lambda items: None)
     chosen = marked if everything else [marked[i] for i in CHOSEN[count]]
     pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests/conftest.py")).pytest_collection_modifyitems(

@@ -116,7 +116,7 @@ def test_sigterm_to_one_of_two_saves_once_and_four_on_another_mesh_go_on(workdir
     assert_as_one_process_alone(workdir)
 
 
-@pytest.mark.cases(1)
+@pytest.mark.cases(0)
 @pytest.mark.parametrize("how", ["die 5", "die-saving 3"])
 def test_kill_9_to_one_of_two_ends_the_other_and_one_alone_goes_on(workdir, how):
     (status, _, said), killed = finish(start(workdir, processes=2, mesh=("data=-1",), last_does=how))
@@ -127,6 +127,7 @@ def test_kill_9_to_one_of_two_ends_the_other_and_one_alone_goes_on(workdir, how)
     assert_as_one_process_alone(workdir)
 
 
+@pytest.mark.cases(0)
 def test_a_process_that_hangs_ends_the_other_in_time(workdir):
     """Its connections stay open: only its heartbeat is missed."""
     first, frozen = start(workdir, processes=2, mesh=("data=-1",), last_does="freeze 3")

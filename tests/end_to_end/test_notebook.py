@@ -106,6 +106,7 @@ def test_quickstart_runs_and_runs_again_on_the_finished_run(small, tmp_path, mon
     assert (tmp_path / "run/canvas.html").is_file()
 
 
+@pytest.mark.cases(0)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq")
 def test_open_weights_runs_twice(tmp_path, monkeypatch):
     pytest.importorskip("tokenizers", reason="the tokenizers package is not installed: pip install -e '.[test]'")
@@ -125,6 +126,7 @@ def test_open_weights_runs_twice(tmp_path, monkeypatch):
         assert "as it stands: -" in said and "backwards: -" in said
 
 
+@pytest.mark.cases(0)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq")
 def test_adapt_runs_twice_and_drafts_leave_the_text_as_it_is(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
@@ -150,6 +152,7 @@ def test_adapt_runs_twice_and_drafts_leave_the_text_as_it_is(tmp_path, monkeypat
     assert "7 green" in marked and "srcdoc=" in page
 
 
+@pytest.mark.cases(0)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jupyter_client", "ignore::DeprecationWarning:zmq")
 def test_plan_runs_twice_and_counts_what_is_solved(tmp_path, monkeypatch):
     network = ["model.width=16", "model.layers=1", "model.heads=2", "model.mlp_dim=16"]

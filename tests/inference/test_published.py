@@ -207,7 +207,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.usefixtures("loops_in_python")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ragged_rows_are_whole_and_as_they_are_alone(folder_of, family):

@@ -48,7 +48,7 @@ def short(monkeypatch):
     return sizes
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", GROWING)
 def test_a_cache_that_grows_changes_nothing(name, short):
     prompt, text_sampler = prompts([6, 1, 3]), TEXT_SAMPLERS[name](eos=NEVER)
@@ -74,7 +74,7 @@ def test_a_cache_is_at_most_twice_as_long_as_what_it_holds(short):
     assert generation.cache.slots <= max(2 * held, 8)
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", GROWING)
 def test_rows_that_leave_change_nothing(name):
     prompt = prompts([6, 1, 3, 2, 5, 4, 6, 1])

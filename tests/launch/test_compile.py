@@ -61,6 +61,7 @@ def test_an_update_on_eight_cpu_devices(tmp_path):
     assert found["constraints"] == CONSTRAINTS
 
 
+@pytest.mark.cases(0)
 def test_an_update_whose_rows_are_cut_along_their_length():
     """Eight devices share one row. Gathered are weights, keys and values; queries are dealt out and what they found is
     handed back; the gradients of keys and values are summed once a layer. Without the constraints nothing would move.
@@ -72,6 +73,7 @@ def test_an_update_whose_rows_are_cut_along_their_length():
     assert found["constraints"] == CONSTRAINTS
 
 
+@pytest.mark.cases(0)
 def test_a_generation_on_eight_cpu_devices():
     mesh = ("mesh.data=4", "mesh.fsdp=1", "mesh.tensor=2")
     found = compiled("--topology=cpu:8", "--what=sample", "--batch_size=4", "--denoising_steps=2", settings=mesh)

@@ -31,6 +31,7 @@ def test_from_uniform_noise_the_best_bound_lies_above_the_entropy(schedule):
         assert chain.bound(flow, 0, toward) > least + 1e-4
 
 
+@pytest.mark.usefixtures("optimized")
 def test_that_gap_is_what_the_paths_know_and_the_tokens_do_not():
     """One position, two pieces, p = (a, 1 - a): the bound by hand, integrated over the share u that has jumped."""
     a = np.array([0.3, 0.7])

@@ -14,6 +14,7 @@ from diffusion_lm.samplers.drafters import PromptLookup, TiDARDraft
 from diffusion_lm.samplers.speculative import Speculative
 
 
+@pytest.mark.cases(2)
 @pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="reads the CPU compiler's program; others name copies otherwise"
 )

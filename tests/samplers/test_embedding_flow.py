@@ -36,6 +36,7 @@ def sampler(passes, churn=1.0):
     return EmbeddingFlowSampler(process=PROCESS, denoising_steps=passes, eos=NEVER, churn=churn)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("churn", [0.0, 1.0])
 def test_the_true_denoiser_gives_the_true_distribution(churn):
@@ -48,6 +49,7 @@ def test_few_steps_sample_dependent_tokens_independently():
     assert one < 1e-9 and one <= few < 1e-3
 
 
+@pytest.mark.usefixtures("optimized")
 def test_fixed_tokens_stay_and_are_conditioned_on():
     canvas = blank(4_096)
     fixed = jnp.zeros_like(canvas.fixed).at[:, 1].set(True)

@@ -67,6 +67,7 @@ def distance(tokens):
     return np.abs(counts / counts.sum() - truth()).sum() / 2
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("canvas", [4, 2])
 def test_resampling_gives_the_distribution_that_proposals_miss(canvas):

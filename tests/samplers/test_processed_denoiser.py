@@ -27,6 +27,7 @@ def test_no_guidance_is_the_network_itself(name):
     assert (one.tokens == plain.tokens).all()
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["autoregressive", "confidence", "both ways"])
 def test_guidance_moves_the_text(name):
     prompt, text_sampler = prompts([6, 5, 3]), TEXT_SAMPLERS[name]()

@@ -81,6 +81,7 @@ def test_tokens_within_the_entropy_bound_are_kept_and_the_rest_is_noise():
     assert np.abs(counts / counts.sum() - 1 / VOCAB).max() < 0.02
 
 
+@pytest.mark.usefixtures("optimized")
 def test_the_temperature_falls():
     """The first step has temperature 0.8, the last but one nearly 0.4."""
     logits = jnp.log(jnp.array([0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9, 1e-9]))

@@ -90,6 +90,7 @@ def empty(path):
     path.write_bytes(b"")
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("damage", [truncate, flip, empty, Path.unlink])
 @pytest.mark.parametrize("item", ["params", "optimizer", "data", "meta"])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(saved, caplog, damage, item):

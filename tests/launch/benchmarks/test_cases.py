@@ -255,6 +255,7 @@ def test_every_form_of_pytorch_takes_its_turn_or_says_why_not():
     assert {"PyTorch float32", "PyTorch bfloat16"}.isdisjoint(found.absent)  # compiled ones need a C++ compiler
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("suite", ["train", "decode", "canvas"])
 def test_rows_without_peers_have_our_value_and_the_reason(suite, monkeypatch):
     monkeypatch.setattr(turns, "missing", lambda *packages: "not installed" if packages else "")

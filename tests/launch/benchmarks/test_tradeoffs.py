@@ -8,6 +8,7 @@ from diffusion_lm.inference import autotune
 from launch.benchmarks import tradeoffs
 
 
+@pytest.mark.cases(0)
 def test_all_three_are_measured_and_plotted(trained, tmp_path, monkeypatch):
     for name, value in {"STEPS": (2,), "NUM_TEXTS": 4, "LENGTHS": (20,), "SCHEDULES": {}, "REPEATS": 1}.items():
         monkeypatch.setattr(tradeoffs, name, value)
