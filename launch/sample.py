@@ -118,6 +118,8 @@ def _check() -> None:
     corpus = (OUT() or Path()).suffix == ".jsonl"
     if view and view != "terminal" and not view.endswith(".html"):
         raise ValueError(f"--view is terminal or FILE.html; got {view}")
+    if view and ":" in (sampler_flags.SAMPLER.value or ""):
+        raise ValueError("--view doesn't show the steps of samplers of one's own")
     if view and (not kind.records or particles or INFILL.value or ROLLING_CONTEXT.value):
         raise ValueError(
             "--view shows the steps of canvas samplers: not with --sampler=autoregressive, speculative or auto, "

@@ -1,5 +1,6 @@
 """The front door, on a tiny network that is trained through it."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -125,10 +126,22 @@ def test_the_default_sampler_fits_the_network(joint, uniform, autoregressive):
         assert dlm.generate(model, "Line", max_new_tokens=8).num_tokens[0] <= 8
 
 
+@dataclasses.dataclass(frozen=True)
+class WithoutSteps(dlm.CanvasSampler):
+    def query(self, state):
+        raise AssertionError("never asked")
+
+
+class WithoutUpdate(WithoutSteps):
+    denoising_steps = 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "nope"}, "sampler 'nope' is none of published, confidence, "),
+        ({"sampler": "nope"}, "sampler 'nope' is none of published, confidence, .*: or pass a class"),
+        ({"sampler": WithoutSteps}, "WithoutSteps has no field denoising_steps, .*: add it"),
+        ({"sampler": WithoutUpdate()}, "WithoutUpdate is no sampler: it lacks update: derive it from CanvasSampler"),
         ({"sampler": "autoregressive", "denoising_steps": 3}, "has no canvas"),
         ({"sampler": "confidence", "eta": 0.1}, "confidence: .*unexpected keyword argument 'eta'"),
         ({"sampler": dlm.Texts}, "Texts: .*texts"),

@@ -6,7 +6,7 @@ from typing import Any
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.inference import presets, published
 from diffusion_lm.processes.absorbing import Absorbing
-from diffusion_lm.samplers.base import TextSampler
+from diffusion_lm.samplers.base import CanvasSampler, TextSampler
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Rescale
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.unmasking import EntropyBound, Factor, FixedCount, Threshold
@@ -99,14 +99,19 @@ def make_sampler(
         raise ValueError(f"{names}: set them in the sampler that you pass")
     if hasattr(sampler, "stages"):
         return sampler
+    kind = type(sampler)
     if not hasattr(sampler, "query"):
-        raise ValueError(f"{type(sampler).__name__} is no sampler: it has neither query and update, nor stages")
+        raise ValueError(f"{kind.__name__} is no sampler: it has neither query and update, nor stages")
+    lacks = [name for name in ("query", "update") if getattr(kind, name, None) in (None, getattr(CanvasSampler, name))]
+    lacks += [name for name in ("init", "done", "uses_embeddings", "denoising_steps") if not hasattr(sampler, name)]
+    if lacks:
+        raise ValueError(f"{kind.__name__} is no sampler: it lacks {', '.join(lacks)}: derive it from CanvasSampler")
     return presets.block_diffusion(model, sampler, canvas_length=canvas_length)
 
 
 def _named(model, name: str, options: dict, sampling, denoising_steps: int | None, canvas_length: int) -> TextSampler:
     if name not in SAMPLERS:
-        raise ValueError(f"sampler {name!r} is none of {PUBLISHED}, {', '.join(SAMPLERS)}")
+        raise ValueError(f"sampler {name!r} is none of {PUBLISHED}, {', '.join(SAMPLERS)}: or pass a class")
     preset, fixed, free = SAMPLERS[name]
     shape = {}
     if free is not None:

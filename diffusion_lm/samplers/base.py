@@ -99,6 +99,8 @@ class CanvasSampler(Protocol):
     uses_embeddings = False
 
     def __post_init__(self):
+        if not hasattr(self, "denoising_steps"):
+            raise ValueError(f"{type(self).__name__} has no field denoising_steps, the most steps of a canvas: add it")
         if self.denoising_steps < 1:
             raise ValueError(f"denoising_steps must be at least 1; got {self.denoising_steps}")
 

@@ -119,6 +119,7 @@ def test_each_flag_reaches_its_sampler(arguments, trained, capsys):
         (sample, ["--compile_cache=setup.py"], "--compile_cache="),
         (sample, ["--view=canvas.pdf"], "--view is terminal or FILE.html"),
         (sample, ["--view=terminal", "--sampler=auto"], "--view shows"),
+        (sample, ["--view=terminal", "--sampler=a.b:C"], "--view doesn't show the steps of samplers of one's own"),
         (sample, ["--stream", "--num_samples=2"], "--stream prints one text"),
         (sample, ["--stream", "--out=texts.jsonl"], "--stream prints one text"),
         (sample, ["--best_of=1"], "--best_of is at least 2"),

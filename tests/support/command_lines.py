@@ -82,7 +82,7 @@ WAYS = {  # of sampling: flags that begin it, and flags that go with it
     "corpus": (["corpus"], ["num_samples", "stop", "batch_size", "prompts_file", "drop_finished"]),
 }
 NEEDS = {"revise_span": "revise_rounds", "cache_block_size": "approximate_cache",
-         "cache_refresh_every": "approximate_cache", "prompts_file": "corpus"}  # fmt: skip
+         "cache_refresh_every": "approximate_cache", "prompts_file": "out"}  # fmt: skip
 APART = {"prompts_file": "prompt", "approximate_cache": "revise_rounds", "infill": "prompt"}
 GOOD = {
     "prompt": ["Line 3: the cat", "Line ", "", "the dog sat on the mat.", "cat\n\nLine"],
