@@ -116,7 +116,6 @@ class CanvasSampler(Protocol):
 
     def conditioning(self, state: Any, logits: Array) -> Array:
         """The logits whose expected embedding conditions the next step; state is the one before this step."""
-        del state
         return logits
 
     def done(self, state: Any) -> Array:
@@ -125,7 +124,6 @@ class CanvasSampler(Protocol):
 
     def variants(self, length: int) -> tuple["CanvasSampler", ...]:
         """Samplers of one state that each query another number of a canvas's `length` positions."""
-        del length
         return (self,)
 
     def variant(self, state: Any) -> Array:
