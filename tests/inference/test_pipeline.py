@@ -122,7 +122,7 @@ def test_holes_of_all_lengths_share_a_few_programs(model, canvases, caplog):
 
 
 @pytest.mark.cases(1)
-@pytest.mark.parametrize("kind", ["autoregressive", "confidence"])
+@pytest.mark.parametrize("kind", ["confidence", "autoregressive"])
 def test_text_longer_than_the_context(model, draw, kind):
     options = {"canvas_length": 16, "denoising_steps": 4} if kind == "confidence" else {}
     text_sampler = getattr(presets, kind)(model, sampling=draw, **options)

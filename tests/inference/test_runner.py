@@ -15,7 +15,7 @@ from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.drafters import PromptLookup
 from diffusion_lm.samplers.speculative import Speculative
 
-GROWING = ["autoregressive", "confidence", "blocks", "auto"]
+GROWING = ["confidence", "autoregressive", "blocks", "auto"]
 
 
 def driven(text_sampler, prompt, length, **rest):

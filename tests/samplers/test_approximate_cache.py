@@ -164,7 +164,7 @@ def steps_of(policy, *, eos=NEVER, length=13, fixed=0.3, denoising_steps=13, see
         yield was, before.tokens, cache.now, state
 
 
-@pytest.mark.cases(4)
+@pytest.mark.cases(6)
 @pytest.mark.parametrize("policy", [*POLICIES.values(), DualCache(block_size=4, refresh_every=3)], ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_committed_or_has_changed_is_computed(policy, seed):

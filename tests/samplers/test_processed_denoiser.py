@@ -28,7 +28,7 @@ def test_no_guidance_is_the_network_itself(name):
 
 
 @pytest.mark.cases(1)
-@pytest.mark.parametrize("name", ["autoregressive", "confidence", "both ways"])
+@pytest.mark.parametrize("name", ["confidence", "autoregressive", "both ways"])
 def test_guidance_moves_the_text(name):
     prompt, text_sampler = prompts([6, 5, 3]), TEXT_SAMPLERS[name]()
     one, plain = (generated(network, text_sampler, prompt) for network in (guided(prompt, 2.0), model()))

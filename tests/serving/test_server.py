@@ -46,7 +46,7 @@ def alone(served, prompt="Line 1", how=AR, **options):
 
 
 @pytest.mark.cases(1)
-@pytest.mark.parametrize("how", [AR, CANVAS], ids=lambda how: how["sampler"])
+@pytest.mark.parametrize("how", [CANVAS, AR], ids=lambda how: how["sampler"])
 def test_texts_are_those_of_the_library(served, client, how):
     assert [model.id for model in client.models.list()] == ["tiny"]
     seeded = [{"temperature": 0.9, "seed": 3_000_000_000}] if how is AR else []
