@@ -44,7 +44,6 @@ from diffusion_lm.loaded_model import BASE
 from diffusion_lm.models import flops
 from diffusion_lm.models.bound_model import BoundModel, stored
 from diffusion_lm.models.transformer import Transformer, init_params
-from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.base import Prompt
 from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.training.checkpoint import Checkpoints
@@ -164,8 +163,8 @@ def sample_program(config: Config, mesh: jax.sharding.Mesh, batch: int) -> Progr
     if not config.objective.layout.denoises:
         writer, width = presets.autoregressive(model, sampling=SamplingParams()), 1
     else:
-        name = "confidence" if isinstance(process, Absorbing) else "reverse_process"
-        writer = make_sampler(model, name, sampling=SamplingParams(), denoising_steps=DENOISING_STEPS.value)
+        steps = DENOISING_STEPS.value
+        writer = make_sampler(model, presets.fitting(model), sampling=SamplingParams(), denoising_steps=steps)
         width = writer.canvas_length
     with sharding.using(mesh):
         bound = jax.eval_shape(

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.config import find_class
 from diffusion_lm.inference import by_name, presets, published
-from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache, PrefixCache
 from diffusion_lm.samplers.drafters import MaskedDraft, PromptLookup, TiDARDraft, TrainedDraft
@@ -305,8 +304,8 @@ def name(model: LoadedModel) -> str:
     """The name of the sampler for a model: what --sampler says, else what it was published with or trained for."""
     if SAMPLER.value:
         return SAMPLER.value
-    chosen, vectors = by_name.default_name(model), isinstance(model.process, Gaussian)
-    return {"reverse_process": "embedding_flow" if vectors else "ancestral"}.get(chosen, chosen)
+    chosen = by_name.default_name(model)
+    return presets.fitting(model) if chosen == "reverse_process" else chosen
 
 
 def kind(chosen: str) -> Kind:

@@ -5,7 +5,6 @@ from typing import Any
 
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.inference import presets, published
-from diffusion_lm.processes.absorbing import Absorbing
 from diffusion_lm.samplers.base import CanvasSampler, TextSampler
 from diffusion_lm.samplers.remasking import Cap, ConfidenceBased, Loop, Rescale
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -39,9 +38,8 @@ def default_name(model: LoadedModel, *, own: bool = True) -> str:
     "reverse_process" for other noise."""
     if own and published.of(model):
         return PUBLISHED
-    if not model.config.objective.layout.denoises:
-        return "autoregressive"
-    return "confidence" if isinstance(model.process, Absorbing) else "reverse_process"
+    name = presets.fitting(model)
+    return name if name in ("autoregressive", "confidence") else "reverse_process"
 
 
 def made_for(model: LoadedModel, sampler: Any, drawn: dict, **options) -> published.Preset:

@@ -28,13 +28,21 @@ MAX_STEPS = 100_000
 CAP, DUAL = Cap(), DualCache()
 
 
+def fitting(model: LoadedModel) -> str:
+    """The name, in `by_name.SAMPLERS`, of a sampler for the network: "autoregressive" where it has no canvases,
+    "confidence" for masks, "ancestral" for other noise on tokens, "embedding_flow" for noise on embeddings."""
+    if not model.config.objective.layout.denoises:
+        return "autoregressive"
+    if isinstance(model.process, Absorbing):
+        return "confidence"
+    return "embedding_flow" if isinstance(model.process, Gaussian) else "ancestral"
+
+
 def autoregressive(model: LoadedModel, *, sampling: SamplingParams) -> AutoregressiveSampler:
     """One token a forward pass. Raises ValueError if the network wasn't trained autoregressively."""
     objective = model.config.objective
     if not objective.trains_ar:
-        raise ValueError(
-            f"{type(objective).__name__} doesn't train autoregression: sample with confidence or ancestral"
-        )
+        raise ValueError(f"{type(objective).__name__} doesn't train autoregression: sample with {fitting(model)}")
     tokenizer = model.tokenizer
     return AutoregressiveSampler(mask=tokenizer.mask, eos=tokenizer.eos, stops=_stops(model), sampling=sampling)
 
@@ -76,10 +84,7 @@ def confidence(
 
     denoising_steps None: as many as it takes. Raises ValueError where noise isn't masks.
     """
-    if not isinstance(model.process, Absorbing):
-        raise ValueError(
-            f"confidence needs masks, {type(model.process).__name__} has other noise: use ancestral or embedding"
-        )
+    _check_noise(model, isinstance(model.process, Absorbing), "confidence needs masks")
     steps = _canvas_length(model, canvas_length) if denoising_steps is None else denoising_steps
     sampler = Confidence(denoising_steps=steps, eos=_eos(model), **options)
     return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
@@ -101,6 +106,7 @@ def approximate_cache(model: LoadedModel, *, policy: CachePolicy = DUAL, **optio
 
 def ancestral(model: LoadedModel, *, canvas_length: int, record: bool = False, **options) -> BlockDiffusion:
     """Canvases by the reverse process. options: those of `Ancestral` (denoising_steps, sampling, corrector_steps)."""
+    _check_noise(model, not isinstance(model.process, Gaussian), "ancestral needs noise on tokens")
     sampler = Ancestral(process=model.process, eos=_eos(model), **options)
     return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
@@ -108,6 +114,7 @@ def ancestral(model: LoadedModel, *, canvas_length: int, record: bool = False, *
 def embedding_flow(model: LoadedModel, *, canvas_length: int, record: bool = False, **options) -> BlockDiffusion:
     """Canvases by denoising embeddings. options: those of `EmbeddingFlowSampler` (denoising_steps, sampling, churn).
     Raises ValueError where noise is on tokens."""
+    _check_noise(model, isinstance(model.process, Gaussian), "embedding_flow needs noise on embeddings")
     sampler = EmbeddingFlowSampler(process=model.process, eos=_eos(model), **options)
     return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
@@ -125,6 +132,7 @@ def remasking(
 ) -> BlockDiffusion:
     """Canvases with remasking by `remask`. options: those of `Remasking` (denoising_steps, sampling). Raises ValueError
     where noise isn't masks."""
+    _check_noise(model, isinstance(model.process, Absorbing), "remasking needs masks")
     sampler = Remasking(process=model.process, eos=_eos(model), remask=remask, **options)
     return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
@@ -132,6 +140,8 @@ def remasking(
 def renoising(model: LoadedModel, *, canvas_length: int, record: bool = False, **options) -> BlockDiffusion:
     """Canvases that keep what can be sampled together and renoise the rest, until they are stable. options: those of
     `Renoising` (denoising_steps, sampling, schedule, ...). Raises ValueError where noise is masks."""
+    fits = not isinstance(model.process, Absorbing | Gaussian)
+    _check_noise(model, fits, "renoising needs noise that is tokens")
     sampler = Renoising(process=model.process, eos=_eos(model), **options)
     return block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
@@ -149,9 +159,8 @@ def revised(model: LoadedModel, blocks: BlockDiffusion, *, rounds: int, span: in
     """`blocks` with so many rounds of revision, a span each, of every full canvas (see `Revision`). Raises ValueError
     where noise isn't masks."""
     if not isinstance(model.process, Absorbing):
-        raise ValueError(
-            f"revision needs masks, {type(model.process).__name__} has none: use ancestral with corrector_steps"
-        )
+        remedy = "leave it out" if isinstance(model.process, Gaussian) else "use ancestral with corrector_steps"
+        raise ValueError(f"revision needs masks, {type(model.process).__name__} has other noise: {remedy}")
     sampler = Revision(sampler=blocks.sampler, rounds=rounds, span=span, mask=blocks.mask)
     if sampler.denoising_steps > MAX_STEPS:
         raise ValueError(f"steps and rounds must make at most {MAX_STEPS} steps; got {sampler.denoising_steps}")
@@ -170,13 +179,9 @@ def block_diffusion(
     """
     config, tokenizer = model.config, model.tokenizer
     objective, architecture = config.objective, config.model
-    if not objective.layout.denoises:
-        raise ValueError(f"{type(objective).__name__} trains no canvases: sample with autoregressive")
-    if isinstance(model.process, Gaussian) != sampler.uses_embeddings:
-        raise ValueError(
-            f"{type(sampler).__name__} needs noise on {'embeddings' if sampler.uses_embeddings else 'tokens'}: use "
-            f"{'ancestral' if sampler.uses_embeddings else 'embedding'}"
-        )
+    noise = "embeddings" if sampler.uses_embeddings else "tokens"
+    fits = isinstance(model.process, Gaussian) == sampler.uses_embeddings
+    _check_noise(model, fits, f"{type(sampler).__name__} needs noise on {noise}")
     if sampler.denoising_steps > MAX_STEPS:
         raise ValueError(f"denoising_steps must be at most {MAX_STEPS}; got {sampler.denoising_steps}")
     canvas_length = _canvas_length(model, canvas_length)
@@ -193,6 +198,15 @@ def block_diffusion(
         record=record,
         self_cond_dim=architecture.width if architecture.self_conditioning else 0,
     )
+
+
+def _check_noise(model: LoadedModel, fits: bool, needs: str) -> None:
+    """Raises ValueError, with a sampler to use instead, where the network has no canvases, or where its noise doesn't
+    fit what a sampler needs."""
+    if not model.config.objective.layout.denoises:
+        raise ValueError(f"{type(model.config.objective).__name__} trains no canvases: sample with {fitting(model)}")
+    if not fits:
+        raise ValueError(f"{needs}, {type(model.process).__name__} is other noise: use {fitting(model)}")
 
 
 def _eos(model: LoadedModel) -> int:

@@ -1,10 +1,13 @@
 """The text samplers that fit a trained run: their limits, and what they return."""
 
 import dataclasses
+import re
 
 import pytest
+from support.loaded import loaded
 
-from diffusion_lm.inference import pipeline, presets
+from configs import tinyshakespeare
+from diffusion_lm.inference import by_name, pipeline, presets
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
 from diffusion_lm.samplers.drafters import TiDARDraft
 from diffusion_lm.samplers.sampling_params import SamplingParams
@@ -22,6 +25,23 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 def test_impossible_canvases_are_refused(model, arguments, cause):
     with pytest.raises(ValueError, match=cause):
         presets.confidence(model, sampling=SamplingParams(), **arguments)
+
+
+@pytest.mark.parametrize("kind", tinyshakespeare.KINDS)
+def test_a_refusal_names_a_sampler_that_fits(kind):
+    """Every sampler, for every kind of network: it is made, or the one it names instead is."""
+    process, objective = tinyshakespeare.KINDS[kind]
+    model = loaded(objective, process)
+    refused = {}
+    for name in set(by_name.SAMPLERS) - {"auto", "speculative"}:  # these measure; they ask the others
+        try:
+            by_name.make_sampler(model, name)
+        except ValueError as error:
+            refused[name] = str(error)
+    for cause in refused.values():
+        (instead,) = re.findall(r"(?:use|sample with) (\w+)$", cause)
+        by_name.make_sampler(model, instead)
+    assert refused.keys() < by_name.SAMPLERS.keys() - {by_name.default_name(model)} and refused
 
 
 def test_masked_drafts_need_a_network_trained_on_masks(model):
