@@ -1,5 +1,6 @@
 """What every launcher does around its main function: flags, logs, errors in one line, the result as one JSON line."""
 
+import atexit
 import ctypes
 import importlib.util
 import json
@@ -48,6 +49,10 @@ def run(main: Callable[[], dict], flags: Flags) -> None:
     status = call(main, flags, sys.argv[1:], set_up=_set_up_logs)
     _drop_output()
     distributed.leave(status)
+    if status == _INTERRUPTED:  # JAX's compiler, once interrupted, crashes at the interpreter's end
+        atexit._run_exitfuncs()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

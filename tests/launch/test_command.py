@@ -124,3 +124,30 @@ def test_an_interruption_during_imports_is_one_line(tmp_path):
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode not in (0, 1, 2) and done.stderr == "error: interrupted\n" and not done.stdout
+
+
+COMPILES = """
+import itertools, os, signal, sys, threading
+import jax, jax.numpy as jnp
+from launch import command
+
+def main():
+    def program(x):
+        for i in range(400):
+            x = jnp.sin(x @ x) + i
+        return x
+
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    for n in itertools.count():
+        jax.jit(lambda x: program(x) + n)(jnp.ones((8, 8)))
+
+command.run(main, command.FLAGS)
+"""
+
+
+def test_an_interruption_while_programs_are_compiled_is_one_line():
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES], env=os.environ | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr, done.stdout) == (130, "error: interrupted\n", "")
