@@ -1,7 +1,6 @@
 """Attention for any pattern (`attention_patterns`), without a mask of length squared."""
 
 import functools
-import itertools
 import logging
 import math
 from typing import NamedTuple
@@ -252,10 +251,11 @@ def _attend_chunk(q: Array, views: tuple[_View, ...], ranges, offsets, compute_d
             scores.append(jnp.where(mask[:, None, None], score, _HIDDEN))
             mixes.append(functools.partial(dot, "bgrqk,bgkd->bgrqd"))
         values.append(kv.v)
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-    ends = list(itertools.accumulate(score.shape[-1] for score in scores))[:-1]
-    parts = jnp.split(weights, ends, axis=-1)
-    mixed = sum(mix(part, value, compute_dtype) for part, mix, value in zip(parts, mixes, values, strict=True))
+    # The softmax over all views, divided last: weights are neither joined nor cut, and the mixture alone is divided.
+    largest = functools.reduce(jnp.maximum, [jax.lax.stop_gradient(score).max(-1, keepdims=True) for score in scores])
+    weights = [jnp.exp(score - largest) for score in scores]
+    mixed = sum(mix(part, value, compute_dtype) for part, mix, value in zip(weights, mixes, values, strict=True))
+    mixed = mixed / sum(part.sum(-1, keepdims=True) for part in weights)
     return mixed.reshape(batch, heads, size, width)
 
 
