@@ -18,7 +18,7 @@ from diffusion_lm.models.transformer import Transformer, init_params
 ROOT = Path(__file__).parents[2]
 # What each docstring states in parameters, and how many pieces that takes: a char tokenizer has 259 beside those seen.
 STATED = {
-    "quickstart": (3.7e6, 2048),
+    "quickstart": (1.13e6, 2048),
     "tinyshakespeare": (0.9e6, 65 + 259),
     "speedrun": (0.9e6, 65 + 259),
     "text8": (85e6, 27 + 259),
