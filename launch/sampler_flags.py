@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.config import find_class
+from diffusion_lm.data.tokenizer import token_texts
 from diffusion_lm.inference import by_name, presets, published
 from diffusion_lm.samplers.base import TextSampler
 from diffusion_lm.samplers.cache_policy import DelayedCache, DualCache, PrefixCache
@@ -373,8 +374,8 @@ def logits_processor(model: LoadedModel) -> LogitsProcessor | None:
     """The processors that the flags describe. Raises ValueError if --bad_words leaves no token."""
     rules = []
     if BAD_WORDS.value:
-        pieces = model.tokenizer.pieces(range(model.tokenizer.vocab))
-        banned = tuple(i for i, piece in enumerate(pieces) if any(text in piece for text in BAD_WORDS.value))
+        texts = token_texts(model.tokenizer)
+        banned = tuple(i for i, text in enumerate(texts) if any(word in text for word in BAD_WORDS.value))
         if len(banned) + len(model.tokenizer.suppressed) >= model.tokenizer.vocab - 1 or not all(BAD_WORDS.value):
             raise ValueError(f"--bad_words={BAD_WORDS.value} leaves no token to sample")
         rules.append(SuppressTokens(tokens=banned))

@@ -23,9 +23,9 @@ def mesh():
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_kernel_of_other_devices_is_one_line_before_anything_is_built(kernel, tmp_path, capsys, mesh):
     """The text isn't even there."""
-    setting = f"--set=exec.attention_kernel={kernel}"
-    settings = [setting, f"--set=data.path={tmp_path}/missing.txt", *(f"--set={s}" for s in SMALL)]
-    status, out, err = call(capsys, train, "--config=configs/quickstart.py", f"--workdir={tmp_path}/work", *settings)
+    settings = f"exec.attention_kernel={kernel}", f"data.path={tmp_path}/missing.txt", *SMALL
+    flags = f"--workdir={tmp_path}/work", *(f"--set={s}" for s in settings)
+    status, out, err = call(capsys, train, "--config=configs/tinyshakespeare.py", *flags)
     cause = (
         f"exec.attention_kernel={kernel} is for {KERNELS[kernel]} and this runs on cpu: set exec.attention_kernel=auto"
     )
@@ -34,7 +34,7 @@ def test_a_kernel_of_other_devices_is_one_line_before_anything_is_built(kernel, 
 
 @pytest.mark.parametrize("kernel", [*KERNELS, "chunked", "auto"])
 def test_a_run_of_other_devices_can_be_loaded_here(kernel, mesh):
-    config = override(load("configs/quickstart.py"), [f"exec.attention_kernel={kernel}"])
+    config = override(load("configs/tinyshakespeare.py"), [f"exec.attention_kernel={kernel}"])
     here = runnable(config, mesh)
     assert here.exec.attention_kernel == ("auto" if kernel in KERNELS else kernel)
     assert dataclasses.replace(here, exec=config.exec) == config
@@ -45,6 +45,6 @@ def test_compile_refuses_it_too(capsys, monkeypatch):
     monkeypatch.setattr(
         compiling.topologies, "of", lambda *_: compiling.topologies.Topology(devices=jax.devices(), memory=0)
     )
-    flags = "--config=configs/quickstart.py", "--topology=cpu:1", "--set=exec.attention_kernel=splash"
+    flags = "--config=configs/tinyshakespeare.py", "--topology=cpu:1", "--set=exec.attention_kernel=splash"
     status, out, err = call(capsys, compiling, *flags)
     assert (status, out) == (2, "") and err.startswith("error: exec.attention_kernel=splash is for TPUs")

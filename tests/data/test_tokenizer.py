@@ -16,6 +16,7 @@ from diffusion_lm.data.tokenizer import (
     encode_continuation,
     encode_prompt,
     lossless,
+    token_texts,
     train_tokenizer,
 )
 
@@ -91,6 +92,15 @@ def test_pieces_show_spaces_bytes_and_masks(tokenizer):
     assert "".join(tokenizer.pieces(ids)) == "a day"
     assert tokenizer.pieces(tokenizer.encode("☃")) == [r"\xe2", r"\x98", r"\x83"]
     assert tokenizer.pieces([tokenizer.mask]) == ["░"]
+
+
+def test_the_text_of_a_token(tokenizer):
+    """A byte that is a character writes it, and no byte writes the x that shows it."""
+    texts = token_texts(tokenizer)
+    byte, snow = texts.index("\0"), tokenizer.encode("☃")
+    assert texts[byte + ord("a")] == "a" and texts[snow[0]] == "\ufffd"
+    assert [i for i, text in enumerate(texts[byte : byte + 256]) if "x" in text] == [ord("x")]
+    assert [texts[i] for i in tokenizer.encode("a day")] == tokenizer.pieces(tokenizer.encode("a day"))
 
 
 def test_the_same_text_gives_the_same_tokenizer(tokenizer):

@@ -114,7 +114,7 @@ def test_each_flag_reaches_its_sampler(arguments, trained, capsys):
         (sample, ["--infill=no hole"], "has no hole"),
         (sample, ["--infill=[[3]]", "--rolling_context"], "--infill goes without"),
         (sample, ["--approximate_cache=dual"], "exact cache"),
-        (sample, ["--sampler=renoise"], "this network has masks"),
+        (sample, ["--sampler=renoise"], "Absorbing is other noise: use confidence"),
         (sample, ["--workdir=nowhere"], "no checkpoint"),
         (sample, ["--compile_cache=setup.py"], "--compile_cache="),
         (sample, ["--view=canvas.pdf"], "--view is terminal or FILE.html"),
