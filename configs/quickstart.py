@@ -4,7 +4,7 @@
 
 1.1M parameters, canvases of 256 tokens, vocabulary 2,048, a tenth of the modules held out. What its pieces bring is in
 docs/results/speedrun.md. Matrix products are in float32, the faster type on cores without fast bfloat16.
-Hardware: 2 CPU cores. Time: 6 minutes on an AMD EPYC without AVX-512.
+Hardware: 2 CPU cores. Time: 5 minutes on an AMD EPYC without AVX-512.
 Number to expect, bits per byte: 2.207 autoregressive, at most 2.431 by diffusion (seed 0, 2026-11-30).
 """
 
