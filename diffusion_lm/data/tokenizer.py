@@ -25,7 +25,7 @@ SEEDS_PER_TOKEN = 8  # candidates that training starts from; SentencePiece's mil
 LINE_CHARS = 2_000  # longer lines are cut for training, since SentencePiece would skip them
 SPACE = "▁"  # how SentencePiece writes a space
 MASK = "░"  # how a mask is shown
-_BYTES = re.compile(r"(\\x[0-9a-f]{2})+")  # how pieces show what is no whole character
+_BYTE = re.compile(r"\\x[0-9a-f]{2}")  # how pieces show one
 _BEFORE = ("a", ".", "0", "|")  # one of them stands before a text that follows another
 CHUNK_CHARS = 1_000_000  # longer texts are encoded in chunks: SentencePiece takes some 100 bytes a token
 SLICE_CHARS = 1 << 16  # the same where characters are tokens, so that chunks may be cut anywhere
@@ -98,7 +98,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str, *, follows: bool = False) -> 
 def token_texts(tokenizer: Tokenizer) -> list[str]:
     """What each id writes: its piece; for a byte the character that it is alone, U+FFFD where it is a part of one."""
     pieces = tokenizer.pieces(range(tokenizer.vocab))
-    return [tokenizer.decode([i]) if _BYTES.fullmatch(piece) else piece for i, piece in enumerate(pieces)]
+    return [tokenizer.decode([i]) if _BYTE.fullmatch(piece) else piece for i, piece in enumerate(pieces)]
 
 
 def with_bos(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
