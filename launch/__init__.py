@@ -1,14 +1,15 @@
 """Launchers: `python -m launch.NAME`."""
 
+import os
+import signal
 import sys
 
 
-def _unhandled(kind, error, trace):
-    if issubclass(kind, KeyboardInterrupt):
-        print("error: interrupted", file=sys.stderr, flush=True)
-    else:
-        sys.__excepthook__(kind, error, trace)
+def _interrupted(*_):
+    """At once: where modules are imported, KeyboardInterrupt may be caught, or become an ImportError."""
+    print("error: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
-if sys.argv[:1] == ["-m"]:  # a launcher imports for a second before `command.run` can catch anything
-    sys.excepthook = _unhandled
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _interrupted)  # a launcher imports for a second; `command.run` takes it back

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ def run(main: Callable[[], dict], flags: Flags) -> None:
 
     The result is the last line of the first process's standard output.
     """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # see launch/__init__.py
     if sys.stderr is None:  # closed: print would write errors to standard output
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
