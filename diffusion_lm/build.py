@@ -35,7 +35,7 @@ from diffusion_lm.nn.lora import LoRA
 from diffusion_lm.processes.base import Process
 from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
 from diffusion_lm.training.loop import TrainLoop
-from diffusion_lm.training.step import LossFn
+from diffusion_lm.training.step import LossFn, Stages, stages_of
 from diffusion_lm.training.update import Constants, InitFn, build_update
 from diffusion_lm.types import Batch
 from diffusion_lm.validation import check_config, check_kernel, check_rows, check_workdir
@@ -161,13 +161,17 @@ def _check_same(config: Config, tokenizer: Tokenizer, model: LoadedModel, settin
 
 
 def update_flops(config: Config, module: Transformer, process: Process) -> int:
-    """An update's useful operations, by the formula of `models.flops`."""
-    process = process.with_params(process.init_params())
+    """An update's useful operations, by the formula of `models.flops`; of stages, in the mean over a run."""
+    process, batch = process.with_params(process.init_params()), abstract_batch(config)
+    frozen, total, start = config.objective.frozen, 0.0, 0.0
+    for end, stage in config.objective.stages():
 
-    def objective(denoise, teacher, key, batch):
-        return config.objective(denoise, process, key, batch, **dict.fromkeys(config.objective.frozen, teacher))
+        def objective(denoise, teacher, key, batch, stage=stage):
+            return stage(denoise, process, key, batch, **dict.fromkeys(frozen, teacher))
 
-    return config.train.grad_accum_steps * flops.of_update(module, objective, abstract_batch(config))
+        total += (end - start) * flops.of_update(module, objective, batch)
+        start = end
+    return round(config.train.grad_accum_steps * total)
 
 
 def abstract_batch(config: Config) -> Batch:
@@ -181,7 +185,7 @@ def build_job(
     config: Config,
     data: TokenizedData,
     mesh: jax.sharding.Mesh,
-    loss: LossFn,
+    loss: LossFn | Stages,
     elbo: LossFn,
     init: InitFn,
     constants: Constants,
@@ -194,7 +198,8 @@ def build_job(
     begun = {} if begun is None else begun
     init_key, train_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
     update = build_update(config.train, config.optim, mesh, loss, init, {**constants, **begun})
-    jax.eval_shape(loss, update.abstract.params, train_key, abstract_batch(config), constants)
+    for each in stages_of(loss).losses:
+        jax.eval_shape(each, update.abstract.params, train_key, abstract_batch(config), constants)
     rows, mine = config.train.batch_size, sharding.rows_here(mesh, config.train.batch_size)
     return TrainLoop(
         initial=lambda: update.initial(init_key, {**constants, **{name: begun.pop(name) for name in list(begun)}}),

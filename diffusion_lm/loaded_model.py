@@ -25,7 +25,7 @@ from diffusion_lm.processes.gaussian import Gaussian
 from diffusion_lm.processes.uniform import Uniform
 from diffusion_lm.training.adapters import adapters_of, joined
 from diffusion_lm.training.checkpoint import CheckpointMeta, Checkpoints
-from diffusion_lm.training.step import STEP, LossFn
+from diffusion_lm.training.step import LossFn, Stages
 from diffusion_lm.training.update import Constants, InitFn
 from diffusion_lm.types import Batch, Loss
 from diffusion_lm.validation import runnable
@@ -187,18 +187,23 @@ def objective_of(config: Config) -> Any:
     return SelfConditionedObjective(objective)
 
 
-def build_loss(config: Config, module: Transformer, process: Process) -> LossFn:
-    """The training loss, as a function of parameters and constants."""
-    objective = objective_of(config)
+def build_loss(config: Config, module: Transformer, process: Process) -> LossFn | Stages:
+    """The training loss, as a function of parameters and constants; several where the objective has stages."""
 
-    def loss(params, key, batch, constants):
-        more = {name: constants[name].denoise for name in config.objective.frozen}
-        if config.objective.growth and STEP in constants:
-            more["progress"] = constants[STEP] / config.train.steps
-        denoise = _network(module, params, constants).denoise
-        return objective(denoise, process.with_params(params.get("noise")), key, batch, **more)
+    def loss_of(objective: Any) -> LossFn:
+        chosen = objective_of(dataclasses.replace(config, objective=objective))
 
-    return loss
+        def loss(params, key, batch, constants):
+            frozen = {name: constants[name].denoise for name in objective.frozen}
+            denoise = _network(module, params, constants).denoise
+            return chosen(denoise, process.with_params(params.get("noise")), key, batch, **frozen)
+
+        return loss
+
+    ends, losses = zip(*[(end, loss_of(objective)) for end, objective in config.objective.stages()], strict=True)
+    if len(losses) == 1:
+        return losses[0]
+    return Stages(ends=tuple(round(end * config.train.steps) for end in ends[:-1]), losses=losses)
 
 
 def build_elbo(config: Config, module: Transformer, process: Process) -> LossFn:

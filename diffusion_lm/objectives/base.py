@@ -20,14 +20,18 @@ class Objective(Protocol):
         layout: which positions are denoised together.
         trains_ar: whether the network predicts the next token with causal attention.
         draft_length: masks that it is trained to predict behind a text, each the token after it; 0 for none.
-        growth: not 0 where the loss changes over a run: `__call__` then gets `progress`, float32 [], the share of the
-            updates that is done (None in evaluation).
     """
 
     layout: Layout
     trains_ar: bool
     draft_length: int = 0
-    growth: float = 0.0
+
+    def stages(self) -> "tuple[tuple[float, Objective], ...]":
+        """What trains in turn over a run: objectives, each with the share of the updates after which it ends.
+
+        Each has an update of its own shapes, and all have the same parts.
+        """
+        return ((1.0, self),)
 
     @property
     def frozen(self) -> Mapping[str, str]:

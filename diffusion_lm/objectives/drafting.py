@@ -32,11 +32,11 @@ class Drafting(Objective):
 
     Args:
         draft_length: k, the masks behind each anchor.
-        num_anchors: how many anchors a row has, at most one in each of as many equal parts of it.
+        num_anchors: how many anchors a row has, at most one in each of as many equal parts of its targets.
         kl_weight: the KL divergence's share of the loss, 0 to 1; the rest is the total variation distance.
         temperature: of both distributions.
-        growth: the share of the updates in which the trained length grows 2, 4, 8, ... up to k, in stages of equal
-            duration; 0: it is k from the start.
+        growth: the share of the updates in which drafts grow 2, 4, 8, ... up to k, in stages of equal duration; 0: they
+            have length k from the start.
     """
 
     draft_length: int = 4
@@ -57,54 +57,59 @@ class Drafting(Objective):
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"objective.temperature must be positive; got {self.temperature}")
 
-    def trained_length(self, progress: Array) -> Array:
-        """int32 []: how many masks of a draft are trained once this share of the updates is done."""
+    def stages(self) -> tuple[tuple[float, Objective], ...]:
         lengths = [2**i for i in range(1, self.draft_length.bit_length()) if 2**i < self.draft_length]
-        if not self.growth or not lengths:
-            return jnp.int32(self.draft_length)
-        stage = jnp.floor(progress / self.growth * len(lengths)).astype(jnp.int32)
-        return jnp.asarray([*lengths, self.draft_length], jnp.int32)[jnp.minimum(stage, len(lengths))]
+        growing = enumerate(lengths if self.growth else [], 1)
+        shorter = [(self.growth * i / len(lengths), dataclasses.replace(self, draft_length=k)) for i, k in growing]
+        return *shorter, (1.0, self)
 
-    def __call__(
-        self, denoise: Denoise, process: Process, key: Array, batch: Batch, *, progress: Array | None = None
-    ) -> dict[str, Loss]:
-        rows, length = batch.tokens.shape
-        part = length // self.num_anchors
-        if not part:
-            raise ValueError(
-                f"rows of {length} positions hold no {self.num_anchors} anchors: set objective.num_anchors"
-            )
-        start = part * jnp.arange(self.num_anchors, dtype=jnp.int32)[None]
-        anchors = start + jax.random.randint(key, (rows, self.num_anchors), 0, part, jnp.int32)
+    def __call__(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
+        length = batch.tokens.shape[1]
+        anchors = self._anchors(key, batch)
         attention = Drafts(anchors, self.draft_length)
         places = attention.places(length)
         text, drafts = denoise(
             attention.join(batch.tokens, jnp.full(places.shape, process.mask, jnp.int32)),
-            jnp.zeros((rows, 1)),
+            jnp.zeros((len(anchors), 1)),
             attention=attention,
             positions=batch.positions,
             segment_ids=batch.segment_ids,
         )
-        weights = self._weights(batch, anchors, places, progress)
+        weights = _targets(batch, anchors, self.draft_length).reshape(places.shape).astype(jnp.float32)
         loss = functools.partial(_distance, self.kl_weight, self.temperature)
         total = drafts.weighted_loss(loss, weights, teacher=text.gather(places))
         return {"draft": Loss(sum=total, weight=jnp.sum(weights), aux_loss=text.aux_loss)}
 
-    def _weights(self, batch: Batch, anchors: Array, places: Array, progress: Array | None) -> Array:
-        """float32 [B, A * k]: 1 for masks in their anchor's document after which another target follows there."""
-        k, after = self.draft_length, jnp.minimum(places + 1, batch.tokens.shape[1] - 1)
-        step = jnp.tile(jnp.arange(k, dtype=jnp.int32), self.num_anchors)[None]
-        anchor = jnp.repeat(anchors, k, axis=1)
-        inside = anchor + 2 + step < batch.tokens.shape[1]
-        same = [jnp.take_along_axis(batch.segment_ids, at, axis=1) for at in (anchor, after)]
-        here = inside & (same[0] == same[1]) & jnp.take_along_axis(batch.loss_mask, after, axis=1)
-        if progress is not None:
-            here &= step < self.trained_length(progress)
-        return here.astype(jnp.float32)
+    def _anchors(self, key: Array, batch: Batch) -> Array:
+        """int32 [B, A], ascending: positions behind which the first mask has a target, each equally likely and at even
+        distances; all of them where they are few, and then others, whose masks have none."""
+        rows, length = batch.tokens.shape
+        if self.num_anchors > length:
+            raise ValueError(
+                f"rows of {length} positions hold no {self.num_anchors} anchors: set objective.num_anchors"
+            )
+        everywhere = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (rows, length))
+        scored = _targets(batch, everywhere, 1)[..., 0]
+        order = jnp.argsort(~scored, axis=1, stable=True).astype(jnp.int32)
+        count = jnp.sum(scored, axis=1, keepdims=True)
+        number = jnp.arange(self.num_anchors, dtype=jnp.int32)[None]
+        drawn = (number + jax.random.uniform(key, (rows, 1))) * (count / self.num_anchors)
+        drawn = jnp.minimum(drawn.astype(jnp.int32), count - 1)
+        return jnp.take_along_axis(order, jnp.where(count > self.num_anchors, drawn, number), axis=1)
 
     def elbo(self, denoise: Denoise, process: Process, key: Array, batch: Batch) -> dict[str, Loss]:
         """The text's negative log likelihood, which drafts don't change."""
         return AutoregressiveLoss()(denoise, process, key, batch)
+
+
+def _targets(batch: Batch, anchors: Array, draft_length: int) -> Array:
+    """bool [B, A, k]: whether the masks behind anchors [B, A] have a target, in the anchor's document."""
+    after = anchors[..., None] + 2 + jnp.arange(draft_length, dtype=jnp.int32)[None, None]
+    length = batch.tokens.shape[1]
+    at = jnp.minimum(after, length - 1)
+    take = jax.vmap(lambda row, where: row[where])
+    same = take(batch.segment_ids, at) == take(batch.segment_ids, anchors)[..., None]
+    return (after < length) & same & take(batch.loss_mask, at)
 
 
 def _distance(kl_weight: float, temperature: float, logits: Array, teacher: Array) -> Array:

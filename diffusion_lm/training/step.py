@@ -1,7 +1,7 @@
 """One update: the gradient over micro-batches, the optimizer, the moving average of the parameters."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,6 @@ import optax
 
 from diffusion_lm.training.state import TrainState
 from diffusion_lm.types import Array, Batch, Loss
-
-STEP = "step"  # of the constants: how many updates are done, int32 []
 
 
 class LossFn(Protocol):
@@ -24,15 +22,31 @@ class LossFn(Protocol):
             key: a random key.
             batch: rows [B, L].
             constants: frozen networks and arrays, any pytree. They are arguments of the jitted update with their own
-                shardings, and have neither a gradient nor an optimizer state. In an update, a dict also has `STEP`.
+                shardings, and have neither a gradient nor an optimizer state.
         """
+
+
+class Stages(NamedTuple):
+    """Losses that train in turn over a run, with the same parts.
+
+    ends    the updates after which each but the last one ends, ascending
+    losses  one more than ends
+    """
+
+    ends: tuple[int, ...]
+    losses: tuple[LossFn, ...]
+
+
+def stages_of(loss: LossFn | Stages) -> Stages:
+    """A single loss is one stage."""
+    return loss if isinstance(loss, Stages) else Stages((), (loss,))
 
 
 Step = Callable[[TrainState, Array, Batch, Any], tuple[TrainState, dict[str, Array]]]
 
 
 def make_step(
-    loss: LossFn,
+    loss: LossFn | Stages,
     optimizer: optax.GradientTransformation,
     rate: Callable[[Array], Array],
     *,
@@ -45,7 +59,7 @@ def make_step(
     fold_in(key, state.step), so a resumed run continues with the same random numbers.
 
     Args:
-        loss: the loss.
+        loss: the loss, or several in turn.
         optimizer: updates the parameters.
         rate: step -> learning rate, for the metrics.
         grad_accum_steps: equal parts in which the B rows are processed.
@@ -56,10 +70,12 @@ def make_step(
         grad_norm (before clipping), lr, finite (0 or 1).
     """
 
+    stages = stages_of(loss)
+
     def step(state: TrainState, key: Array, batch: Batch, constants: Any) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key, state.step)
-        constants = constants | {STEP: state.step} if isinstance(constants, dict) else constants
-        grads, losses = _gradients(loss, state.params, key, batch, constants, grad_accum_steps)
+        stage = jnp.sum(state.step >= jnp.asarray(stages.ends, jnp.int32))
+        grads, losses = _gradients(stages.losses, stage, state.params, key, batch, constants, grad_accum_steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params, average = optax.apply_updates(state.params, updates), state.ema_params
         if average is not None:
@@ -79,20 +95,26 @@ def make_steps(step: Step) -> Step:
     return steps
 
 
-def _gradients(loss: LossFn, params: Any, key: Array, batch: Batch, constants: Any, parts: int):
-    """Gradients of the whole loss per target, and the losses by name."""
+def _gradients(
+    losses: tuple[LossFn, ...], stage: Array, params: Any, key: Array, batch: Batch, constants: Any, parts: int
+):
+    """Gradients of the stage's whole loss per target, and the losses by name."""
 
-    def total(params, key, rows):
-        losses = loss(params, key, rows, constants)
-        return sum(part.sum + (0.0 if part.aux_loss is None else part.aux_loss) for part in losses.values()), losses
+    def differentiated(loss: LossFn):
+        def total(params, key, rows):
+            losses = loss(params, key, rows, constants)
+            return sum(part.sum + (0.0 if part.aux_loss is None else part.aux_loss) for part in losses.values()), losses
+
+        return jax.value_and_grad(total, has_aux=True)
 
     def micro(key, rows):
-        (_, losses), grads = jax.value_and_grad(total, has_aux=True)(params, key, rows)
-        return grads, losses
+        # the gradient is within the choice: that of a choice would keep what each stage's backward pass needs
+        (_, found), grads = jax.lax.switch(stage, [differentiated(loss) for loss in losses], params, key, rows)
+        return grads, found
 
-    grads, losses = micro(key, batch) if parts == 1 else _accumulate(micro, key, batch, parts)
-    weight = jnp.maximum(next(iter(losses.values())).weight, 1.0)
-    return jax.tree.map(lambda g: g / weight, grads), losses
+    grads, found = micro(key, batch) if parts == 1 else _accumulate(micro, key, batch, parts)
+    weight = jnp.maximum(next(iter(found.values())).weight, 1.0)
+    return jax.tree.map(lambda g: g / weight, grads), found
 
 
 def _accumulate(micro: Callable, key: Array, batch: Batch, parts: int) -> Any:

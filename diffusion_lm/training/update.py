@@ -11,7 +11,7 @@ from diffusion_lm.training import state as train_state
 from diffusion_lm.training.loop import Train
 from diffusion_lm.training.optimizer import Optimizer
 from diffusion_lm.training.state import TrainState
-from diffusion_lm.training.step import LossFn, Step, make_step, make_steps
+from diffusion_lm.training.step import LossFn, Stages, Step, make_step, make_steps
 from diffusion_lm.types import Array
 
 Constants = Mapping[str, Any]  # frozen networks and arrays by name: see `step.LossFn`
@@ -32,7 +32,7 @@ class CompiledUpdate(NamedTuple):
 
 
 def build_update(
-    train: Train, optim: Optimizer, mesh: Mesh, loss: LossFn, init: InitFn, constants: Constants
+    train: Train, optim: Optimizer, mesh: Mesh, loss: LossFn | Stages, init: InitFn, constants: Constants
 ) -> CompiledUpdate:
     """Makes the update and its state's layout. Runs nothing, so the mesh's devices need not exist.
 

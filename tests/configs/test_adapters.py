@@ -7,6 +7,7 @@ import pytest
 
 from diffusion_lm.build import build
 from diffusion_lm.config import from_json, load, override, to_json
+from diffusion_lm.data.prompt_response import PromptResponse
 from diffusion_lm.nn.lora import LoRA
 
 FOLDER = Path(__file__).parents[2] / "configs/adapt"
@@ -17,8 +18,11 @@ ALL = ("smollm2_draft.py", "smollm2_joint.py:full", "smollm2_joint.py:lora")
 def test_it_begins_with_a_converted_model(name, converted, lines, tmp_path):
     config = load(f"{FOLDER}/{name}")
     assert from_json(json.loads(json.dumps(to_json(config)))) == config
-    small = [f"train.init={converted[0]}", f"data.path={lines}", "data.seq_len=128", "train.batch_size=4"]
-    small += ["objective.num_anchors=64"] if name == "smollm2_draft.py" else []  # as the rows are shorter
+    data = lines
+    if isinstance(config.data, PromptResponse):
+        data = tmp_path / "records.jsonl"
+        data.write_text((json.dumps({"prompt": "the cat", "completion": " sat on the mat" * 9}) + "\n") * 32)
+    small = [f"train.init={converted[0]}", f"data.path={data}", "data.seq_len=128", "train.batch_size=4"]
     made = build(override(config, small), tmp_path / "run")
     frozen = isinstance(config.trainable, LoRA)
     assert made.config.model == converted[1].config.model and ("base" in made.job.constants) == frozen

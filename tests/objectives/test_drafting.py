@@ -1,5 +1,6 @@
 """Drafting: its pass is the sampler's, an exact student costs nothing, and its least cost is known by enumeration."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -12,6 +13,7 @@ from support.oracle import LENGTH, MASK, TEXTS, VOCAB, Oracle, batch_of, conditi
 from support.tiny import generated
 
 from diffusion_lm.attention_patterns import Causal
+from diffusion_lm.build import update_flops
 from diffusion_lm.config import override
 from diffusion_lm.draft_pattern import Drafts
 from diffusion_lm.nn.lora import LoRA
@@ -24,7 +26,7 @@ from diffusion_lm.samplers.sampling_params import SamplingParams
 from diffusion_lm.samplers.speculative import Speculative
 from diffusion_lm.training import metrics
 from diffusion_lm.training.adapters import adapters_of, frozen_of, joined
-from diffusion_lm.types import Alignment, DenseLogits
+from diffusion_lm.types import Alignment, Batch, DenseLogits
 
 PROCESS = Absorbing(mask=MASK)
 
@@ -127,14 +129,45 @@ def test_the_training_pass_is_the_samplers_and_lengths_agree():
 
 
 def test_drafts_grow_over_a_run():
-    objective = Drafting(draft_length=8, num_anchors=1, growth=0.5)
-    lengths = [int(objective.trained_length(jnp.float32(p))) for p in (0.0, 0.24, 0.26, 0.49, 0.51, 1.0)]
-    assert lengths == [2, 2, 4, 4, 8, 8]
-    assert int(Drafting(draft_length=8, num_anchors=1).trained_length(jnp.float32(0.0))) == 8
-    batch = batch_of(TEXTS[:3])
-    four = Drafting(draft_length=4, num_anchors=LENGTH, growth=1.0)
-    lossy = lambda p: four(Seer(False), PROCESS, jax.random.key(0), batch, progress=jnp.float32(p))["draft"]  # noqa: E731
-    assert [float(lossy(p).weight) for p in (0.0, 1.0)] == [9.0, 9.0]  # four positions hold drafts of two at most
+    """2, 4, then 8, in stages of equal duration; each computes no more masks than it trains."""
+    growing = Drafting(draft_length=8, num_anchors=1, growth=0.5)
+    assert [(end, each.draft_length) for end, each in growing.stages()] == [(0.25, 2), (0.5, 4), (1.0, 8)]
+    assert [end for end, _ in Drafting(draft_length=8, num_anchors=1).stages()] == [1.0]
+    assert [end for end, _ in Drafting(draft_length=2, num_anchors=1, growth=0.5).stages()] == [1.0]
+
+
+@pytest.mark.parametrize("num_anchors", [1, 3, 5, 9, 12])
+def test_anchors_are_drawn_from_the_targets(num_anchors):
+    """Of a row of two documents, one with a prompt, and padding: each position whose first mask has a target is an
+    anchor equally often, none twice in one draw, and all are where they are few."""
+    seen = []
+
+    class Counter(Seer):
+        def __call__(self, tokens, t, *, attention, **where):
+            seen.append(attention.anchors)
+            return tuple(
+                DenseLogits(values=jnp.zeros((*part.shape, VOCAB)), alignment=Alignment.NEXT)
+                for part in attention.split(tokens)
+            )
+
+    segment_ids = jnp.asarray([[1] * 5 + [2] * 5 + [0] * 2])
+    loss_mask = jnp.asarray([[False] + [True] * 4 + [False] * 3 + [True] * 2 + [False] * 2])
+    batch = Batch(
+        tokens=jnp.zeros((1, 12), jnp.int32), segment_ids=segment_ids, positions=jnp.arange(12)[None],
+        context_mask=jnp.zeros((1, 12), bool), loss_mask=loss_mask,
+    )  # fmt: skip
+    targets = [0, 1, 2, 6, 7]  # two before a target of their own document
+    draws = jax.jit(
+        jax.vmap(lambda key: (Drafting(num_anchors=num_anchors, draft_length=1)(
+            Counter(False), PROCESS, key, batch)["draft"].weight, seen.pop()[0]))
+    )  # fmt: skip
+    weight, anchors = jax.device_get(draws(jax.random.split(jax.random.key(1), 2000)))
+    count = min(num_anchors, len(targets))
+    np.testing.assert_array_equal(weight, count)
+    assert (np.diff(anchors[:, :count], axis=1) > 0).all()
+    often = np.bincount(anchors[:, :count].reshape(-1), minlength=12) / len(anchors)
+    assert set(np.flatnonzero(often)) == set(targets)
+    np.testing.assert_allclose(often[targets], count / len(targets), atol=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +187,14 @@ def test_adapters_learn_to_draft_beside_a_converted_model(drafting, converted):
     assert rows[0]["targets"] < rows[-1]["targets"] and np.isfinite(rows[-1]["loss/draft"])
     assert np.abs(adapters_of(model.network.params)["layer_1"]["mlp"]["down_lora_b"]).max() > 0
     np.testing.assert_array_equal(model.network.params["embedding"], converted[1].network.params["embedding"])
+
+
+def test_operations_are_those_of_the_stages_in_the_mean(drafting):
+    _, model = drafting
+    config, parts = model.config, (model.network.module, model.process)
+    alone = [dataclasses.replace(config.objective, draft_length=k, growth=0.0) for k in (2, 3)]
+    two, three = (update_flops(dataclasses.replace(config, objective=each), *parts) for each in alone)
+    assert two < three and update_flops(config, *parts) == pytest.approx((two + three) / 2, rel=1e-9)
 
 
 @pytest.mark.cases(1)

@@ -8,7 +8,7 @@ import pytest
 from support import toy
 
 from diffusion_lm.training.loop import Train
-from diffusion_lm.training.step import make_step
+from diffusion_lm.training.step import Stages, make_step
 
 
 def assert_same(a, b, **tolerance):
@@ -80,6 +80,26 @@ def test_several_updates_in_one_call_equal_them_one_by_one():
     together, metrics = job.step(job.initial(), job.key, job.put(stacked), ())
     assert_same(together, apart)
     assert_same(metrics, jax.tree.map(lambda *xs: jnp.concatenate(xs), *rows))
+
+
+def test_stages_train_in_turn():
+    """Each update takes the gradient of its stage's loss, in one call over the change as in calls of one update."""
+
+    def last(params, key, batch, constants):  # as a shorter draft: a loss of other shapes
+        return toy.loss(params, key, batch.replace(tokens=batch.tokens[:, 4:], loss_mask=batch.loss_mask[:, 4:]))
+
+    train = Train(batch_size=4)
+    apart = {loss: toy.job(train, loss) for loss in (last, toy.loss)}
+    state, rows = apart[last].initial(), []
+    for i in range(5):
+        job = apart[last if i < 2 else toy.loss]
+        state, metrics = job.step(state, job.key, job.put(toy.stacked(i)), ())
+        rows.append(metrics)
+    job = toy.job(train, Stages(ends=(2,), losses=(last, toy.loss)))
+    batches = jax.tree.map(lambda *xs: jnp.concatenate(xs), *[toy.stacked(i) for i in range(5)])
+    together, metrics = job.step(job.initial(), job.key, job.put(batches), ())
+    assert_same(together, state, rtol=1e-6)
+    assert_same(metrics, jax.tree.map(lambda *xs: jnp.concatenate(xs), *rows), rtol=1e-6)
 
 
 def test_the_state_is_donated():
