@@ -167,8 +167,21 @@ def _at_least(logits: Array, least: Array) -> Array:
 
 
 def _nucleus(logits: Array, top_p: float | Array) -> Array:
-    """Minus infinity outside the nucleus: the likeliest tokens until they hold top_p."""
-    ordered = jnp.sort(jax.nn.softmax(logits, axis=-1), axis=-1, descending=True)
-    before = jnp.cumsum(ordered, axis=-1) - ordered
-    least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(jax.nn.softmax(logits, axis=-1) >= least, logits, -jnp.inf)
+    """Minus infinity outside the nucleus: the likeliest tokens until they hold top_p.
+
+    The least probability in it is found by bisection of the floats in [0, 1], whose bits are ordered as they are: that
+    takes 30 sums over the vocabulary, where a CPU sorts it in ten times that.
+    """
+    p, shape = jax.nn.softmax(logits, axis=-1), (*logits.shape[:-1], 1)
+    value = lambda bits: jax.lax.bitcast_convert_type(bits, p.dtype)  # noqa: E731
+
+    def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        above = jnp.sum(jnp.where(p > value(middle), p, 0.0), axis=-1, keepdims=True)
+        return jnp.where(above < top_p, low, middle + 1), jnp.where(above < top_p, middle, high)
+
+    one = jnp.float32(1.0).view(jnp.int32)
+    bounds = jnp.zeros(shape, jnp.int32), jnp.broadcast_to(one.reshape(*[1] * len(shape)), shape)
+    _, least = jax.lax.while_loop(lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, bounds)
+    return jnp.where(p >= value(least), logits, -jnp.inf)
