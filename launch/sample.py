@@ -20,7 +20,7 @@ from typing import Any
 
 from diffusion_lm.build import LoadedModel, load_for_inference
 from diffusion_lm.inference import best_of_n, pipeline, streaming
-from diffusion_lm.inference.corpus import Asked, read_prompts, write_corpus
+from diffusion_lm.inference.corpus import Asked, Shard, read_prompts, write_corpus
 from diffusion_lm.inference.published import Preset
 from diffusion_lm.samplers.base import Generation
 from diffusion_lm.visualize.page import write_page, write_whole
@@ -74,6 +74,11 @@ OUT = FLAGS.out(
     "File for the JSON result as well. FILE.jsonl: the texts, a record each, continued where there are some. "
     "Default: none."
 )
+NUM_SHARDS = FLAGS.integer(
+    "num_shards", 1, "With --out=FILE.jsonl: parts of the rows, each for a process and in a file of its own, as in "
+    "FILE-00000-of-00004.jsonl; in order they are the rows of one file.", 1,
+)  # fmt: skip
+SHARD_INDEX = FLAGS.integer("shard_index", None, "Which part this process writes: 0 to --num_shards - 1.", 0)
 BATCH_SIZE = FLAGS.integer("batch_size", 32, "With --out=FILE.jsonl: texts that are generated together.", 1)
 SECONDS_PER_FRAME = 0.15
 HOLE = re.compile(r"\[\[(\d+)(?:-(\d+))?\]\]")
@@ -118,8 +123,6 @@ def _check() -> None:
     corpus = (OUT() or Path()).suffix == ".jsonl"
     if view and view != "terminal" and not view.endswith(".html"):
         raise ValueError(f"--view is terminal or FILE.html; got {view}")
-    if view and ":" in (sampler_flags.SAMPLER.value or ""):
-        raise ValueError("--view doesn't show the steps of samplers of one's own")
     if view and (not kind.records or particles or INFILL.value or ROLLING_CONTEXT.value):
         raise ValueError(
             "--view shows the steps of canvas samplers: not with --sampler=autoregressive, speculative or auto, "
@@ -145,6 +148,11 @@ def _check() -> None:
         raise ValueError("--prompts_file goes with --out=FILE.jsonl, and without --prompt")
     if corpus and (view or INFILL.value or BEST_OF.value or particles):
         raise ValueError("--out=FILE.jsonl goes without --view, --infill, --best_of and --num_particles")
+    shards, index = NUM_SHARDS.value, SHARD_INDEX.value
+    if (shards > 1 and not corpus) or (shards > 1) != (index is not None):
+        raise ValueError("--num_shards and --shard_index go together, with --out=FILE.jsonl")
+    if index is not None and index >= shards:
+        raise ValueError(f"--shard_index={index} is none of 0 to {shards - 1}, the parts of --num_shards={shards}")
     if any(not text for text in STOP.value):
         raise ValueError("--stop is a string of at least one character")
     others = (PROMPT.value, BEST_OF.value, ROLLING_CONTEXT.value, DROP_FINISHED.value, sampler_flags.CFG_SCALE.value)
@@ -169,14 +177,14 @@ def _write_corpus(out: Path) -> dict:
     settings = {name: sampler_flags.FLAGS.values[name].value for name in sampler_flags.FLAGS.values}
     settings |= {"stop": STOP.value, "rolling_context": ROLLING_CONTEXT.value, "checkpoint_step": model.step}
     settings |= {"workdir": str(Path(WORKDIR.value).absolute()), "seed": SEED.value}
-    start = time.perf_counter()
+    start, shard = time.perf_counter(), Shard(SHARD_INDEX.value or 0, NUM_SHARDS.value)
     written = write_corpus(
         model, made.sampler, [one for one in asked for _ in range(NUM_SAMPLES.value)], out, settings=settings,
-        batch_size=BATCH_SIZE.value, cut=lambda text: cut([text])[0], **_options(model, made),
+        batch_size=BATCH_SIZE.value, cut=lambda text: cut([text])[0], shard=shard, **_options(model, made),
     )  # fmt: skip
     return {
         **written._asdict(),
-        "out": str(out),
+        "out": str(shard.path(out)),
         "sampler": sampler_flags.name(model),
         "checkpoint_step": model.step,
         "seed": SEED.value,

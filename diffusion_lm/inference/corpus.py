@@ -36,6 +36,21 @@ class Asked(NamedTuple):
         return {"messages": [*self.messages, {"role": "assistant", "content": text}], **tools, "finished": finished}
 
 
+class Shard(NamedTuple):
+    """A part of the rows, for a process of its own: consecutive ones, so that all files in order are the whole."""
+
+    index: int = 0
+    count: int = 1
+
+    def path(self, path: Path) -> Path:
+        """corpus.jsonl -> corpus-00002-of-00008.jsonl; as it is where there is one part."""
+        return path if self.count == 1 else path.with_stem(f"{path.stem}-{self.index:05d}-of-{self.count:05d}")
+
+    def rows(self, number: int) -> range:
+        """Which of so many rows it has."""
+        return range(number * self.index // self.count, number * (self.index + 1) // self.count)
+
+
 class Written(NamedTuple):
     """rows in the file, those written by this call, their tokens and forward passes, and how many didn't end."""
 
@@ -92,12 +107,13 @@ def write_corpus(
     batch_size: int,
     max_new_tokens: int,
     cut: Callable[[str], str] = lambda text: text,
+    shard: Shard = Shard(),  # noqa: B008 (immutable)
     **options: Any,
 ) -> Written:
     """Writes a record for each of `asked`, in order, batch by batch; continues a file that was begun.
 
-    Row i draws from key i of the seed, so that a row doesn't depend on where a run was stopped. A kill loses the batch
-    that was being generated, and nothing that is in the file.
+    Row i draws from key i of the seed, so that a row doesn't depend on where a run was stopped, or on who writes the
+    others. A kill loses the batch that was being generated, and nothing that is in the file.
 
     Args:
       model, sampler: what generates.
@@ -107,14 +123,18 @@ def write_corpus(
       batch_size: rows generated together.
       max_new_tokens: tokens a row, at most.
       cut: what is kept of a text: where it takes something away, the text is finished.
+      shard: the part of `asked` that is written, to a file named after it.
       options: see `pipeline.generate`.
 
     Raises:
       ValueError: if the file was begun with other settings, or for what the model's context can't hold.
       InUseError: if another process writes it.
     """
+    first_row, path = shard.rows(len(asked)).start, shard.path(path)
+    asked = [asked[i] for i in shard.rows(len(asked))]
     ids = encode(model, asked)
     content = "".join(json.dumps(one) for one in asked)
+    settings = settings if shard.count == 1 else {**settings, "shard": shard}
     settings = {**settings, "max_new_tokens": max_new_tokens, "prompts": hashlib.sha256(content.encode()).hexdigest()}
     with lock.hold(path.with_suffix(".lock")):
         done = _continue(path, json.loads(json.dumps(settings)))
@@ -132,7 +152,7 @@ def write_corpus(
                 count = len(rows)
                 rows += rows[-1:] * (batch_size - count)  # one program for all batches
                 output = pipeline.generate(
-                    model, sampler, rows, max_new_tokens=max_new_tokens, first_row=start, **options
+                    model, sampler, rows, max_new_tokens=max_new_tokens, first_row=first_row + start, **options
                 )
                 lengths = np.asarray(output.generation.length)[:count]
                 ended = np.isin(output.generation.tokens, model.tokenizer.stops).any(axis=1)[:count]

@@ -6,7 +6,7 @@ import pytest
 
 import diffusion_lm as dlm
 from diffusion_lm.data.prompt_response import PromptResponse
-from diffusion_lm.inference.corpus import Asked, encode, read_prompts, write_corpus
+from diffusion_lm.inference.corpus import Asked, Shard, encode, read_prompts, write_corpus
 from diffusion_lm.objectives.block import BlockELBO
 
 ASKED = [Asked(prompt=f"Line {i}: the") for i in range(7)] + [Asked()]
@@ -22,7 +22,7 @@ def write(model):
     """(path, texts before a kill, rows a batch, settings) -> what write_corpus returns."""
     sampler = dlm.make_sampler(model, "autoregressive")
 
-    def made(path, *, kill_after=None, batch_size=4, settings=SETTINGS, asked=ASKED):
+    def made(path, *, kill_after=None, batch_size=4, settings=SETTINGS, asked=ASKED, **shard):
         texts = iter(range(10**6 if kill_after is None else kill_after))
 
         def cut(text):
@@ -30,7 +30,7 @@ def write(model):
                 raise KilledError
             return text.partition(".")[0]
 
-        options = {"max_new_tokens": 12, "seed": 3, "cut": cut}
+        options = {"max_new_tokens": 12, "seed": 3, "cut": cut, **shard}
         return write_corpus(model, sampler, asked, path, settings=settings, batch_size=batch_size, **options)
 
     return made
@@ -62,6 +62,21 @@ def test_goes_on_after_a_kill_as_if_nothing_had_been(whole, write, tmp_path):
     assert write(path).new == 4
     assert path.read_bytes() == whole[1].read_bytes()
     assert write(path).new == 0 and path.read_bytes() == whole[1].read_bytes()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_parts_of_several_processes_are_the_whole(count, whole, write, tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    for index in reversed(range(count)):
+        write(path, shard=Shard(index, count))
+    parts = sorted(tmp_path.glob("*.jsonl"))
+    assert [part.name for part in parts] == [f"corpus-0000{i}-of-0000{count}.jsonl" for i in range(count)]
+    assert b"".join(part.read_bytes() for part in parts) == whole[1].read_bytes()
+    parts[0].rename(tmp_path / "corpus-00001-of-00009.jsonl")
+    settings = parts[0].with_suffix(".settings.json")
+    settings.rename(tmp_path / "corpus-00001-of-00009.settings.json")
+    with pytest.raises(ValueError, match="begun with another prompts, shard"):
+        write(path, shard=Shard(1, 9))
 
 
 def test_a_file_of_other_settings_is_not_continued(whole, write, tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.commands import call, launch
+from support.commands import call, launch, result
 
 from launch import evaluate, sample, train
 
@@ -19,31 +19,27 @@ def test_texts_a_result_file_a_page_and_a_profile(trained):
         f"--view={page}", f"--out={out}", f"--profile={folder}/traced", home=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result == json.loads(out.read_text())
-    assert [t["prompt"] for t in result["texts"]] == ["Line", ""]
-    assert result["nfe"] <= 1 + 2 * 4 + 1  # the prompt, two canvases, the commit of the first
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == json.loads(out.read_text())
+    assert [t["prompt"] for t in found["texts"]] == ["Line", ""]
+    assert found["nfe"] <= 1 + 2 * 4 + 1  # the prompt, two canvases, the commit of the first
     assert "</html>" in page.read_text()
     assert list((folder / "traced").glob("plugins/profile/*/*.xplane.pb"))
 
 
-def test_infill_best_of_and_logits_processors(trained):
+def test_infill_best_of_and_logits_processors(trained, capsys):
     """Holes of one length and of several; the best of several texts with logits processors."""
-    folder, _ = trained
-    plain = [f"--workdir={folder}/work", "--canvas_length=16", "--denoising_steps=2"]
-    one = launch("sample", *plain, "--infill=Line [[2]]: the cat", "--infill=Line [[3]] the dog", home=folder)
-    assert one.returncode == 0, one.stderr
-    texts = [text["text"] for text in json.loads(one.stdout.splitlines()[-1])["texts"]]
+    plain = [f"--workdir={trained[0]}/work", "--canvas_length=16", "--denoising_steps=2"]
+    one = result(capsys, sample, *plain, "--infill=Line [[2]]: the cat", "--infill=Line [[3]] the dog")
+    texts = [text["text"] for text in one["texts"]]
     assert texts[0].startswith("Line ") and texts[0].endswith(": the cat") and texts[1].endswith(" the dog")
-    several = launch("sample", *plain, "--infill=Line [[1-2]]: the cat", home=folder)
-    assert len(json.loads(several.stdout.splitlines()[-1])["scores"][0]) == 2, several.stderr
-    best = launch(
-        "sample", *plain, "--prompt=Line", "--max_new_tokens=20", "--best_of=3", "--best_of_score=elbo",
-        "--cfg_scale=1", "--bad_words=a", "--no_repeat_ngram_size=4", "--frequency_penalty=0.1", home=folder,
+    several = result(capsys, sample, *plain, "--infill=Line [[1-2]]: the cat")
+    assert len(several["scores"][0]) == 2
+    best = result(
+        capsys, sample, *plain, "--prompt=Line", "--max_new_tokens=20", "--best_of=3", "--best_of_score=elbo",
+        "--cfg_scale=1", "--bad_words=a", "--no_repeat_ngram_size=4", "--frequency_penalty=0.1",
     )  # fmt: skip
-    assert best.returncode == 0, best.stderr
-    result = json.loads(best.stdout.splitlines()[-1])
-    assert len(result["scores"][0]) == 3 and len(result["texts"]) == 1 and "a" not in result["texts"][0]["text"]
+    assert len(best["scores"][0]) == 3 and len(best["texts"]) == 1 and "a" not in best["texts"][0]["text"]
 
 
 def test_a_corpus_of_its_own_texts(capsys, trained, tmp_path):
@@ -61,9 +57,7 @@ def test_a_corpus_of_its_own_texts(capsys, trained, tmp_path):
 
 
 def sampled(capsys, trained, *arguments) -> dict:
-    status, out, err = call(capsys, sample, f"--workdir={trained[0]}/work", *QUICK, *arguments)
-    assert status == 0, err
-    return json.loads(out.splitlines()[-1])
+    return result(capsys, sample, f"--workdir={trained[0]}/work", *QUICK, *arguments)
 
 
 def test_a_text_ends_before_a_stop_string(trained, capsys):
@@ -79,9 +73,9 @@ def test_a_text_ends_before_a_stop_string(trained, capsys):
 def test_a_stream_prints_the_text(trained, capsys):
     arguments = (f"--workdir={trained[0]}/work", *QUICK, "--prompt=Line", "--ignore_eos")
     status, out, err = call(capsys, sample, *arguments, "--stream")
-    result = json.loads(out.splitlines()[-1])
-    assert status == 0 and result["texts"][0]["text"] in err and result["tokens"] == [20]
-    assert result["texts"] == sampled(capsys, trained, "--prompt=Line", "--ignore_eos")["texts"]
+    found = json.loads(out.splitlines()[-1])
+    assert status == 0 and found["texts"][0]["text"] in err and found["tokens"] == [20]
+    assert found["texts"] == sampled(capsys, trained, "--prompt=Line", "--ignore_eos")["texts"]
 
 
 def test_several_samples_a_prompt_and_a_vote(trained, capsys):
@@ -119,9 +113,11 @@ def test_each_flag_reaches_its_sampler(arguments, trained, capsys):
         (sample, ["--compile_cache=setup.py"], "--compile_cache="),
         (sample, ["--view=canvas.pdf"], "--view is terminal or FILE.html"),
         (sample, ["--view=terminal", "--sampler=auto"], "--view shows"),
-        (sample, ["--view=terminal", "--sampler=a.b:C"], "--view doesn't show the steps of samplers of one's own"),
+        (sample, ["--sampler=confidense"], "did you mean confidence? It is one of"),
         (sample, ["--stream", "--num_samples=2"], "--stream prints one text"),
         (sample, ["--stream", "--out=texts.jsonl"], "--stream prints one text"),
+        (sample, ["--num_shards=2"], "--num_shards and --shard_index go together"),
+        (sample, ["--num_shards=2", "--shard_index=2", "--out=a.jsonl"], "--shard_index=2 is none of 0 to 1"),
         (sample, ["--best_of=1"], "--best_of is at least 2"),
         (sample, ["--best_of_score=vote"], "goes with --best_of"),
         (sample, ["--stop="], "--stop is a string"),

@@ -1,5 +1,6 @@
 """The launchers as commands and in this process, and settings small enough to train in seconds."""
 
+import json
 import os
 import subprocess
 import sys
@@ -41,3 +42,10 @@ def call(capsys, launcher, *arguments: str) -> tuple[int, str, str]:
     capsys.readouterr()
     status = command.call(launcher.main, launcher.FLAGS, arguments)
     return status, *capsys.readouterr()
+
+
+def result(capsys, launcher, *arguments: str) -> dict:
+    """The JSON object that a launcher's module, run in this process, ends with; it must succeed."""
+    status, out, err = call(capsys, launcher, *arguments)
+    assert status == 0, err
+    return json.loads(out.splitlines()[-1])
