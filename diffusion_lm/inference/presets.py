@@ -50,22 +50,27 @@ def autoregressive(model: LoadedModel, *, sampling: SamplingParams) -> Autoregre
 def speculative(
     model: LoadedModel, *, sampling: SamplingParams, drafter: Drafter | None = None, break_even: float | None = None
 ) -> Speculative:
-    """The autoregressive text, sooner where drafts are right.
+    """The autoregressive text, sooner where drafts are right. A drafter that takes passes of its own saves them where
+    the text repeats itself.
 
-    drafter     None: `TrainedDraft` where the network was trained to draft, else `PromptLookup`
+    drafter     None: `TrainedDraft` where the network was trained to draft and a draft's time, measured here, can be
+                made up for by half of it; else `PromptLookup`
     break_even  see `Speculative`; None: measured here, which compiles two programs
 
     Raises ValueError if the network wasn't trained autoregressively, or not on the masks that the drafter asks about.
     """
     plain, masks = autoregressive(model, sampling=sampling), model.config.objective.draft_length
-    drafter = drafter or (TrainedDraft(num_tokens=masks + 1) if masks else PromptLookup())
+    chosen, drafter = drafter, drafter or (TrainedDraft(num_tokens=masks + 1) if masks else PromptLookup())
     canvases = isinstance(model.process, Absorbing) and model.config.objective.layout.denoises
     if (drafter.num_passes or drafter.canvas_length) and not (masks if drafter.causal else canvases):
         needed = "to draft (objective=Drafting)" if drafter.causal else "on canvases of masks"
         raise ValueError(f"{type(drafter).__name__} needs a network trained {needed}: use PromptLookup")
     sampler = Speculative(drafter=drafter, mask=plain.mask, eos=plain.eos, sampling=sampling)
     measured = autotune.break_even(model, plain, sampler) if break_even is None else break_even
-    return dataclasses.replace(sampler, break_even=measured)
+    sampler = dataclasses.replace(sampler, break_even=measured, repeats=drafter.num_passes > 0)
+    if chosen is None and masks and sampler.is_dear:
+        return speculative(model, sampling=sampling, drafter=PromptLookup(), break_even=break_even)
+    return sampler
 
 
 def auto(model: LoadedModel, *, sampling: SamplingParams, canvas_length: int, denoising_steps: int) -> Auto:

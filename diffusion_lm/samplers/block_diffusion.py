@@ -271,6 +271,9 @@ class BlockDiffusion(TextSampler):
             sampler = ApproximateCacheSampler(sampler=sampler, policy=self.approximate_cache, mask=self.mask)
 
         def predict(query: Query, cache: Any) -> tuple[Array, Any]:
+            if jnp.shape(query.t) != (rows := query.tokens.shape[:1]):
+                at = f"{type(self.sampler).__name__}.query: t has shape {jnp.shape(query.t)}"
+                raise ValueError(f"{at}, and the {rows[0]} rows need a time each, of shape {rows}")
             if query.positions is not None:
                 at = query.positions
                 logits, cache = network.forward_positions(cache, query.tokens, at, query.t)

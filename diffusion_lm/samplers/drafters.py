@@ -60,9 +60,13 @@ class PromptLookup(Drafter):
 
     def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
         del network, cache, draw
-        return jax.vmap(self._draft)(text, filled)
+        return self.find(text, filled)[0]
 
-    def _draft(self, text: Array, filled: Array) -> Array:
+    def find(self, text: Array, filled: Array) -> tuple[Array, Array]:
+        """The drafts int32 [B, num_tokens], and how many tokens of each text's end match, int32 [B]."""
+        return jax.vmap(self._find)(text, filled)
+
+    def _find(self, text: Array, filled: Array) -> tuple[Array, Array]:
         at, match = jnp.arange(text.shape[0], dtype=jnp.int32), jnp.zeros(text.shape, jnp.int32)
         same = jnp.ones(text.shape, bool)
         for back in range(self.max_ngram):  # shifts, since a gather of all these tokens takes longer than a pass
@@ -71,7 +75,8 @@ class PromptLookup(Drafter):
             match += same
         best = jnp.argmax(jnp.where(at < filled - 1, match * text.shape[0] + at, -1))
         period = jnp.maximum(filled - 1 - best, 1)  # past the end, what followed is repeated
-        return text[jnp.minimum(best + 1 + jnp.arange(self.num_tokens, dtype=jnp.int32) % period, filled - 1)]
+        draft = text[jnp.minimum(best + 1 + jnp.arange(self.num_tokens, dtype=jnp.int32) % period, filled - 1)]
+        return draft, jnp.where(filled > 1, match[best], 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

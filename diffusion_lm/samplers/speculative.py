@@ -25,7 +25,7 @@ from diffusion_lm.samplers.base import (
     generation_of,
     write_at,
 )
-from diffusion_lm.samplers.drafters import Drafter, Draw
+from diffusion_lm.samplers.drafters import Drafter, Draw, PromptLookup
 from diffusion_lm.samplers.sampling_params import SamplingParams, probability, suppress
 
 Array = jax.Array
@@ -33,6 +33,7 @@ _ROUND = 16  # positions of a round's plain steps, and of its drafts
 _SHARE = 1 / 64  # of the plain steps' time may be spent on drafts in vain
 _MAX_BUDGET = 8  # drafts in vain that can be saved up for, at most
 _FOREVER = 2**30  # steps
+_NGRAM = 3  # as many tokens at a text's end that were there before say what follows
 _MARGIN = 1.2  # times `break_even`: measured on drafts in a row, and one alone between plain steps takes longer
 
 
@@ -63,6 +64,8 @@ class Speculative(TextSampler):
 
     break_even  tokens that a draft with its verification must yield to be worth its time, in plain steps. Where drafts
                 yield less, they are suspended for a while; 0: never
+    repeats     whether a draft is what followed the last time, as `PromptLookup` has it, where a text ends as it did
+                before; where all rows' texts do, the drafter's passes are saved
 
     Drafts in vain are paid for in advance: by a small share of each plain step, and by drafts that paid. So sampling
     takes at most that share longer than autoregression (and one draft more, where drafts cost no pass: comparing drafts
@@ -75,6 +78,7 @@ class Speculative(TextSampler):
     eos: int
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
     break_even: float = 0.0
+    repeats: bool = False
 
     def init(
         self, network: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, max_new_tokens: int
@@ -148,16 +152,32 @@ class Speculative(TextSampler):
         self, network: CachedDenoiser, state: SpeculativeState, max_new_tokens: int
     ) -> SpeculativeState:
         """One draft and its verification; a cooldown follows where drafts have come to save less than they cost."""
-        draft = self.drafter(network, state.cache, state.text, state.filled, self._draw(state))
+        draft, passes = self._drafted(network, state)
         state, num_accepted = self._verify(network, state, draft, max_new_tokens)
-        accepted, budget = (state.accepted + num_accepted) / 2, self._saved(state.budget + num_accepted - self._risk)
-        pays = (accepted >= self._risk) & (budget >= self._risk)
+        risk = self._risk_of(passes)
+        accepted, budget = (state.accepted + num_accepted) / 2, self._saved(state.budget + num_accepted - risk)
+        pays = (accepted >= risk) & (budget >= risk)
         return state.replace(
-            nfe=state.nfe + self.drafter.num_passes,
+            nfe=state.nfe + passes,
             accepted=accepted,
             budget=budget,
             cooldown=jnp.where(pays, 0, self._cooldown(budget)),
         )
+
+    def _drafted(self, network: CachedDenoiser, state: SpeculativeState) -> tuple[Array, Array]:
+        """The next draft, and the passes that it took."""
+        draw = self._draw(state)
+
+        def made() -> Array:
+            return self.drafter(network, state.cache, state.text, state.filled, draw)
+
+        passes = jnp.int32(self.drafter.num_passes)
+        if not self.repeats:
+            return made(), passes
+        repeated, match = PromptLookup(num_tokens=self.drafter.num_tokens).find(state.text, state.filled)
+        known = (match >= _NGRAM) | state.finished
+        draft = jax.lax.cond(jnp.all(known), lambda: repeated, lambda: jnp.where(known[:, None], repeated, made()))
+        return draft, jnp.where(jnp.all(known), 0, passes)
 
     def plain_step(self, network: CachedDenoiser, state: SpeculativeState, max_new_tokens: int) -> SpeculativeState:
         """One token by autoregression: `_verify` of no draft, in fewer operations."""
@@ -242,6 +262,16 @@ class Speculative(TextSampler):
     def _risk(self) -> float:
         """Steps that a draft loses if none of it is accepted; it pays where so many tokens are."""
         return max(_MARGIN * self.break_even - 1.0, 0.0)
+
+    def _risk_of(self, passes: Array) -> Array:
+        """`_risk`, of a draft that took so many passes: each takes as long as the verification."""
+        share = (1 + passes) / (1 + self.drafter.num_passes)
+        return jnp.maximum(_MARGIN * self.break_even * share - 1.0, 0.0)
+
+    @property
+    def is_dear(self) -> bool:
+        """Whether drafts pay only where more than half of each is accepted."""
+        return self._risk > self.drafter.num_tokens / 2
 
     def _fits(self, state: SpeculativeState) -> Array:
         """Whether every row's cache has slots for a verification, of the last token and all of the draft."""

@@ -93,6 +93,46 @@ def test_right_drafts_save_passes_and_wrong_ones_cost_none():
         assert (generation.tokens == text).all() and generation.nfe == passes
 
 
+class Dear(Prophet):
+    num_passes = 1
+
+
+@pytest.mark.parametrize("width", [2, 5])
+def test_a_text_that_repeats_itself_takes_no_pass_to_draft(width):
+    """As many passes as what followed the last time allows where the last three tokens were there before; elsewhere a
+    draft takes one, and all are wrong."""
+    length, prompt = 60, Prompt(tokens=jnp.array([[1, 5, 3]], jnp.int32), length=jnp.array([3]))
+    both, keys = {"mask": MASK, "eos": NEVER}, jax.random.split(jax.random.key(4), 1)
+    both["sampling"] = SamplingParams(temperature=0.2)
+    plain = generated(AutoregressiveSampler(**both), prompt, keys, length)
+    sampler = Speculative(drafter=Dear((0,), width, wrong=True), repeats=True, **both)
+    found, row = generated(sampler, prompt, keys, length), [1, 5, 3, *np.asarray(plain.tokens[0]).tolist()]
+    assert found.tokens[0].tolist() == row[3:]
+    at, passes, repeated = 4, 1, 0  # the prompt's pass says a token
+    while at < len(row):
+        if at + width > len(row):  # no verification fits
+            at, passes = at + 1, passes + 1
+            continue
+        text = jnp.asarray([row[:at] + [MASK] * (len(row) - at)], jnp.int32)
+        (draft,), (match,) = PromptLookup(num_tokens=width).find(text, jnp.array([at]))
+        known, right = bool(match >= 3), int(np.cumprod(np.asarray(draft) == row[at : at + width]).sum())
+        at, passes, repeated = at + 1 + known * right, passes + 2 - known, repeated + known
+    assert found.nfe == passes and repeated > 3
+
+
+@pytest.mark.cases(2)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", [DRAFTERS[2], DRAFTERS[4]], ids=str)
+def test_repeats_change_no_text(drafter, temperature):
+    """Rows whose text repeats itself beside others, which end at different times."""
+    plain, speculative = pair(drafter, temperature)
+    prompt, keys = prompts(64, width=8), jax.random.split(jax.random.key(2), 64)
+    prompt = prompt.replace(tokens=jnp.tile(prompt.tokens[:, :4], (1, 2)))
+    one = generated(plain, prompt, keys, 24)
+    other = generated(dataclasses.replace(speculative, repeats=True), prompt, keys, 24)
+    assert (one.tokens == other.tokens).all() and (one.length == other.length).all()
+
+
 @pytest.mark.parametrize("break_even", [0.0, 1.05])
 def test_a_verifying_pass_makes_the_next_draft(break_even):
     """As many passes as the drafts of a canvas after each token, predicted separately, allow; a few more with plain
