@@ -312,10 +312,13 @@ def find_class(name: Any, allow_import: Sequence[str] = (), key: str = "value") 
         found = importlib.import_module(module)
     except ImportError as error:
         raise ValueError(f"{wrong}: {error}; is its folder on PYTHONPATH?") from error
+    names = [other for other, value in vars(found).items() if dataclasses.is_dataclass(value)]
+    near = difflib.get_close_matches(cls, names, n=1)
     for part in cls.split("."):
         found = getattr(found, part, None)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found) and _module_name(found) == module):
-        raise ValueError(f"{key}: {name!r} is not a dataclass of {', '.join((PACKAGE, *allow_import))}, as module:Name")
+        hint = f": did you mean {near[0]}?" if near else ", as module:Name"
+        raise ValueError(f"{key}: {name!r} is not a dataclass of {', '.join((PACKAGE, *allow_import))}{hint}")
     return found
 
 

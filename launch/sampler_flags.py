@@ -75,16 +75,23 @@ def _ancestral(model: LoadedModel, options: dict) -> TextSampler:
 
 
 def _of_class(model: LoadedModel, options: dict) -> TextSampler:
-    """The sampler of a class that --sampler names, which allows its import."""
+    """The sampler of a class that --sampler names, which allows its import, with the flags that are set."""
     allowed = (*command.ALLOW_IMPORT.value, SAMPLER.value.partition(":")[0])
-    return by_name.make_sampler(
-        model, find_class(SAMPLER.value, allowed, "--sampler"), sampling=options["sampling"],
-        denoising_steps=options["denoising_steps"], canvas_length=options["canvas_length"],
-    )  # fmt: skip
+    cls, settings = find_class(SAMPLER.value, allowed, "--sampler"), _settings(options)
+    return by_name.make_sampler(model, cls, **options, **settings)
 
 
 def _published(model: LoadedModel, options: dict) -> published.Preset:
     """A converted model's own sampler, with the flags that are set."""
+    shape = {"denoising_steps": DENOISING_STEPS.value, "canvas_length": CANVAS_LENGTH.value}
+    settings = _settings(options | shape)
+    ended = (model.tokenizer.eos,) if IGNORE_EOS.value else ()
+    shape |= {"record": options["record"], "suppressed": ended, "cfg_scale": CFG_SCALE.value}
+    return published.preset(model, **_drawn(), **shape, **settings)
+
+
+def _settings(taken: dict) -> dict:
+    """What --sampler_setting sets; none of it has a flag of its own."""
     settings = {}
     for item in SAMPLER_SETTING.value:
         name, equals, value = item.partition("=")
@@ -94,12 +101,9 @@ def _published(model: LoadedModel, options: dict) -> published.Preset:
             settings[name] = json.loads(value)
         except ValueError:
             settings[name] = value  # a word
-    shape = {"denoising_steps": DENOISING_STEPS.value, "canvas_length": CANVAS_LENGTH.value}
-    if clash := sorted(settings.keys() & (options.keys() | shape.keys())):
+    if clash := sorted(settings.keys() & taken.keys()):
         raise ValueError(f"--sampler_setting={clash[0]}=... has a flag of its own: set --{clash[0]}")
-    ended = (model.tokenizer.eos,) if IGNORE_EOS.value else ()
-    shape |= {"record": options["record"], "suppressed": ended, "cfg_scale": CFG_SCALE.value}
-    return published.preset(model, **_drawn(), **shape, **settings)
+    return settings
 
 
 def _drawn() -> dict:
@@ -229,8 +233,8 @@ CANVAS_LENGTH = FLAGS.integer(
     "canvas_length", 0, "Tokens that are denoised together, at least 1; 0: as many as in training.", 0
 )
 SAMPLER_SETTING = FLAGS.multi_string(
-    "sampler_setting", [], "NAME=VALUE, a setting of the published sampler by its own name, as in alg=maskgit_plus; "
-    "may be repeated.",
+    "sampler_setting", [], "NAME=VALUE, a setting of the published sampler by its own name, as in alg=maskgit_plus, or "
+    "a field of a sampler of your own; may be repeated.",
 )  # fmt: skip
 SCORE = FLAGS.enum(
     "score", "probability", ["probability", "margin", "entropy"], "What confidence ranks positions by: the sampled "
@@ -268,8 +272,9 @@ CACHE_REFRESH_EVERY = FLAGS.integer(
 CACHE_BLOCK_SIZE = FLAGS.integer("cache_block_size", 32, "Positions a block of --approximate_cache=prefix or dual.", 1)
 DRAFTER = FLAGS.enum(
     "drafter", None, [*DRAFTERS], "What speculative drafts with. lookup: earlier n-grams of the text, no extra pass; "
-    "masked: one pass over masks; trained: one pass over the masks that objective=Drafting trains; tidar: masks in the "
-    "pass that verifies (TiDAR). Default: trained where the network was trained to draft, else lookup.",
+    "masked: one pass over masks; trained: one pass over the masks that objective=Drafting trains, both where the text "
+    "doesn't repeat itself; tidar: masks in the pass that verifies (TiDAR). Default: trained where the network was "
+    "trained to draft and half of a draft makes up for its time here, else lookup.",
 )  # fmt: skip
 NUM_PARTICLES = FLAGS.integer(
     "num_particles", 0, "Samples a prompt that ancestral reweights by the autoregressive likelihood and resamples "
@@ -312,11 +317,11 @@ def name(model: LoadedModel) -> str:
 def kind(chosen: str) -> Kind:
     """A sampler's line of the table, or one for a class. Raises ValueError for any other name."""
     if ":" in chosen:
-        return Kind(help="a sampler class", make=_of_class, flags=_CANVAS)
+        return Kind(help="a sampler class", make=_of_class, flags=(*_CANVAS, "sampler_setting"))
     if chosen not in SAMPLERS:
         near = difflib.get_close_matches(chosen, SAMPLERS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"--sampler={chosen}: {hint}It is one of {', '.join(SAMPLERS)}")
+        raise ValueError(f"--sampler={chosen}: {hint}It is one of {', '.join(SAMPLERS)}, or module:Class")
     return SAMPLERS[chosen]
 
 

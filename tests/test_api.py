@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from extension_example.sampler import LeftToRight
@@ -136,12 +137,19 @@ class WithoutUpdate(WithoutSteps):
     denoising_steps = 2
 
 
+class AtOneTime(LeftToRight):
+    def query(self, state):
+        return super().query(state)._replace(t=jnp.float32(0.5))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"sampler": "nope"}, "sampler 'nope' is none of published, confidence, .*: or pass a class"),
         ({"sampler": WithoutSteps}, "WithoutSteps has no field denoising_steps, .*: add it"),
         ({"sampler": WithoutUpdate()}, "WithoutUpdate is no sampler: it lacks update: derive it from CanvasSampler"),
+        ({"sampler": AtOneTime}, r"AtOneTime.query: t has shape \(\), and the 1 rows need a time each"),
+        ({"sampler": LeftToRight, "steps": 3}, "LeftToRight has no field steps: its fields are denoising_steps, "),
         ({"sampler": "autoregressive", "denoising_steps": 3}, "has no canvas"),
         ({"sampler": "confidence", "eta": 0.1}, "confidence: .*unexpected keyword argument 'eta'"),
         ({"sampler": dlm.Texts}, "Texts: .*texts"),

@@ -12,11 +12,12 @@ import pytest
 from extension_example.data import Sums, Utf8
 from extension_example.noise import MaskGIT
 from extension_example.sampler import LeftToRight
-from support.commands import ROOT, environment, launch
+from support.commands import ROOT, call, environment, launch
 
 import diffusion_lm as dlm
 from diffusion_lm.build import load_for_inference
 from diffusion_lm.config import Config, encode, from_json, load, override, to_json
+from launch import sample
 
 CONFIG = Path(__file__).parent / "extension_example/config.py"
 ALLOW = "--allow_import=extension_example"
@@ -85,20 +86,24 @@ def test_it_is_evaluated(killed):
 def test_it_is_sampled_from_by_a_sampler_of_its_own(killed):
     own, prompt = "--sampler=extension_example.sampler:LeftToRight", "--prompt=3 + 4"
     steps = "--denoising_steps=4", "--canvas_length=16", "--max_new_tokens=6"
-    found = results(launch("sample", f"--workdir={killed}", ALLOW, own, prompt, *steps, home=killed))
+    more = "--sampler_setting=a_step=8", f"--view={killed}/steps.html"
+    found = results(launch("sample", f"--workdir={killed}", ALLOW, own, prompt, *steps, *more, home=killed))
     model = dlm.load(killed, allow_import=("extension_example",))
-    same = dlm.generate(model, "3 + 4", sampler=LeftToRight, denoising_steps=4, canvas_length=16, max_new_tokens=6)
-    assert [text["text"] for text in found["texts"]] == list(same.texts) and found["nfe"] == same.nfe
+    options = {"denoising_steps": 4, "canvas_length": 16, "max_new_tokens": 6}
+    same, other = (dlm.generate(model, "3 + 4", sampler=LeftToRight, a_step=n, **options) for n in (8, 0))
+    assert [text["text"] for text in found["texts"]] == list(same.texts) and found["nfe"] == same.nfe < other.nfe
+    assert "step by step" in (Path(killed) / "steps.html").read_text()
 
 
-def test_a_sampler_class_must_be_one(killed):
+def test_a_sampler_class_must_be_one(killed, capsys):
     for name, message in (
         ("extension_example.sampler:None", "--sampler: 'extension_example.sampler:None' is not a dataclass"),
+        ("extension_example.sampler:LeftRight", "did you mean LeftToRight?"),
         ("extension_example.data:Utf8", "Utf8 is no sampler"),
         ("nowhere:X", "No module named 'nowhere'"),
     ):
-        done = launch("sample", f"--workdir={killed}", ALLOW, f"--sampler={name}", "--max_new_tokens=4", home=killed)
-        assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
+        status, _, err = call(capsys, sample, f"--workdir={killed}", ALLOW, f"--sampler={name}", "--max_new_tokens=4")
+        assert status == 2 and message in err.splitlines()[-1], err
 
 
 IMPORTS = """

@@ -59,6 +59,7 @@ def make_sampler(
     sampling: SamplingParams | None = None,
     denoising_steps: int | None = None,
     canvas_length: int = 0,
+    record: bool = False,
     **options,
 ) -> TextSampler:
     """The text sampler for a network.
@@ -70,6 +71,7 @@ def make_sampler(
         `default_name`.
       sampling: how tokens are sampled; None: at temperature 1, or as the published sampler does.
       denoising_steps, canvas_length, options: as in `generate`.
+      record: keep each step's canvas, for `visualize`.
 
     Raises ValueError if sampler, options and network don't go together.
     """
@@ -78,9 +80,10 @@ def make_sampler(
     if sampler == PUBLISHED:
         drawn = {n: getattr(sampling, n) for n in ("temperature", "top_k", "top_p", "min_p")} if sampling else {}
         shape = {"denoising_steps": denoising_steps, "canvas_length": canvas_length}
-        return published.preset(model, **shape, **drawn, **options).sampler
+        return published.preset(model, record=record, **shape, **drawn, **options).sampler
     sampling = sampling or SamplingParams(suppressed=tokenizer.suppressed)
     if isinstance(sampler, str):
+        options |= {"record": True} if record else {}
         return _named(model, sampler, options, sampling, denoising_steps, canvas_length)
     if isinstance(sampler, type):
         known = {
@@ -90,21 +93,25 @@ def make_sampler(
             "mask": tokenizer.mask,
             "sampling": sampling,
         }
-        has = {field.name for field in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else set()
+        has = [field.name for field in dataclasses.fields(sampler)] if dataclasses.is_dataclass(sampler) else []
+        if has and (unknown := sorted(options.keys() - set(has))):
+            raise ValueError(f"{sampler.__name__} has no field {unknown[0]}: its fields are {', '.join(has)}")
         sampler = _call(sampler, {name: value for name, value in known.items() if name in has} | options)
     elif options or denoising_steps is not None:
         names = ", ".join([*options, *(["denoising_steps"] if denoising_steps is not None else [])])
         raise ValueError(f"{names}: set them in the sampler that you pass")
-    if hasattr(sampler, "stages"):
-        return sampler
     kind = type(sampler)
+    if hasattr(sampler, "stages"):
+        if record:
+            raise ValueError(f"{kind.__name__} has no canvas whose steps could be shown")
+        return sampler
     if not hasattr(sampler, "query"):
         raise ValueError(f"{kind.__name__} is no sampler: it has neither query and update, nor stages")
     lacks = [name for name in ("query", "update") if getattr(kind, name, None) in (None, getattr(CanvasSampler, name))]
     lacks += [name for name in ("init", "done", "uses_embeddings", "denoising_steps") if not hasattr(sampler, name)]
     if lacks:
         raise ValueError(f"{kind.__name__} is no sampler: it lacks {', '.join(lacks)}: derive it from CanvasSampler")
-    return presets.block_diffusion(model, sampler, canvas_length=canvas_length)
+    return presets.block_diffusion(model, sampler, canvas_length=canvas_length, record=record)
 
 
 def _named(model, name: str, options: dict, sampling, denoising_steps: int | None, canvas_length: int) -> TextSampler:

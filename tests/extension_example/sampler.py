@@ -13,10 +13,11 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeftToRight(CanvasSampler):
-    """Commits the leftmost undecided tokens, as many a step as fill the canvas in `denoising_steps`."""
+    """Commits the leftmost undecided tokens, so many a step; 0: as many as fill the canvas in `denoising_steps`."""
 
     denoising_steps: int
     eos: int
+    a_step: int = 0
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
 
     def query(self, state: Canvas) -> Query:
@@ -26,6 +27,6 @@ class LeftToRight(CanvasSampler):
 
     def update(self, state: Canvas, logits: Array) -> Canvas:
         tokens, probability = self.sampling(fold_in_rows(state.keys, state.step), logits)
-        a_step = -(-state.tokens.shape[1] // self.denoising_steps)
+        a_step = self.a_step or -(-state.tokens.shape[1] // self.denoising_steps)
         rank = jnp.cumsum(state.undecided, axis=1)
         return commit(state, state.undecided & (rank <= a_step), tokens, probability, eos=self.eos)
