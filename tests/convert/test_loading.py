@@ -6,12 +6,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from support.commands import launch
+from support.commands import call, launch, result
 
 import diffusion_lm as dlm
 from diffusion_lm.build import load_for_inference
 from diffusion_lm.convert.huggingface import open_folder, write_folder
 from diffusion_lm.convert.loading import export, load_source, open_source, save
+from launch import convert, evaluate, sample
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install -e '.[test]'")
 WIDTH, HEADS, HEAD_DIM, MLP, IDS = 16, 2, 8, 24, 320
@@ -75,9 +76,9 @@ def workdir(folder, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     done = launch("convert", f"--source={folder}", f"--workdir={home}/run", home=home)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["model_type"] == "llama" and result["objective"] == "AutoregressiveLoss"
-    assert result["parameters"] > sum(a.size for a in tensors().values())  # the mask's row, and padding
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["model_type"] == "llama" and found["objective"] == "AutoregressiveLoss"
+    assert found["parameters"] > sum(a.size for a in tensors().values())  # the mask's row, and padding
     return home / "run"
 
 
@@ -91,9 +92,8 @@ def test_a_workdir_holds_the_same_model(model, workdir):
     assert again.tokenizer == model.tokenizer and again.config == model.config
 
 
-def test_an_export_is_the_source(workdir, folder, tmp_path):
-    done = launch("convert", f"--workdir={workdir}", f"--export={tmp_path}/out", home=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_an_export_is_the_source(workdir, folder, tmp_path, capsys):
+    result(capsys, convert, f"--workdir={workdir}", f"--export={tmp_path}/out")
     ours, theirs = open_folder(tmp_path / "out"), open_folder(folder)
     assert ours.config == theirs.config and ours.companions == theirs.companions
     assert ours.tensors.keys() == theirs.tensors.keys()
@@ -107,13 +107,10 @@ def test_the_front_door_loads_a_folder_and_writes(folder, workdir):
     assert straight.texts == through.texts and straight.num_tokens == through.num_tokens
 
 
-def test_a_chat_by_the_launcher(workdir, tmp_path):
-    done = launch(
-        "sample", f"--workdir={workdir}", "--sampler=autoregressive", "--chat", "--prompt=the <|end|> cat",
-        "--system=mat", "--max_new_tokens=4", home=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["texts"][0]["prompt"] == "the <|end|> cat"
+def test_a_chat_by_the_launcher(workdir, capsys):
+    said = "--chat", "--prompt=the <|end|> cat", "--system=mat", "--max_new_tokens=4"
+    found = result(capsys, sample, f"--workdir={workdir}", "--sampler=autoregressive", *said)
+    assert found["texts"][0]["prompt"] == "the <|end|> cat"
 
 
 def test_bfloat16_is_kept_and_is_half(folder, tmp_path):
@@ -124,15 +121,13 @@ def test_bfloat16_is_kept_and_is_half(folder, tmp_path):
     assert model.network.params["layer_0"]["attention_norm"]["scale"].dtype == np.float32
 
 
-def test_evaluating_needs_a_text(workdir, tmp_path):
-    done = launch("evaluate", f"--workdir={workdir}", home=tmp_path)
-    assert done.returncode == 2 and "came without text" in done.stderr.splitlines()[-1]
+def test_evaluating_needs_a_text(workdir, tmp_path, capsys):
+    status, _, err = call(capsys, evaluate, f"--workdir={workdir}")
+    assert status == 2 and "came without text" in err.splitlines()[-1]
     (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 20)
-    done = launch("evaluate", f"--workdir={workdir}", f"--data={tmp_path}/text.txt", "--batch_size=2", "--seq_len=32",
-                  home=tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["seq_len"] == 32
-    assert json.loads(done.stdout.splitlines()[-1])["causal"]["standard_error"] == 0
+    small = "--batch_size=2", "--seq_len=32"
+    found = result(capsys, evaluate, f"--workdir={workdir}", f"--data={tmp_path}/text.txt", *small)
+    assert found["seq_len"] == 32 and found["causal"]["standard_error"] == 0
 
 
 def _changed(folder, path, **changes):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import parity
-from support.commands import launch
+from support.commands import result
 from support.family import Loaded
 
 import diffusion_lm as dlm
@@ -22,6 +22,7 @@ from diffusion_lm.models import bd3lm, md4, mdlm, sedd, tiny_diffusion
 from diffusion_lm.models.family_index import family_of
 from diffusion_lm.models.weights import write_tensors
 from diffusion_lm.types import DenseLogits
+from launch import convert, sample
 
 FAMILIES = {"bd3lm": bd3lm, "md4": md4, "mdlm": mdlm, "sedd": sedd, "tiny_diffusion": tiny_diffusion}
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install -e '.[test]'")
@@ -197,14 +198,11 @@ def test_a_folder_is_loaded_sampled_kept_and_given_back(name, folder_with, tmp_p
         assert ours.tensors[key].read().tobytes() == info.read().tobytes(), key
 
 
-def test_the_launcher_converts_a_folder_without_model_type_and_samples(tmp_path):
-    folder = parity.folder("tiny_diffusion")
-    done = launch("convert", f"--source={folder}", f"--workdir={tmp_path}/run", home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["model_type"] == "tiny_diffusion"
-    done = launch("sample", f"--workdir={tmp_path}/run", "--prompt=ROMEO:", "--max_new_tokens=8", home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["texts"][0]["prompt"] == "ROMEO:"
+def test_the_launcher_converts_a_folder_without_model_type_and_samples(tmp_path, capsys):
+    folder, workdir = parity.folder("tiny_diffusion"), f"--workdir={tmp_path}/run"
+    assert result(capsys, convert, f"--source={folder}", workdir)["model_type"] == "tiny_diffusion"
+    found = result(capsys, sample, workdir, "--prompt=ROMEO:", "--max_new_tokens=8")
+    assert found["texts"][0]["prompt"] == "ROMEO:"
 
 
 def test_a_folder_without_a_tokenizer_says_which_it_needs():

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from support.commands import environment
 
 from diffusion_lm import lock
 from diffusion_lm.build import build, load_for_inference
@@ -180,10 +181,11 @@ def get_config():
 """
 
 
-def launch(*flags):
+def launch(*flags, home):
     return subprocess.Popen(
         [sys.executable, "-m", "launch.train", *flags],
         cwd=ROOT,
+        env=environment(home),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -201,7 +203,8 @@ def config_file(config, tmp_path_factory):
 
 def test_the_launcher_saves_and_exits_0_on_sigterm(config_file, tmp_path):
     workdir = tmp_path / "workdir"
-    with launch(f"--config={config_file}", f"--workdir={workdir}", "--set=train.steps=1000000") as process:
+    flags = f"--config={config_file}", f"--workdir={workdir}", "--set=train.steps=1000000"
+    with launch(*flags, home=tmp_path) as process:
         deadline = time.monotonic() + 120
         while not (workdir / metrics.FILE).exists() or not metrics.read(workdir):
             assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
@@ -216,7 +219,7 @@ def test_the_launcher_saves_and_exits_0_on_sigterm(config_file, tmp_path):
 
 def test_the_launcher_says_what_is_wrong_in_one_line(config_file, tmp_path):
     workdir = tmp_path / "workdir"
-    with launch(f"--config={config_file}", f"--workdir={workdir}", "--set=optim.rate=1") as process:
+    with launch(f"--config={config_file}", f"--workdir={workdir}", "--set=optim.rate=1", home=tmp_path) as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 2 and out == ""
     assert err.startswith("error: unknown key optim.rate; did you mean optim.") and err.count("\n") == 1
