@@ -148,7 +148,7 @@ class AtOneTime(LeftToRight):
         ({"sampler": "nope"}, "sampler 'nope' is none of published, confidence, .*: or pass a class"),
         ({"sampler": WithoutSteps}, "WithoutSteps has no field denoising_steps, .*: add it"),
         ({"sampler": WithoutUpdate()}, "WithoutUpdate is no sampler: it lacks update: derive it from CanvasSampler"),
-        ({"sampler": AtOneTime}, r"AtOneTime.query: t has shape \(\), and the 1 rows need a time each"),
+        ({"sampler": AtOneTime, "max_new_tokens": 8}, r"AtOneTime.query: t has shape \(\), and the 1 rows need a time"),
         ({"sampler": LeftToRight, "steps": 3}, "LeftToRight has no field steps: its fields are denoising_steps, "),
         ({"sampler": "autoregressive", "denoising_steps": 3}, "has no canvas"),
         ({"sampler": "confidence", "eta": 0.1}, "confidence: .*unexpected keyword argument 'eta'"),

@@ -12,7 +12,7 @@ from diffusion_lm.nn.lora import LoRA
 from diffusion_lm.objectives.drafting import Drafting
 from launch.benchmarks import drafts
 
-SMALL = ("--prefix=20", "--prefixes=6", "--counted=2", "--written=1", "--max_new_tokens=9")
+SMALL = ("--prefix=10", "--prefixes=6", "--counted=2", "--written=1", "--max_new_tokens=9")
 
 
 def test_drafts_that_are_always_right(converted, lines, tmp_path, capsys, monkeypatch):
