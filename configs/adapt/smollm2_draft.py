@@ -8,7 +8,7 @@
 After Uno (arXiv 2609.04010: adapters on all projections, total variation, causal masks, drafts that grow, the model's
 own text) and gated LoRA (arXiv 2507.11851), with a rank, a rate and a number of updates for 40 minutes of two CPU
 cores; the KL divergence has half of the loss, as it learns faster at first. Three quarters of the updates train drafts
-of two masks, which cost half of four: first masks decide most. Any causal model that was converted serves as
+of two masks, in two thirds of the time: first masks decide most. Any causal model that was converted serves as
 train.init. docs/finetuning.md has figures.
 4.9M adapter parameters beside 134.6M frozen ones.
 Hardware: 2 CPU cores.
@@ -33,6 +33,6 @@ def get_config() -> Config:
         objective=Drafting(draft_length=4, num_anchors=128, kl_weight=0.5, temperature=0.7, growth=0.75),
         trainable=LoRA(rank=16, alpha=32.0),
         optim=AdamW(lr=2e-3, weight_decay=0.0, schedule=WarmupCosine(warmup=10, final=0.1)),
-        train=Train(init="runs/smollm2", steps=1000, batch_size=1, eval_every=0, log_every=10),
+        train=Train(init="runs/smollm2", steps=740, batch_size=1, eval_every=0, log_every=10),
         checkpoint=Checkpointing(save_every=100),
     )
