@@ -82,13 +82,14 @@ def test_several_updates_in_one_call_equal_them_one_by_one():
     assert_same(metrics, jax.tree.map(lambda *xs: jnp.concatenate(xs), *rows))
 
 
-def test_stages_train_in_turn():
+@pytest.mark.parametrize("parts", [1, 2])
+def test_stages_train_in_turn(parts):
     """Each update takes the gradient of its stage's loss, in one call over the change as in calls of one update."""
 
     def last(params, key, batch, constants):  # as a shorter draft: a loss of other shapes
         return toy.loss(params, key, batch.replace(tokens=batch.tokens[:, 4:], loss_mask=batch.loss_mask[:, 4:]))
 
-    train = Train(batch_size=4)
+    train = Train(batch_size=4, grad_accum_steps=parts)
     apart = {loss: toy.job(train, loss) for loss in (last, toy.loss)}
     state, rows = apart[last].initial(), []
     for i in range(5):
