@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_lm import lock
+from diffusion_lm.sharding import platform
 from diffusion_lm.training import hosts
 from diffusion_lm.training.checkpoint import CheckpointError, CheckpointMeta, Checkpoints
 from diffusion_lm.training.clock import Clock
@@ -26,7 +27,7 @@ from diffusion_lm.types import Array, Batch
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT = 2  # calls queued on the device: enough to keep it busy, few enough to stop quickly
+IN_FLIGHT = 2  # calls queued on an accelerator: enough to keep it busy, few enough to stop quickly
 
 
 class NonFiniteError(RuntimeError):
@@ -279,17 +280,20 @@ def _stacked(batches: list[Batch]) -> Batch:
 
 
 class _Pending:
-    """Metrics still on the device, fetched IN_FLIGHT calls later, so that the device never waits for the host."""
+    """Metrics still on the device, fetched IN_FLIGHT calls later, so that an accelerator never waits for the host.
+
+    A CPU has no call queued: each would hold scratch memory of its own from then on, and the host takes no time.
+    """
 
     def __init__(self, train: Train, metrics: Metrics, progress: ProgressBar, checkpoints: Checkpoints):
         self._every, self._steps = train.log_every, train.steps
         self._metrics, self._progress, self._checkpoints = metrics, progress, checkpoints
-        self._calls = deque()
+        self._calls, self._in_flight = deque(), 0 if platform() == "cpu" else IN_FLIGHT
 
     def add(self, step: int, values: dict[str, Array], position: Any) -> None:
         """Takes the metrics [S] of the call that ended at `step`, whose batches began at `position`."""
         self._calls.append((step, values, position))
-        while len(self._calls) > IN_FLIGHT:
+        while len(self._calls) > self._in_flight:
             self._fetch()
 
     def drain(self) -> None:
