@@ -134,6 +134,26 @@ def poisoned(params, key, batch, constants):
     }
 
 
+def test_a_cpu_has_one_call_at_a_time(tmp_path):
+    """Each that is queued holds scratch memory of its own, gigabytes where a network is large."""
+    job, made, ready = toy.job(TRAIN), [], []
+
+    def slow(values):
+        time.sleep(0.02)
+        return values
+
+    later = jax.jit(lambda values: jax.pure_callback(slow, jax.ShapeDtypeStruct((1,), jnp.float32), values))
+
+    def step(*arguments):
+        ready.append(all(loss.is_ready() for loss in made))
+        state, values = job.step(*arguments)
+        made.append(later(values["loss"]))
+        return state, {**values, "loss": made[-1]}
+
+    run(dataclasses.replace(job, step=step), TRAIN, tmp_path, Checkpoints(tmp_path))
+    assert len(ready) == TRAIN.steps and all(ready)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(NonFiniteError) as error:
         train(tmp_path, loss=poisoned)
