@@ -228,7 +228,8 @@ def build_evaluate(
         totals = {}
         for i, batch in enumerate(batches):
             parts = losses(params, jax.random.fold_in(key, i), sharding.put_batch(mesh, batch), constants)
-            for name, part in parts.items():
+            # One batch at a time: on a CPU each that is queued holds scratch memory of its own.
+            for name, part in jax.device_get(parts).items():
                 totals[name] = totals[name] + part if name in totals else part
         return {f"valid/{name}": float(total.mean) for name, total in totals.items()}
 

@@ -96,9 +96,10 @@ class LogitsHead(Protocol):
         The gradient reaches the network, weights and shared, but neither arguments nor the teacher.
 
         Args:
-            loss: called with parts of its arguments: logits [B, c, W] with W >= V (minus infinity where an id can't be
-                predicted and from V on), then a teacher's logits of the same positions if there is one, arguments
-                [B, c, ...] and all of shared. Returns [B, c]. Its gradient must be finite at those minus infinities.
+            loss: called with some of the positions, [b, c], in whatever order: logits [b, c, W] with W >= V (minus
+                infinity where an id can't be predicted and from V on), then a teacher's logits of the same positions if
+                there is one, arguments [b, c, ...] and all of shared. Returns [b, c]. Its gradient must be finite at
+                those minus infinities.
             weights: float32 [B, L].
             arguments: [B, L, ...].
             shared: arrays that all positions share.
@@ -112,8 +113,8 @@ class LogitsHead(Protocol):
         """sum of weights * -log softmax(logits)[targets]; targets int32 [B, L] in 0..V-1 where weights is not 0."""
 
     def map_positions(self, function: Callable[..., Array], *arguments: Array) -> Array:
-        """function(logits [B, c, V], *arguments [B, c, ...]) -> [B, c, ...], applied to parts of the positions and
-        joined to [B, L, ...], in memory that doesn't grow with L x V; without gradient."""
+        """function(logits [b, c, V], *arguments [b, c, ...]) -> [b, c, ...], applied to some of the positions at a time
+        and joined to [B, L, ...], in memory that doesn't grow with L x V; without gradient."""
 
     def select(self, here: Array, other: "LogitsHead") -> "LogitsHead":
         """These predictions where `here`, bool [B, L]; elsewhere those of another head of the same network."""

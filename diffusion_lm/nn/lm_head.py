@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -89,7 +89,8 @@ class ChunkedLogits:
         shared: tuple[Array, ...] = (),
         teacher: "ChunkedLogits | None" = None,
     ) -> Array:
-        """See `types.LogitsHead`. Exact: gradients are computed chunk by chunk in the forward pass."""
+        """See `types.LogitsHead`. Exact: gradients are computed chunk by chunk in the forward pass. Positions
+        of weight 0 come last, and chunks of nothing else are left out: nearly half of the work under masks."""
         if teacher is not None:
             loss = functools.partial(_with_teacher, loss, teacher.spec)
             table = _gathered(teacher.table, teacher.spec.compute_dtype)
@@ -118,14 +119,15 @@ class ChunkedLogits:
 
     def _map(self, function: Callable, *arguments: Array) -> Array:
         """`map_positions`, for scores [B, c, rows]."""
+        hidden, table = jax.lax.stop_gradient((self.hidden, _gathered(self.table, self.spec.compute_dtype)))
+        places = _Places.of(jnp.ones(hidden.shape[:2], bool), self._ways)
+        laid = places.laid((hidden, arguments))
 
-        def one(_, chunk):
-            h, rest = chunk
+        def one(_, i):
+            h, rest = places.pick(laid, i)
             return None, function(self.spec.scores(h, table), *rest)
 
-        hidden, table = jax.lax.stop_gradient((self.hidden, _gathered(self.table, self.spec.compute_dtype)))
-        found = jax.lax.scan(one, None, _chunks((hidden, arguments), *self._ways))[1]
-        return _joined(found, *self.hidden.shape[:2], self._ways[1])
+        return places.join(jax.lax.scan(one, None, jnp.arange(places.chunks))[1], hidden.shape[:2])
 
     @property
     def _ways(self) -> tuple[int, int]:
@@ -134,14 +136,82 @@ class ChunkedLogits:
         return 1 if batch % self.row_parts else self.row_parts, 1 if length % self.length_parts else self.length_parts
 
 
+class _Places(NamedTuple):
+    """An order of positions [B, L], to go over in chunks of _CHUNK_ROWS positions a device.
+
+    Each device has its own rows and parts of rows, so that no position leaves its device, nor the batch its shards.
+    """
+
+    order: Array  # int32 [row_parts, length_parts, n]: which of the n positions of each device comes i-th
+    used: Array  # int32 []: how many chunks have a chosen position
+
+    @classmethod
+    def of(cls, chosen: Array, ways: tuple[int, int]) -> "_Places":
+        """Chosen positions first; chosen: bool [B, L]."""
+        chosen = _by_device(chosen, ways)
+        places = cls(jnp.argsort(~chosen, axis=2, stable=True).astype(jnp.int32), jnp.int32(0))
+        most = jnp.max(jnp.sum(chosen, axis=2, dtype=jnp.int32))
+        return places._replace(used=-(-most // places.size))
+
+    @property
+    def size(self) -> int:
+        """Positions of a chunk on each device."""
+        return min(self.order.shape[2], _CHUNK_ROWS)
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.order.shape[2] // self.size)
+
+    def laid(self, arrays: Any) -> Any:
+        """Arrays [B, L, ...] as `pick` reads them."""
+        return jax.tree.map(lambda a: _by_device(a, self.order.shape[:2]), arrays)
+
+    def pick(self, laid: Any, i: Array) -> Any:
+        """Chunk i of each array, [row_parts, length_parts * size, ...]; see `counted`."""
+        last = self.order.shape[2] - 1
+        index = self.order[:, :, jnp.minimum(i * self.size + jnp.arange(self.size), last)]
+
+        def pick(a: Array) -> Array:
+            found = jnp.take_along_axis(a, index.reshape(*index.shape, *[1] * (a.ndim - 3)), axis=2)
+            return found.reshape(found.shape[0], -1, *found.shape[3:])
+
+        return jax.tree.map(pick, laid)
+
+    def counted(self, i: Array) -> Array:
+        """bool [1, length_parts * size]: False where the last chunk is filled up with one position again and again."""
+        within = i * self.size + jnp.arange(self.size) < self.order.shape[2]
+        return jnp.tile(within, self.order.shape[1])[None]
+
+    def join(self, found: Array, shape: tuple[int, int]) -> Array:
+        """[chunks, row_parts, length_parts * size, ...] -> [B, L, ...], of this shape: undoes `pick`."""
+        row_parts, length_parts, n = self.order.shape
+        rest = found.shape[3:]
+        found = jnp.moveaxis(found.reshape(-1, row_parts, length_parts, self.size, *rest), 0, 2)
+        found = found.reshape(row_parts, length_parts, -1, *rest)[:, :, :n]
+        back = jnp.argsort(self.order, axis=2).reshape(row_parts, length_parts, n, *[1] * len(rest))
+        found = jnp.take_along_axis(found, back, axis=2)
+        found = found.reshape(row_parts, length_parts, shape[0] // row_parts, shape[1] // length_parts, *rest)
+        return jnp.swapaxes(found, 1, 2).reshape(*shape, *rest)
+
+
+def _by_device(a: Array, ways: tuple[int, int]) -> Array:
+    """[B, L, ...] -> [row_parts, length_parts, n, ...]: the positions that each device of a mesh has."""
+    (batch, length), (row_parts, length_parts), rest = a.shape[:2], ways, a.shape[2:]
+    a = a.reshape(row_parts, batch // row_parts, length_parts, length // length_parts, *rest)
+    return jnp.swapaxes(a, 1, 2).reshape(row_parts, length_parts, -1, *rest)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _total(hidden, table, weights, arguments, shared, loss, spec, ways):
-    def add(total, chunk):
-        h, w, rest = chunk
-        return total + _weighted(spec.scores(h, table), shared, loss, w, rest)[0], None
+    places = _Places.of(weights != 0, ways)
+    laid = places.laid((hidden, weights, arguments))
 
-    total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), _chunks((hidden, weights, arguments), *ways))
-    return total
+    def add(i, total):
+        h, w, rest = places.pick(laid, i)
+        w = jnp.where(places.counted(i), w, 0.0)
+        return total + _weighted(spec.scores(h, table), shared, loss, w, rest)[0]
+
+    return jax.lax.fori_loop(0, places.used, add, jnp.zeros((), jnp.float32))
 
 
 def _forward(hidden, table, weights, arguments, shared, loss, spec, ways):
@@ -149,22 +219,30 @@ def _forward(hidden, table, weights, arguments, shared, loss, spec, ways):
     once, after the sweep, and not in each of its turns."""
     rounded = _gathered(table, spec.compute_dtype)
     sweep = jax.value_and_grad(_weighted, argnums=(0, 1), has_aux=True)
+    places = _Places.of(weights != 0, ways)
+    laid = places.laid((hidden, weights, arguments))
 
-    def add(carry, chunk):
-        total, d_table, d_shared = carry
-        h, w, rest = chunk
+    def add(i, sums):
+        total, d_table, d_shared, d_hidden, costs = sums
+        h, w, rest = places.pick(laid, i)
         scores = spec.scores(h, rounded)
-        (here, costs), (d_scores, more) = sweep(scores, shared, loss, w, rest)
+        (here, cost), (d_scores, more) = sweep(scores, shared, loss, jnp.where(places.counted(i), w, 0.0), rest)
         d_scores = spec.before_cap(d_scores, scores)
         d_table += _of_table(d_scores, h, spec.compute_dtype, ways)
         d_shared = jax.tree.map(jnp.add, d_shared, more)
-        return (total + here, d_table, d_shared), (dot("blv,ve->ble", d_scores, rounded, spec.compute_dtype), costs)
+        d_h = dot("blv,ve->ble", d_scores, rounded, spec.compute_dtype)
+        return total + here, d_table, d_shared, d_hidden.at[i].set(d_h), costs.at[i].set(cost)
 
-    start = jnp.zeros((), jnp.float32), jnp.zeros((*ways, *table.shape), jnp.float32)
-    start = *start, jax.tree.map(jnp.zeros_like, shared)
-    (total, d_table, d_shared), found = jax.lax.scan(add, start, _chunks((hidden, weights, arguments), *ways))
+    chunk = places.chunks, ways[0], ways[1] * places.size
+    start = (
+        jnp.zeros((), jnp.float32),
+        jnp.zeros((*ways, *table.shape), jnp.float32),
+        jax.tree.map(jnp.zeros_like, shared),
+    )
+    start = *start, jnp.zeros((*chunk, hidden.shape[2]), jnp.float32), jnp.zeros(chunk, jnp.float32)
+    total, d_table, d_shared, *found = jax.lax.fori_loop(0, places.used, add, start)
     d_table = nn.with_logical_constraint(jnp.sum(d_table, axis=(0, 1)), ("vocab", "embed"))
-    d_hidden, costs = (_joined(a, *hidden.shape[:2], ways[1]) for a in found)
+    d_hidden, costs = (places.join(a, weights.shape) for a in found)
     return total, (d_hidden, d_table, costs, arguments, d_shared)
 
 
@@ -174,14 +252,12 @@ def _gathered(table: Array, compute_dtype: str) -> Array:
 
 
 def _of_table(d_scores: Array, h: Array, compute_dtype: str, ways: tuple[int, int]) -> Array:
-    """[B, c, rows] and [B, c, E] -> float32 [*ways, rows, E], each device's sums over its own positions."""
+    """[row_parts, c, rows] and [row_parts, c, E] -> float32 [*ways, rows, E], each device's sums over its positions."""
     if ways == (1, 1):
         return dot("blv,ble->ve", d_scores, h, compute_dtype)[None, None]
     row_parts, length_parts = ways
-    d_scores, h = (
-        a.reshape(row_parts, -1, length_parts, a.shape[1] // length_parts, a.shape[2]) for a in (d_scores, h)
-    )
-    sums = dot("wbxlv,wbxle->wxve", d_scores, h, compute_dtype)
+    d_scores, h = (a.reshape(row_parts, length_parts, -1, a.shape[2]) for a in (d_scores, h))
+    sums = dot("wxlv,wxle->wxve", d_scores, h, compute_dtype)
     return nn.with_logical_constraint(sums, ("batch", "length", "vocab", None))
 
 
@@ -208,26 +284,3 @@ def _with_teacher(loss, spec, scores, hidden, arguments, table, shared) -> Array
     """`loss`, called with a teacher's scores as well."""
     taught = spec.scores(hidden, jax.lax.stop_gradient(table))
     return loss(scores, taught, *arguments, *shared)
-
-
-def _chunks(arrays, row_parts: int, length_parts: int):
-    """[B, L, ...] -> [chunks, B, c, ...], about _CHUNK_ROWS positions a device: cut along L, so that the batch stays
-    sharded, and each chunk has positions from each of the devices that share a row."""
-    batch, length = jax.tree.leaves(arrays)[0].shape[:2]
-    part = length // length_parts
-    size = min(part, max(1, _CHUNK_ROWS * row_parts // batch))
-
-    def cut(a):
-        a = a.reshape(batch, length_parts, part, *a.shape[2:])
-        a = jnp.pad(a, [(0, 0), (0, 0), (0, -part % size)] + [(0, 0)] * (a.ndim - 3))
-        a = jnp.moveaxis(a.reshape(batch, length_parts, -1, size, *a.shape[3:]), 2, 0)
-        return a.reshape(-1, batch, length_parts * size, *a.shape[4:])
-
-    return jax.tree.map(cut, arrays)
-
-
-def _joined(chunks: Array, batch: int, length: int, length_parts: int) -> Array:
-    """[chunks, B, c, ...] -> [B, L, ...]: undoes `_chunks`."""
-    rest = chunks.shape[3:]
-    parts = jnp.moveaxis(chunks.reshape(-1, batch, length_parts, chunks.shape[2] // length_parts, *rest), 0, 2)
-    return parts.reshape(batch, length_parts, -1, *rest)[:, :, : length // length_parts].reshape(batch, length, *rest)

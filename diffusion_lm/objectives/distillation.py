@@ -114,13 +114,16 @@ class _TokenNoise(NamedTuple):
     def reverse(self, keys: Array, head: LogitsHead, noisy: dict, t: Array, s: Array) -> dict:
         """One step t -> s. Each position has its own key, so that the sample doesn't depend on the head's chunks."""
 
-        def one(logits, index, xt):
-            row = (jax.vmap(jax.random.fold_in)(keys, index), logits[:, None], xt[:, None], t[:, 0], s[:, 0])
-            return self.process.reverse(*row)[:, 0]
+        def step(logits, key, xt, t, s):
+            flat = (a.reshape(-1, *a.shape[2:]) for a in (key, logits[:, :, None], xt[..., None], t, s))
+            key, *rest = flat
+            return self.process.reverse(jax.random.wrap_key_data(key), *rest).reshape(xt.shape)
 
         tokens, context = self.batch.tokens, self.batch.context_mask
-        index = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        xs = head.map_positions(jax.vmap(one, 1, 1), index, noisy["tokens"])
+        index = jnp.arange(tokens.shape[1])
+        own = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(index))(keys)
+        times = (jnp.broadcast_to(a[:, :1], tokens.shape) for a in (t, s))
+        xs = head.map_positions(step, jax.random.key_data(own), noisy["tokens"], *times)
         return {"tokens": jnp.where(context, tokens, xs)}
 
 

@@ -44,7 +44,7 @@ class Panel(NamedTuple):
 
 
 def curve(
-    xs: Sequence[float],
+    xs: Sequence[float] | Mapping[str, Sequence[float]],
     series: Mapping[str, Sequence[float]],
     path: str | os.PathLike,
     *,
@@ -56,10 +56,10 @@ def curve(
     log_y: bool = False,
     y_unit: str = "",
 ) -> None:
-    """Writes named lines over common xs.
+    """Writes named lines over common xs, or over xs of their own, each point with a mark.
 
     Args:
-      xs: x values, above 0 with log_x.
+      xs: x values, above 0 with log_x; or name -> those of each line.
       series: name -> y values, one for each x, above 0 with log_y.
       path: ends in .svg, .png or .pdf.
       x_label: the x axis' quantity, with its unit.
@@ -75,18 +75,25 @@ def curve(
       ValueError: if a line and xs differ in length, or path has an unknown ending.
       OSError: if path cannot be written.
     """
+    own = isinstance(xs, Mapping)
+    over = {name: xs[name] if own else xs for name in series}
     for name, ys in series.items():
-        if len(ys) != len(xs):
-            raise ValueError(f"the line {name!r} has {len(ys)} values for {len(xs)} xs: give one for each")
+        if len(ys) != len(over[name]):
+            raise ValueError(f"the line {name!r} has {len(ys)} values for {len(over[name])} xs: give one for each")
     figure = _figure("curve", (7, 4))
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, title=title)
     for at, (name, ys) in enumerate(series.items()):
-        axes.plot(xs, ys, label=name, linewidth=1.6, linestyle=("-", "--", ":")[at // 10 % 3])  # of 10 colours
+        style = {
+            "linestyle": ("-", "--", ":")[at // 10 % 3],
+            "marker": "o" if own else "",
+            "markersize": 4,
+        }  # 10 colours
+        axes.plot(over[name], ys, label=name, linewidth=1.6, **style)
     for name, x in marks.items():
         axes.axvline(x, linestyle=":", color="0.4", linewidth=1)
         beside = {"xytext": (-3, 3), "textcoords": "offset points", "rotation": 90, "ha": "right", "va": "bottom"}
         axes.annotate(name, (x, 0), xycoords=("data", "axes fraction"), fontsize="small", color="0.4", **beside)
-    _scale(axes, "x", log_x, xs)
+    _scale(axes, "x", log_x, () if own else xs)
     _scale(axes, "y", log_y, unit=y_unit)
     _plain(axes)
     if series:

@@ -1,8 +1,8 @@
 """Quality and cost of a trained network's samplers: the suite `tradeoffs` of launch.benchmark.
 
-Three measurements on one checkpoint, each with rows and a chart: quality by denoising steps, seconds by output length,
-seconds of a forward pass by context length. Quality is the autoregressive likelihood under a judge, another network (or
-this one, which favours its own autoregressive samples).
+Three measurements on one checkpoint, each with rows and charts: quality by denoising steps and by speed, seconds by
+output length, seconds of a forward pass by context length. Quality is the autoregressive likelihood under a judge,
+another network (or this one, which favours its own autoregressive samples).
 """
 
 import dataclasses
@@ -64,24 +64,36 @@ def _endless(model: LoadedModel) -> SamplingParams:
 
 
 def _by_steps(model: LoadedModel, judge: LoadedModel, out: Path) -> list[Row]:
+    """Each method at each number of steps: quality of many texts, and the speed of one, beside autoregression's."""
     texts, length = held_out_prompts(model), model.config.data.seq_len // 2 - PROMPT_LENGTH
     prompts = [model.tokenizer.decode(row[1:]) for row in texts]
-    judged_row = functools.partial(_judged_row, model, judge, texts=texts, prompts=prompts, length=length)
-    rows = [judged_row("autoregressive", presets.autoregressive(model, sampling=_endless(model)))]
-    lines = {"autoregressive": [rows[0].value] * len(STEPS)}
     options = {"sampling": _endless(model), "canvas_length": 0}
+    plain = presets.autoregressive(model, sampling=_endless(model))
     makers = {"ancestral": presets.ancestral, "confidence": presets.confidence, "remasking": presets.remasking}
+    methods = {"autoregressive": {"": plain}}
     for name, make in makers.items():
-        found = [
-            judged_row(f"{name}, {n} step{'s' * (n > 1)}", make(model, denoising_steps=n, **options)) for n in STEPS
-        ]
-        lines[name], rows = [row.value for row in found], rows + found
+        methods[name] = {f", {n} step{'s' * (n > 1)}": make(model, denoising_steps=n, **options) for n in STEPS}
     for name, schedule in SCHEDULES.items():
-        rows.append(
-            judged_row(name, presets.confidence(model, schedule=schedule, denoising_steps=STEPS[-1], **options))
-        )
-    labels = {"x_label": "denoising steps a canvas", "y_label": "nats per token, by the judge"}
-    curve(STEPS, lines, out / "quality.svg", title="Quality by denoising steps", log_x=True, **labels)
+        methods[name] = {"": presets.confidence(model, schedule=schedule, denoising_steps=STEPS[-1], **options)}
+    rows, lines = [], {name: [] for name in methods}
+    for name, samplers in methods.items():
+        for steps, sampler in samplers.items():
+            row = _judged_row(model, judge, name + steps, sampler, texts=texts, prompts=prompts, length=length)
+            cases = {of: functools.partial(_generated, model, s, length) for of, s in (("plain", plain), ("", sampler))}
+            timings = timing.alternate(cases, repeats=REPEATS)
+            speed, ratio = length / timings[""].wall, timing.times_faster(timings[""], timings["plain"])
+            note = f"{row.note}, {speed:,.0f} tokens/s, {ratio:.2f} x autoregressive"
+            log.info("%s: %.3f nats/token, %s", row.name, row.value, note)
+            rows.append(dataclasses.replace(row, note=note))
+            lines[name].append((ratio, row.value))
+    labels = {"y_label": "nats per token, by the judge"}
+    by_steps = {name: [nats for _, nats in lines[name]] for name in makers}
+    by_steps["autoregressive"] = [lines["autoregressive"][0][1]] * len(STEPS)
+    steps = {"x_label": "denoising steps a canvas", "title": "Quality by denoising steps"}
+    curve(STEPS, by_steps, out / "quality.svg", log_x=True, **steps, **labels)
+    faster, nats = ({name: [pair[i] for pair in pairs] for name, pairs in lines.items()} for i in (0, 1))
+    speeds = {"x_label": "times as fast as autoregression, batch size 1", "title": "Quality by speed"}
+    curve(faster, nats, out / "frontier.svg", log_x=True, **speeds, **labels)
     return rows
 
 
@@ -89,9 +101,8 @@ def _judged_row(model: LoadedModel, judge: LoadedModel, name: str, sampler: Any,
     generation = pipeline.generate(model, sampler, prompts, max_new_tokens=length, seed=0).generation
     rows = np.concatenate([texts, np.asarray(generation.tokens)], axis=1)
     found = quality(_JUDGE(judge.network, rows), rows, PROMPT_LENGTH)
-    per_pass = length / int(generation.nfe)
-    note = f"entropy {found.entropy:.2f}, repeated 4-grams {found.repeated:.3f}, {per_pass:.2f} tokens a pass"
-    log.info("%s: %.3f nats/token, %s", name, found.nats_per_token, note)
+    note = f"entropy {found.entropy:.2f}, repeated 4-grams {found.repeated:.3f}, "
+    note += f"{length / int(generation.nfe):.2f} tokens a pass"
     return Row(name=name, value=found.nats_per_token, unit="nats/token", note=note)
 
 

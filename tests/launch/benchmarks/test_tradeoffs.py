@@ -14,7 +14,9 @@ def test_all_three_are_measured_and_plotted(trained, tmp_path, monkeypatch):
         monkeypatch.setattr(tradeoffs, name, value)
     monkeypatch.setattr(autotune, "break_even", lambda *_: 2.0)
     rows = tradeoffs.tradeoffs(f"{trained[0]}/work", None, tmp_path / "charts")
-    assert {path.name for path in (tmp_path / "charts").iterdir()} == {"quality.svg", "length.svg", "context.svg"}
+    assert {path.name for path in (tmp_path / "charts").iterdir()} == {
+        "quality.svg", "frontier.svg", "length.svg", "context.svg"
+    }  # fmt: skip
     found = {row.name: row for row in rows}
     assert found["ancestral, 2 steps"].unit == "nats/token" and found["ancestral, 2 steps"].value > 0
     assert {f"{name}, 20 tokens" for name in ("autoregressive", "diffusion, 12 steps", "speculative", "auto")} <= set(
