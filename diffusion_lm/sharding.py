@@ -109,6 +109,11 @@ def bfloat16_units() -> bool:
     return not known or "amx_bf16" in words or ("AuthenticAMD" in words and "avx512_bf16" in words)
 
 
+def fast_dtype() -> str:
+    """`exec.compute_dtype` for a network that trains on this machine's CPU: the type that it multiplies faster."""
+    return "bfloat16" if bfloat16_units() else "float32"
+
+
 @contextlib.contextmanager
 def using(mesh: Mesh) -> Iterator[None]:
     """Inside a traced function: makes logical constraints count (`with mesh:` would leave them silent no-ops)."""
