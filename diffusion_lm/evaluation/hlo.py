@@ -127,7 +127,7 @@ def read(text: str) -> Program:
 
 
 class _Bounds:
-    """How often a loop with the condition `counter < constant` runs."""
+    """How often a loop with the condition `counter < constant` runs; 1 where the bound depends on data."""
 
     def __init__(self):
         self._constants, self._compared = {}, {}

@@ -15,12 +15,12 @@ from launch import compile as compiling
 ROOT = Path(__file__).parents[2]
 GOLDEN = {
     "all-gather": {"places": 40, "runs": 40, "bytes": 399_360},
-    "all-reduce": {"places": 27, "runs": 35, "bytes": 3_544_232},
+    "all-reduce": {"places": 28, "runs": 28, "bytes": 3_400_872},
     "collective-permute": {"places": 2, "runs": 2, "bytes": 12_288},
 }
 GOLDEN_ALONG = {
     "all-gather": {"places": 51, "runs": 51, "bytes": 467_968},
-    "all-reduce": {"places": 12, "runs": 12, "bytes": 369_640},
+    "all-reduce": {"places": 15, "runs": 15, "bytes": 369_648},
     "all-to-all": {"places": 17, "runs": 17, "bytes": 131_072},
     "collective-permute": {"places": 18, "runs": 18, "bytes": 118_789},
 }
@@ -56,7 +56,7 @@ def test_an_update_on_eight_cpu_devices(tmp_path):
     assert size["total"] >= size["parameters"] + size["optimizer"] + size["temporaries"]
     assert found["flops"] > 0 and len(found["largest_temporaries"]) == 8
     # jax 0.10.2. More places are a layout that was lost on the way; more runs or bytes, a sum that moved into a loop
-    # (the loss goes through its 128 rows in 2 turns; the table's gradient is to be summed after them).
+    # (the table's gradient is to be summed after those of the loss, which depend on the weights and count as one).
     assert found["collectives"] == GOLDEN
     assert found["constraints"] == CONSTRAINTS
 

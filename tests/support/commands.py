@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = "".join(f"Line {i}: the {w} sat on the mat.\n\n" for i in range(80) for w in ("cat", "dog", "hen", "owl"))
 SMALL = ("data.document_unit=paragraph", "data.seq_len=64", "data.tokenizer_kind=char", "model.width=32",
          "model.layers=2", "model.heads=2", "objective.block_size=16", "train.steps=6", "checkpoint.save_every=3",
-         "train.eval_every=0")  # fmt: skip
+         "train.eval_every=0", "exec.compute_dtype=float32")  # fmt: skip
 SUDOKU = """
 from configs.planning import quick
 from diffusion_lm.config import override
