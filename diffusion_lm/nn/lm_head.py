@@ -120,14 +120,14 @@ class ChunkedLogits:
     def _map(self, function: Callable, *arguments: Array) -> Array:
         """`map_positions`, for scores [B, c, rows]."""
         hidden, table = jax.lax.stop_gradient((self.hidden, _gathered(self.table, self.spec.compute_dtype)))
-        places = _Places.of(jnp.ones(hidden.shape[:2], bool), self._ways)
+        places = _Places.every(hidden.shape[:2], self._ways)
         laid = places.laid((hidden, arguments))
 
         def one(_, i):
             h, rest = places.pick(laid, i)
             return None, function(self.spec.scores(h, table), *rest)
 
-        return places.join(jax.lax.scan(one, None, jnp.arange(places.chunks))[1], hidden.shape[:2])
+        return places.join(jax.lax.scan(one, None, jnp.arange(places.used))[1], hidden.shape[:2])
 
     @property
     def _ways(self) -> tuple[int, int]:
@@ -143,15 +143,27 @@ class _Places(NamedTuple):
     """
 
     order: Array  # int32 [row_parts, length_parts, n]: which of the n positions of each device comes i-th
-    used: Array  # int32 []: how many chunks have a chosen position
+    back: Array  # int32, as order: the i at which each position comes
+    most: Array | int  # int32 []: chosen positions of the device that has most
 
     @classmethod
-    def of(cls, chosen: Array, ways: tuple[int, int]) -> "_Places":
+    def every(cls, shape: tuple[int, int], ways: tuple[int, int]) -> "_Places":
+        """All of [B, L], as they lie."""
+        number = shape[0] * shape[1] // (ways[0] * ways[1])
+        order = jnp.broadcast_to(jnp.arange(number, dtype=jnp.int32), (*ways, number))
+        return cls(order, order, number)
+
+    @classmethod
+    def first(cls, chosen: Array, ways: tuple[int, int]) -> "_Places":
         """Chosen positions first; chosen: bool [B, L]."""
         chosen = _by_device(chosen, ways)
-        places = cls(jnp.argsort(~chosen, axis=2, stable=True).astype(jnp.int32), jnp.int32(0))
-        most = jnp.max(jnp.sum(chosen, axis=2, dtype=jnp.int32))
-        return places._replace(used=-(-most // places.size))
+        order = jnp.argsort(~chosen, axis=2, stable=True).astype(jnp.int32)
+        return cls(order, jnp.argsort(order, axis=2), jnp.max(jnp.sum(chosen, axis=2, dtype=jnp.int32)))
+
+    @property
+    def used(self) -> Array | int:
+        """How many chunks have a chosen position."""
+        return -(-self.most // self.size)
 
     @property
     def size(self) -> int:
@@ -188,8 +200,7 @@ class _Places(NamedTuple):
         rest = found.shape[3:]
         found = jnp.moveaxis(found.reshape(-1, row_parts, length_parts, self.size, *rest), 0, 2)
         found = found.reshape(row_parts, length_parts, -1, *rest)[:, :, :n]
-        back = jnp.argsort(self.order, axis=2).reshape(row_parts, length_parts, n, *[1] * len(rest))
-        found = jnp.take_along_axis(found, back, axis=2)
+        found = jnp.take_along_axis(found, self.back.reshape(*self.back.shape, *[1] * len(rest)), axis=2)
         found = found.reshape(row_parts, length_parts, shape[0] // row_parts, shape[1] // length_parts, *rest)
         return jnp.swapaxes(found, 1, 2).reshape(*shape, *rest)
 
@@ -203,7 +214,7 @@ def _by_device(a: Array, ways: tuple[int, int]) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _total(hidden, table, weights, arguments, shared, loss, spec, ways):
-    places = _Places.of(weights != 0, ways)
+    places = _Places.first(weights != 0, ways)
     laid = places.laid((hidden, weights, arguments))
 
     def add(i, total):
@@ -219,7 +230,7 @@ def _forward(hidden, table, weights, arguments, shared, loss, spec, ways):
     once, after the sweep, and not in each of its turns."""
     rounded = _gathered(table, spec.compute_dtype)
     sweep = jax.value_and_grad(_weighted, argnums=(0, 1), has_aux=True)
-    places = _Places.of(weights != 0, ways)
+    places = _Places.first(weights != 0, ways)
     laid = places.laid((hidden, weights, arguments))
 
     def add(i, sums):

@@ -83,11 +83,8 @@ def curve(
     figure = _figure("curve", (7, 4))
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, title=title)
     for at, (name, ys) in enumerate(series.items()):
-        style = {
-            "linestyle": ("-", "--", ":")[at // 10 % 3],
-            "marker": "o" if own else "",
-            "markersize": 4,
-        }  # 10 colours
+        dashes = ("-", "--", ":")[at // 10 % 3]  # of 10 colours
+        style = {"linestyle": dashes, "marker": "o" if own else "", "markersize": 4}
         axes.plot(over[name], ys, label=name, linewidth=1.6, **style)
     for name, x in marks.items():
         axes.axvline(x, linestyle=":", color="0.4", linewidth=1)

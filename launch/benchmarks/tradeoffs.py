@@ -29,7 +29,7 @@ from launch.benchmarks.timing import Row
 
 log = logging.getLogger("diffusion_lm.tradeoffs")
 NUM_TEXTS, PROMPT_LENGTH = 16, 16  # texts judged, and held-out tokens that each begins with
-STEPS = (1, 2, 4, 8, 16)
+STEPS, PARTICLES = (1, 2, 4, 8, 16), 4
 SCHEDULES = {
     **{f"threshold {p}": Threshold(threshold=p) for p in (0.5, 0.9)},
     **{f"entropy bound {nats}": EntropyBound(bound=nats) for nats in (0.1, 1.0)},
@@ -69,7 +69,12 @@ def _by_steps(model: LoadedModel, judge: LoadedModel, out: Path) -> list[Row]:
     prompts = [model.tokenizer.decode(row[1:]) for row in texts]
     options = {"sampling": _endless(model), "canvas_length": 0}
     plain = presets.autoregressive(model, sampling=_endless(model))
-    makers = {"ancestral": presets.ancestral, "confidence": presets.confidence, "remasking": presets.remasking}
+    makers = {
+        "ancestral": presets.ancestral,
+        f"{PARTICLES} particles": functools.partial(presets.particles, num_particles=PARTICLES),
+        "confidence": presets.confidence,
+        "remasking": presets.remasking,
+    }
     methods = {"autoregressive": {"": plain}}
     for name, make in makers.items():
         methods[name] = {f", {n} step{'s' * (n > 1)}": make(model, denoising_steps=n, **options) for n in STEPS}
@@ -98,12 +103,17 @@ def _by_steps(model: LoadedModel, judge: LoadedModel, out: Path) -> list[Row]:
 
 
 def _judged_row(model: LoadedModel, judge: LoadedModel, name: str, sampler: Any, *, texts, prompts, length: int) -> Row:
+    prompts = [prompt for prompt in prompts for _ in range(_rows_of_a_text(sampler))]
     generation = pipeline.generate(model, sampler, prompts, max_new_tokens=length, seed=0).generation
-    rows = np.concatenate([texts, np.asarray(generation.tokens)], axis=1)
+    rows = np.concatenate([texts, np.asarray(generation.tokens)[:: _rows_of_a_text(sampler)]], axis=1)
     found = quality(_JUDGE(judge.network, rows), rows, PROMPT_LENGTH)
     note = f"entropy {found.entropy:.2f}, repeated 4-grams {found.repeated:.3f}, "
     note += f"{length / int(generation.nfe):.2f} tokens a pass"
     return Row(name=name, value=found.nats_per_token, unit="nats/token", note=note)
+
+
+def _rows_of_a_text(sampler: Any) -> int:
+    return getattr(sampler, "num_particles", 1)
 
 
 _JUDGE = jax.jit(lambda bound, rows: judged(bound.denoise, rows))
@@ -207,7 +217,8 @@ def _compared(timings: dict[str, timing.Timing], length: int, case: str, name: s
 
 
 def _generated(model: LoadedModel, sampler: Any, length: int):
-    return pipeline.generate(model, sampler, [""], max_new_tokens=length, seed=0).generation.tokens
+    prompts = [""] * _rows_of_a_text(sampler)
+    return pipeline.generate(model, sampler, prompts, max_new_tokens=length, seed=0).generation.tokens
 
 
 # ---- seconds of a pass by context ----
