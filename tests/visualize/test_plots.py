@@ -46,6 +46,14 @@ def test_a_curve_is_written(tmp_path):
         curve([1], {"train": [3.0]}, tmp_path / "loss.what")
 
 
+def test_lines_have_xs_of_their_own(tmp_path):
+    lines = {"fast": [3.0, 2.0, 1.5], "slow": [4.0]}
+    curve({"fast": [1, 2, 3], "slow": [2]}, lines, tmp_path / "own.svg", log_x=True)
+    assert all(f"<!-- {name} -->" in (tmp_path / "own.svg").read_text() for name in lines)
+    with pytest.raises(ValueError, match="'slow' has 1 values for 2 xs"):
+        curve({"fast": [1, 2, 3], "slow": [2, 3]}, lines, tmp_path / "own.svg")
+
+
 def test_a_place_is_marked(tmp_path):
     curve([1, 3], {"a": [1.0, 3.0]}, tmp_path / "plain.svg")
     curve([1, 3], {"a": [1.0, 3.0]}, tmp_path / "marked.svg", marks={"here": 2.0})
