@@ -23,7 +23,12 @@ def mesh():
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_kernel_of_other_devices_is_one_line_before_anything_is_built(kernel, tmp_path, capsys, mesh):
     """The text isn't even there."""
-    settings = f"exec.attention_kernel={kernel}", f"data.path={tmp_path}/missing.txt", *SMALL
+    settings = (
+        *SMALL,
+        f"exec.attention_kernel={kernel}",
+        f"data.path={tmp_path}/missing.txt",
+        "exec.compute_dtype=bfloat16",
+    )
     flags = f"--workdir={tmp_path}/work", *(f"--set={s}" for s in settings)
     status, out, err = call(capsys, train, "--config=configs/tinyshakespeare.py", *flags)
     cause = (
