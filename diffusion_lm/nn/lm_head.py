@@ -172,6 +172,7 @@ class _Places(NamedTuple):
 
     @property
     def chunks(self) -> int:
+        """How many chunks all positions make."""
         return -(-self.order.shape[2] // self.size)
 
     def laid(self, arrays: Any) -> Any:
