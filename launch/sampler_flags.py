@@ -190,9 +190,12 @@ SAMPLERS = {
     "speculative": Kind(
         help="autoregressive text from drafts of --drafter that are verified in one pass",
         make=lambda model, options: presets.speculative(
-            model, sampling=options["sampling"], drafter=DRAFTER.value and DRAFTERS[DRAFTER.value](model)
+            model,
+            sampling=options["sampling"],
+            drafter=DRAFTER.value and DRAFTERS[DRAFTER.value](model),
+            rejection_sampling=REJECTION_SAMPLING.value,
         ),
-        flags=("drafter",),
+        flags=("drafter", "rejection_sampling"),
     ),
     "auto": Kind(
         help="the faster of confidence and speculative, measured on this machine at each start",
@@ -275,6 +278,10 @@ DRAFTER = FLAGS.enum(
     "masked: one pass over masks; trained: one pass over the masks that objective=Drafting trains, both where the text "
     "doesn't repeat itself; tidar: masks in the pass that verifies (TiDAR). Default: trained where the network was "
     "trained to draft and half of a draft makes up for its time here, else lookup.",
+)  # fmt: skip
+REJECTION_SAMPLING = FLAGS.bool(
+    "rejection_sampling", False, "Accepts a trained draft by rejection sampling: more of it at temperatures above 0. "
+    "The text has the law of autoregressive sampling, but isn't that of the same seed.",
 )  # fmt: skip
 NUM_PARTICLES = FLAGS.integer(
     "num_particles", 0, "Samples a prompt that ancestral reweights by the autoregressive likelihood and resamples "

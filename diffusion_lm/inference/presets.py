@@ -48,7 +48,12 @@ def autoregressive(model: LoadedModel, *, sampling: SamplingParams) -> Autoregre
 
 
 def speculative(
-    model: LoadedModel, *, sampling: SamplingParams, drafter: Drafter | None = None, break_even: float | None = None
+    model: LoadedModel,
+    *,
+    sampling: SamplingParams,
+    drafter: Drafter | None = None,
+    break_even: float | None = None,
+    rejection_sampling: bool = False,
 ) -> Speculative:
     """The autoregressive text, sooner where drafts are right. A drafter that takes passes of its own saves them where
     the text repeats itself.
@@ -56,8 +61,10 @@ def speculative(
     drafter     None: `TrainedDraft` where the network was trained to draft and a draft's time, measured here, can be
                 made up for by half of it; else `PromptLookup`
     break_even  see `Speculative`; None: measured here, which compiles two programs
+    rejection_sampling  see `Speculative`; where lookup was chosen here, nothing is drawn that could be rejected
 
-    Raises ValueError if the network wasn't trained autoregressively, or not on the masks that the drafter asks about.
+    Raises ValueError if the network wasn't trained autoregressively, or not on the masks that the drafter asks about,
+    or if the drafter's tokens are drawn from no distribution by which they could be rejected.
     """
     plain, masks = autoregressive(model, sampling=sampling), model.config.objective.draft_length
     chosen, drafter = drafter, drafter or (TrainedDraft(num_tokens=masks + 1) if masks else PromptLookup())
@@ -65,7 +72,18 @@ def speculative(
     if (drafter.num_passes or drafter.canvas_length) and not (masks if drafter.causal else canvases):
         needed = "to draft (objective=Drafting)" if drafter.causal else "on canvases of masks"
         raise ValueError(f"{type(drafter).__name__} needs a network trained {needed}: use PromptLookup")
-    sampler = Speculative(drafter=drafter, mask=plain.mask, eos=plain.eos, sampling=sampling)
+    if rejection_sampling and not drafter.causal:
+        raise ValueError(
+            f"rejection_sampling needs drafts that are drawn, as trained ones are; {type(drafter).__name__} drafts "
+            "single tokens, which are accepted with their probability: leave it out"
+        )
+    sampler = Speculative(
+        drafter=drafter,
+        mask=plain.mask,
+        eos=plain.eos,
+        sampling=sampling,
+        rejection_sampling=rejection_sampling,
+    )
     measured = autotune.break_even(model, plain, sampler) if break_even is None else break_even
     sampler = dataclasses.replace(sampler, break_even=measured, repeats=drafter.num_passes > 0)
     if chosen is None and masks and sampler.is_dear:

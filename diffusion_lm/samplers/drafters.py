@@ -1,7 +1,6 @@
 """Drafters: guesses at the next tokens, for `speculative` to verify; from the text itself, or a canvas."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -10,9 +9,6 @@ import jax.numpy as jnp
 from diffusion_lm.samplers.base import CachedDenoiser
 
 Array = jax.Array
-
-
-Draw = Callable[[Array], Array]  # logits [B, n, V] of the text's next tokens -> what sampling draws there, int32 [B, n]
 
 
 class Drafter(Protocol):
@@ -34,12 +30,9 @@ class Drafter(Protocol):
         if self.num_tokens < 1:
             raise ValueError(f"a draft must have at least 1 token; got {self.num_tokens}")
 
-    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
-        """int32 [B, num_tokens]: what may follow text[b, :filled[b]]; the cache holds all of that but the last token.
-
-        draw: with the keys by which the text's tokens are drawn, so that a prediction that is right is accepted at any
-        temperature, and two that are close mostly are.
-        """
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
+        """What may follow text[b, :filled[b]], of which the cache holds all but the last token: tokens int32
+        [B, num_tokens], or logits float32 [B, num_tokens, V] of which the sampler draws them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +51,8 @@ class PromptLookup(Drafter):
         if self.max_ngram < 1:
             raise ValueError(f"max_ngram must be at least 1 token; got {self.max_ngram}")
 
-    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
-        del network, cache, draw
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
+        del network, cache
         return self.find(text, filled)[0]
 
     def find(self, text: Array, filled: Array) -> tuple[Array, Array]:
@@ -90,7 +83,7 @@ class MaskedDraft(Drafter):
     num_tokens: int = 3
     num_passes = 1
 
-    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
         last = jnp.take_along_axis(text, filled[:, None] - 1, axis=1)
         masks = jnp.full((text.shape[0], self.num_tokens), self.mask, jnp.int32)
         t = jnp.full(text.shape[0], self.num_tokens / (self.num_tokens + 1))
@@ -107,10 +100,10 @@ class TrainedDraft(Drafter):
     num_passes = 1
     causal = True
 
-    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
         last, none = jnp.take_along_axis(text, filled[:, None] - 1, axis=1), jnp.zeros_like(filled)
         head, drafts, _ = network.draft_and_verify(cache, last, none, self.num_tokens - 1, causal=True)
-        return draw(jnp.concatenate([head.logits(), drafts.logits()], axis=1))
+        return jnp.concatenate([head.logits(), drafts.logits()], axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,5 +125,5 @@ class TiDARDraft(Drafter):
         """The token that the verifying pass samples, and the draft."""
         return self.num_tokens if self.causal else 1 + self.num_tokens
 
-    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array, draw: Draw) -> Array:
+    def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
         return jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (self.num_tokens,)))(text, filled)

@@ -3,10 +3,11 @@
     python -m launch.benchmarks.drafts --workdir=runs/smollm2-draft --data=c4.txt
 
 A cycle is one pass that drafts and one that verifies. The pass that drafts also reads the last token, so that the first
-drafted token is the network's own and is always accepted; "accepted" counts the tokens that masks drafted. A cycle
-writes 2 + accepted tokens in two passes, where autoregression writes two. "trained" suspends drafts where they cost
-more than they save, and takes what followed the last time where the text repeats itself; "always" does neither. The
-last tokens of a text are plain steps, of which two count as a cycle. The last line on standard output is a JSON object.
+drafted token is the network's own and is always accepted; "accepted" counts the tokens that masks drafted, with its
+standard error over texts, for each rule by which they can be (the same key, or rejection sampling). A cycle writes 2 +
+accepted tokens in two passes, where autoregression writes two. "trained" suspends drafts where they cost more than they
+save, and takes what followed the last time where the text repeats itself; "always" does neither. The last tokens of a
+text are plain steps, of which two count as a cycle. The last line on standard output is a JSON object.
 """
 
 import dataclasses
@@ -21,8 +22,10 @@ import numpy as np
 from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.build import LoadedModel, load_for_inference
 from diffusion_lm.inference import pipeline, presets
+from diffusion_lm.samplers.base import Generation
 from diffusion_lm.samplers.drafters import PromptLookup, TrainedDraft
 from diffusion_lm.samplers.sampling_params import SamplingParams
+from diffusion_lm.samplers.speculative import Speculative
 from launch import command
 from launch.benchmarks import timing
 from launch.flags import Flags
@@ -34,6 +37,7 @@ PREFIX = FLAGS.integer("prefix", 64, "Tokens of a prefix.", 1)
 PREFIXES = FLAGS.integer("prefixes", 128, "Prefixes of which drafts are compared with the greedy text.", 1)
 COUNTED = FLAGS.integer("counted", 32, "Prefixes that are written on from, alone, to count accepted tokens.", 1)
 WRITTEN = FLAGS.integer("written", 4, "Of these, and of the chats, how many every sampler writes, and is timed.", 1)
+SEEDS = FLAGS.integer("seeds", 1, "Texts behind each prefix and in each chat, to count accepted tokens.", 1)
 NEW = FLAGS.integer("max_new_tokens", 96, "Tokens that are written after each.", 2)
 REPEATS = 2
 TEMPERATURE = FLAGS.float("temperature", 0.0, "Of the text and of drafts.", 0)
@@ -63,9 +67,13 @@ def main() -> dict:
     samplers |= {n: presets.speculative(model, sampling=sampling, drafter=d) for n, d in drafters.items()}
     always = presets.speculative(model, sampling=sampling, drafter=drafters["trained"], break_even=0.0)
     samplers["always"] = dataclasses.replace(always, repeats=False)
+    rules = {"same_key": samplers["always"]}
+    if TEMPERATURE.value:
+        rules["rejection"] = dataclasses.replace(samplers["always"], rejection_sampling=True)
     result["break_even"] = {name: round(samplers[name].break_even, 3) for name in drafters}
     for kind, prompts in kinds.items():
-        result[kind] = _written(model, samplers, prompts)
+        accepted = {name: _accepted(model, sampler, prompts) for name, sampler in rules.items()}
+        result[kind] = {"accepted": accepted, **_written(model, samplers, prompts[: WRITTEN.value])}
     return result | timing.provenance()
 
 
@@ -98,27 +106,31 @@ def _right(model: LoadedModel, texts: np.ndarray, masks: int) -> list[float]:
     return np.concatenate(parts).mean(axis=0).tolist()
 
 
-def _generate(model: LoadedModel, sampler, prompt) -> pipeline.GenerationOutput:
-    return pipeline.generate(model, sampler, [prompt], max_new_tokens=NEW.value, seed=0)
+def _generate(model: LoadedModel, sampler, prompt, seed: int = 0) -> Generation:
+    return pipeline.generate(model, sampler, [prompt], max_new_tokens=NEW.value, seed=seed).generation
+
+
+def _accepted(model: LoadedModel, sampler: Speculative, prompts: list) -> dict:
+    """Tokens of masks that are accepted in a cycle where every step is one, in the mean over cycles."""
+    written = [_generate(model, sampler, prompt, seed) for prompt in prompts for seed in range(SEEDS.value)]
+    made = np.array([int(text.length[0]) - 1 for text in written])
+    cycles = np.array([(int(text.nfe) - 1) / 2 for text in written])
+    mean, texts = made.sum() / cycles.sum(), len(written)
+    apart = np.sqrt(np.square(made - mean * cycles).sum() * texts / max(texts - 1, 1)) / cycles.sum()  # of a ratio
+    return {"mean": round(mean - 2, 3), "stderr": round(float(apart), 3), "cycles": cycles.sum(), "texts": texts}
 
 
 def _written(model: LoadedModel, samplers: dict, prompts: list) -> dict:
-    """Tokens a second of each sampler at batch 1, in turn, and the share of texts that are the autoregressive ones, for
-    the first prompts; for all, tokens of masks that are accepted in a cycle where every step is one."""
+    """Tokens a second of each sampler at batch 1, in turn, and the share of texts that are the autoregressive ones."""
     speeds, same = {name: [] for name in samplers}, {name: [] for name in samplers}
-    made = cycles = 0
-    for number, prompt in enumerate(prompts):
+    for prompt in prompts:
         cases = {name: functools.partial(_generate, model, sampler, prompt) for name, sampler in samplers.items()}
-        always = cases["always"]().generation
-        made, cycles = made + int(always.length[0]) - 1, cycles + (int(always.nfe) - 1) / 2
-        if number >= WRITTEN.value:
-            continue
-        found = {name: case().generation for name, case in cases.items() if name != "always"} | {"always": always}
+        found = {name: case() for name, case in cases.items()}
         plain = found["autoregressive"]
         for name, timed in timing.alternate(cases, repeats=REPEATS).items():
             speeds[name].append(int(plain.length[0]) / timed.wall)
             same[name].append(bool((np.asarray(found[name].tokens) == np.asarray(plain.tokens)).all()))
-    rows = {
+    return {
         name: {
             "tokens_per_s": round(statistics.mean(found), 2),
             "times": round(statistics.mean(a / b for a, b in zip(found, speeds["autoregressive"], strict=True)), 3),
@@ -126,7 +138,6 @@ def _written(model: LoadedModel, samplers: dict, prompts: list) -> dict:
         }
         for name, found in speeds.items()
     }
-    return rows | {"accepted": round(made / cycles - 2, 3), "cycles": cycles}
 
 
 if __name__ == "__main__":

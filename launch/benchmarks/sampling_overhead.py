@@ -145,6 +145,6 @@ class _Rejected(Drafter):
     def canvas_length(self) -> int:
         return self.drafter.canvas_length
 
-    def __call__(self, model, cache, text, filled, draw):
-        guess = self.drafter(model, cache, text, filled, draw)
+    def __call__(self, model, cache, text, filled):
+        guess = self.drafter(model, cache, text, filled)
         return jnp.where(guess >= 0, SIZES.vocab, guess)  # the mask, which is never sampled

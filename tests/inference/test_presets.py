@@ -50,6 +50,11 @@ def test_masked_drafts_need_a_network_trained_on_masks(model):
         presets.speculative(model._replace(config=config), sampling=SamplingParams(), drafter=TiDARDraft())
 
 
+def test_rejection_sampling_needs_drafts_that_are_drawn(model):
+    with pytest.raises(ValueError, match="PromptLookup drafts single tokens"):
+        presets.speculative(model, sampling=SamplingParams(), rejection_sampling=True)
+
+
 @pytest.mark.parametrize(
     ("prompt", "length", "cause"),
     [("x" * 64, 1, "shorten the prompt"), ("x", 0, "max_new_tokens"), ("x", 63, "max_new_tokens")],
