@@ -39,6 +39,24 @@ def from_uniforms(uniforms: Array, logits: Array) -> Array:
     return jnp.where(jnp.isneginf(highest[..., 0]), INVALID, block * _BLOCK + _invert(second, inside))
 
 
+def coupled(key: Array, logits: Array) -> Array:
+    """Draws from softmax(logits [V]), int32 [], so that one key mostly draws the same from distributions that overlap.
+
+    By the Gumbel trick draws agree with probability (1 - d) / (1 + d) or more at a total variation distance of d, where
+    no rule reaches more than 1 - d (arXiv 2408.07978). Here in two steps, a block of 128 entries and an entry in it,
+    which takes V / 128 + 128 uniforms in place of V. `categorical` takes two, but agrees less: where running sums of
+    probabilities lie alike. Float32 noise cuts off what is rarer than about 1e-7 in its step. `INVALID` where no logit
+    is finite.
+    """
+    logits = _finite(logits)
+    blocks = jnp.pad(logits, (0, -logits.shape[-1] % _BLOCK), constant_values=-jnp.inf).reshape(-1, _BLOCK)
+    sums = jax.nn.logsumexp(blocks, axis=-1)
+    block = jnp.argmax(sums + jax.random.gumbel(key, sums.shape)).astype(jnp.int32)
+    noise = jax.random.gumbel(jax.random.fold_in(key, block), (_BLOCK,))
+    entry = jnp.argmax(blocks[block] + noise).astype(jnp.int32)
+    return jnp.where(jnp.all(jnp.isneginf(sums)), INVALID, block * _BLOCK + entry)
+
+
 def likeliest(logits: Array) -> Array:
     """The index of the highest finite logit [..., V], the first of equals; int32 [...]. `INVALID` where there is none.
     (argmax alone returns the index of a nan.)"""

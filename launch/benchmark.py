@@ -159,6 +159,10 @@ SUITE = FLAGS.enum(
 )  # fmt: skip
 WORKDIR = FLAGS.string("workdir", None, "Run whose checkpoint tradeoffs or cache_drift measures.")
 JUDGE = FLAGS.string("judge", None, "Run whose autoregressive likelihood judges tradeoffs' samples. Default: itself.")
+BESIDE = FLAGS.multi_string(
+    "beside", [], "Another run on the same tokens, such as a distilled student, whose canvases are lines of tradeoffs' "
+    "quality; may be repeated.",
+)  # fmt: skip
 LAYERS = FLAGS.integer("layers", 32, "Layers of loading's checkpoint: 32 are 16 GB on the disk and in memory.", 1)
 MINUTES = FLAGS.float("minutes", 8.0, "Minutes that accelerator takes in all; each of its legs has a share.", 0.01)
 CHARTS = FLAGS.string("charts", "charts", "Folder for the charts of tradeoffs and cache_drift.")
@@ -169,6 +173,8 @@ def main() -> dict:
     out = OUT()
     if (SUITE.value in OF_A_RUN) != (WORKDIR.value is not None):
         raise ValueError("--workdir goes with --suite=tradeoffs or cache_drift, which need one")
+    if (JUDGE.value or BESIDE.value) and SUITE.value != "tradeoffs":
+        raise ValueError("--judge and --beside go with --suite=tradeoffs")
     if LAYERS.value != LAYERS.default and SUITE.value != "loading":
         raise ValueError("--layers goes with --suite=loading")
     if MINUTES.value != MINUTES.default and SUITE.value != "accelerator":
@@ -181,23 +187,22 @@ def main() -> dict:
         command.needs("tokenizers", "open", "other people's weights")
     if SUITE.value == "open":
         open_source(SOURCE)
-    rows, charts = [], Path(CHARTS.value)
+    charts, result = Path(CHARTS.value), {**timing.provenance(), "rows": []}
+    in_parts = {"tradeoffs": lambda: tradeoffs(WORKDIR.value, JUDGE.value, BESIDE.value, charts)}
     suites = {
         **SUITES,
         "open": open_weights,
         "loading": lambda: loading(LAYERS.value),
-        "tradeoffs": lambda: tradeoffs(WORKDIR.value, JUDGE.value, charts),
         "cache_drift": lambda: cache_drift(WORKDIR.value, charts),
     }
     for name in SUITES if SUITE.value == "all" else [SUITE.value]:
         log.info("measuring %s", name)
-        found = suites[name]()
-        print(timing.table(found), file=sys.stderr, flush=True)
-        rows += found
-    result = {**timing.provenance(), "rows": [_as_dict(row) for row in rows]}
-    if out:
-        with files.named(out):
-            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        for found in in_parts[name]() if name in in_parts else [suites[name]()]:
+            print(timing.table(found), file=sys.stderr, flush=True)
+            result["rows"] += [_as_dict(row) for row in found]
+            if out:  # after every part, so that a stop loses none
+                with files.named(out):
+                    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 

@@ -193,9 +193,8 @@ SAMPLERS = {
             model,
             sampling=options["sampling"],
             drafter=DRAFTER.value and DRAFTERS[DRAFTER.value](model),
-            rejection_sampling=REJECTION_SAMPLING.value,
         ),
-        flags=("drafter", "rejection_sampling"),
+        flags=("drafter",),
     ),
     "auto": Kind(
         help="the faster of confidence and speculative, measured on this machine at each start",
@@ -276,12 +275,8 @@ CACHE_BLOCK_SIZE = FLAGS.integer("cache_block_size", 32, "Positions a block of -
 DRAFTER = FLAGS.enum(
     "drafter", None, [*DRAFTERS], "What speculative drafts with. lookup: earlier n-grams of the text, no extra pass; "
     "masked: one pass over masks; trained: one pass over the masks that objective=Drafting trains, both where the text "
-    "doesn't repeat itself; tidar: masks in the pass that verifies (TiDAR). Default: trained where the network was "
-    "trained to draft and half of a draft makes up for its time here, else lookup.",
-)  # fmt: skip
-REJECTION_SAMPLING = FLAGS.bool(
-    "rejection_sampling", False, "Accepts a trained draft by rejection sampling: more of it at temperatures above 0. "
-    "The text has the law of autoregressive sampling, but isn't that of the same seed.",
+    "doesn't repeat itself; tidar: masks in the pass that verifies (TiDAR). Default: lookup; of a network trained to "
+    "draft trained or tidar, with as many masks as is fastest here, if half of a draft makes up for its time.",
 )  # fmt: skip
 NUM_PARTICLES = FLAGS.integer(
     "num_particles", 0, "Samples a prompt that ancestral reweights by the autoregressive likelihood and resamples "

@@ -6,27 +6,32 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_lm.categorical import INVALID, _invert, categorical, from_probabilities, likeliest
+from diffusion_lm.categorical import INVALID, _invert, categorical, coupled, from_probabilities, likeliest
 
 draw = jax.jit(categorical)
+DRAWS = {
+    "categorical": draw,
+    "coupled": jax.jit(lambda key, rows: jax.vmap(coupled)(jax.random.split(key, len(rows)), rows)),
+}
 
 
 def some_logits(vocab, spread=1.0, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(scale=spread, size=vocab), jnp.float32)
 
 
-def sample(logits, count, seed=0, chunk=2_000):
+def sample(logits, count, seed=0, chunk=2_000, draw=draw):
     """`count` draws from one distribution, each from a row of its own."""
     rows = jnp.broadcast_to(logits[None], (chunk, *logits.shape))
     keys = jax.random.split(jax.random.key(seed), count // chunk)
     return np.concatenate([np.asarray(draw(key, rows)) for key in keys])
 
 
+@pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("vocab", [1, 7, 128, 129, 300, 5000])
-def test_draws_follow_the_softmax(vocab):
+def test_draws_follow_the_softmax(vocab, how):
     logits = some_logits(vocab)
     count = 20_000
-    counts = np.bincount(sample(logits, count), minlength=vocab)
+    counts = np.bincount(sample(logits, count, draw=DRAWS[how]), minlength=vocab)
     assert len(counts) == vocab
     expected = np.asarray(jax.nn.softmax(logits), np.float64)
     order = np.argsort(expected)  # rare ones together, so that every bin expects enough
@@ -43,33 +48,48 @@ def test_the_chi_square_would_notice_a_wrong_temperature():
     assert stats.chisquare(counts, np.asarray(jax.nn.softmax(logits)) * 20_000, sum_check=False).pvalue < 1e-3
 
 
-def test_rare_tokens_are_drawn_at_their_rate():
+@pytest.mark.parametrize("how", DRAWS)
+def test_rare_tokens_are_drawn_at_their_rate(how):
     """1,000 tokens of probability one in a million each: together one draw in a thousand."""
     p = np.full(1_300, (1 - 1e-3) / 300)
     p[np.random.default_rng(0).permutation(1_300)[:1_000]] = 1e-6
     logits = jnp.asarray(np.log(p), jnp.float32)
     count = 200_000
-    rare = p[sample(logits, count)] == 1e-6
+    rare = p[sample(logits, count, draw=DRAWS[how])] == 1e-6
     assert abs(rare.sum() - count * 1e-3) < 4 * np.sqrt(count * 1e-3)
 
 
-def test_a_lone_rare_block_is_drawn_at_its_rate():
+@pytest.mark.parametrize("how", DRAWS)
+def test_a_lone_rare_block_is_drawn_at_its_rate(how):
     """A tail of 1e-4 in blocks of its own, in front and behind."""
     for flip in (1, -1):
         p = np.concatenate([np.full(128, 1e-4 / 128), [1 - 1e-4], np.zeros(300)])[::flip]
         with np.errstate(divide="ignore"):
-            tokens = sample(jnp.asarray(np.log(p), jnp.float32), 200_000)
+            tokens = sample(jnp.asarray(np.log(p), jnp.float32), 200_000, draw=DRAWS[how])
         assert (p[tokens] > 0).all()
         assert abs((p[tokens] < 1e-3).sum() - 20) < 4 * np.sqrt(20)
 
 
+@pytest.mark.parametrize("how", DRAWS)
 @pytest.mark.parametrize("vocab", [5, 128, 700])
-def test_the_impossible_is_never_drawn(vocab):
+def test_the_impossible_is_never_drawn(vocab, how):
     possible = np.random.default_rng(1).random(vocab) < 0.3
     possible[vocab // 2] = True
     possible[[0, -1]] = False
     logits = jnp.where(jnp.asarray(possible), some_logits(vocab, 4.0), -jnp.inf)
-    assert possible[sample(logits, 20_000)].all()
+    assert possible[sample(logits, 20_000, draw=DRAWS[how])].all()
+
+
+@pytest.mark.parametrize(("vocab", "apart"), [(12, 0.3), (12, 2.0), (100, 1.0), (700, 0.3), (700, 1.0)])
+def test_draws_of_one_key_agree_nearly_as_often_as_distributions_overlap(vocab, apart):
+    """At least (1 - d) / (1 + d) and at most 1 - d, at a total variation distance of d; in 4,000 draws, within four
+    standard errors. Two uniforms agree less often."""
+    p, q = some_logits(vocab, 1.5), some_logits(vocab, 1.5) + some_logits(vocab, apart, seed=1)
+    count, distance = 4_000, 0.5 * float(jnp.abs(jax.nn.softmax(p) - jax.nn.softmax(q)).sum())
+    agree = {n: (sample(p, count, draw=d) == sample(q, count, draw=d)).mean() for n, d in DRAWS.items()}
+    error = 4 * np.sqrt(agree["coupled"] * (1 - agree["coupled"]) / count)
+    assert (1 - distance) / (1 + distance) - error <= agree["coupled"] <= 1 - distance + error
+    assert agree["categorical"] < agree["coupled"] + error
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2.0**-23])
@@ -121,6 +141,8 @@ def test_a_logit_that_is_not_finite_is_never_drawn(bad):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_where_no_logit_is_finite_no_token_is_drawn(bad):
     logits = jnp.full((2, 5), bad).at[1, 3].set(0.0)
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert jax.vmap(coupled)(keys, logits).tolist() == [INVALID, 3]
     assert categorical(jax.random.key(0), logits).tolist() == [INVALID, 3]
     assert likeliest(logits).tolist() == [INVALID, 3]
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,28 @@ from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.speculative import Speculative
 
 _STEPS, _REPEATS = 32, 7  # steps a timing, and timings, of which the median counts
+_LARGE, _LARGE_STEPS, _LARGE_REPEATS = 30e6, 8, 3  # parameters: fewer steps then take long enough to be timed
 _FEW_SLOTS = 64  # of a cache that takes next to no time to attend to
 
 
-def break_even(model: LoadedModel, plain: AutoregressiveSampler, speculative: Speculative) -> float:
-    """The time of a draft and its verification, in steps of `plain`, with a cache as long as the context."""
-    wide, plain = speculative.drafter.num_tokens + 1, dataclasses.replace(plain, eos=-1)
-    drafts, length = dataclasses.replace(speculative, break_even=0.0, eos=-1), (_STEPS + 1) * wide
-    rounds, slots = _STEPS // drafts.drafts_a_round, max(model.config.data.seq_len, length + 1)
-    steps_s, drafts_s = _seconds(
-        _timed(model, plain, rows=1, slots=slots, length=length, steps=_STEPS),
-        _timed(model, drafts, rows=1, slots=slots, length=length, steps=rounds),
+def break_evens(model: LoadedModel, plain: AutoregressiveSampler, samplers: Sequence[Speculative]) -> list[float]:
+    """The time of each sampler's draft and its verification, in steps of `plain`, with a cache as long as the
+    context."""
+    large = sum(leaf.size for leaf in jax.tree.leaves(model.network.params)) > _LARGE
+    steps, repeats = (_LARGE_STEPS, _LARGE_REPEATS) if large else (_STEPS, _REPEATS)
+    length = (steps + 1) * (max(sampler.drafter.num_tokens for sampler in samplers) + 1)
+    timed = functools.partial(_timed, model, rows=1, slots=max(model.config.data.seq_len, length + 1), length=length)
+    rounds = [steps // sampler.drafts_a_round for sampler in samplers]
+    steps_s, *drafts_s = _seconds(
+        timed(dataclasses.replace(plain, eos=-1), steps=steps),
+        *(
+            timed(dataclasses.replace(s, break_even=0.0, eos=-1), steps=n)
+            for s, n in zip(samplers, rounds, strict=True)
+        ),
+        repeats=repeats,
     )
-    return drafts_s / (rounds * drafts.drafts_a_round) * _STEPS / steps_s
+    drafts = [n * sampler.drafts_a_round for sampler, n in zip(samplers, rounds, strict=True)]
+    return [seconds / n * steps / steps_s for seconds, n in zip(drafts_s, drafts, strict=True)]
 
 
 def pass_costs(model: LoadedModel, plain: AutoregressiveSampler, blocks: BlockDiffusion) -> PassCosts:
@@ -56,10 +65,10 @@ def pass_costs(model: LoadedModel, plain: AutoregressiveSampler, blocks: BlockDi
     )
 
 
-def _seconds(*timed: Callable[[], float]) -> list[float]:
+def _seconds(*timed: Callable[[], float], repeats: int = _REPEATS) -> list[float]:
     """The median of several timings of each, taken in turn, so that a busy moment slows none more than others."""
-    repeats = [[seconds() for seconds in timed] for _ in range(_REPEATS)]
-    return [statistics.median(one) for one in zip(*repeats, strict=True)]
+    found = [[seconds() for seconds in timed] for _ in range(repeats)]
+    return [statistics.median(one) for one in zip(*found, strict=True)]
 
 
 def _timed(

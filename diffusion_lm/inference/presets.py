@@ -15,7 +15,7 @@ from diffusion_lm.samplers.base import CanvasSampler, fields_of
 from diffusion_lm.samplers.block_diffusion import BlockDiffusion
 from diffusion_lm.samplers.cache_policy import CachePolicy, DualCache
 from diffusion_lm.samplers.confidence import Confidence
-from diffusion_lm.samplers.drafters import Drafter, PromptLookup, TrainedDraft
+from diffusion_lm.samplers.drafters import Drafter, PromptLookup, TiDARDraft, TrainedDraft
 from diffusion_lm.samplers.embedding_flow import EmbeddingFlowSampler
 from diffusion_lm.samplers.particles import ParticleSampler
 from diffusion_lm.samplers.remasking import Cap, Remasking, RemaskingSchedule
@@ -26,6 +26,7 @@ from diffusion_lm.samplers.speculative import Speculative
 
 MAX_STEPS = 100_000
 CAP, DUAL = Cap(), DualCache()
+_ACCEPTANCE = 0.7  # of a mask's token where all before it are, as drafters are compared: half of four masks' tokens
 
 
 def fitting(model: LoadedModel) -> str:
@@ -48,47 +49,41 @@ def autoregressive(model: LoadedModel, *, sampling: SamplingParams) -> Autoregre
 
 
 def speculative(
-    model: LoadedModel,
-    *,
-    sampling: SamplingParams,
-    drafter: Drafter | None = None,
-    break_even: float | None = None,
-    rejection_sampling: bool = False,
+    model: LoadedModel, *, sampling: SamplingParams, drafter: Drafter | None = None, break_even: float | None = None
 ) -> Speculative:
-    """The autoregressive text, sooner where drafts are right. A drafter that takes passes of its own saves them where
-    the text repeats itself.
+    """The autoregressive text, sooner where drafts are right. A drafter that asks the network drafts what followed the
+    last time where the text repeats itself.
 
-    drafter     None: `TrainedDraft` where the network was trained to draft and a draft's time, measured here, can be
-                made up for by half of it; else `PromptLookup`
-    break_even  see `Speculative`; None: measured here, which compiles two programs
-    rejection_sampling  see `Speculative`; where lookup was chosen here, nothing is drawn that could be rejected
+    drafter     None: of a network that was trained to draft the shape and the number of masks that would be fastest
+                (`TrainedDraft` or `TiDARDraft`), by times measured here, if half of each draft makes up for its time;
+                else `PromptLookup`
+    break_even  see `Speculative`; None: measured here, which compiles two programs or more
 
-    Raises ValueError if the network wasn't trained autoregressively, or not on the masks that the drafter asks about,
-    or if the drafter's tokens are drawn from no distribution by which they could be rejected.
+    Raises ValueError if the network wasn't trained autoregressively, or not on the masks that the drafter asks about.
     """
     plain, masks = autoregressive(model, sampling=sampling), model.config.objective.draft_length
-    chosen, drafter = drafter, drafter or (TrainedDraft(num_tokens=masks + 1) if masks else PromptLookup())
+    drafters = [drafter] if drafter else _trained_drafters(masks)[: None if break_even is None else 1]
     canvases = isinstance(model.process, Absorbing) and model.config.objective.layout.denoises
-    if (drafter.num_passes or drafter.canvas_length) and not (masks if drafter.causal else canvases):
-        needed = "to draft (objective=Drafting)" if drafter.causal else "on canvases of masks"
-        raise ValueError(f"{type(drafter).__name__} needs a network trained {needed}: use PromptLookup")
-    if rejection_sampling and not drafter.causal:
-        raise ValueError(
-            f"rejection_sampling needs drafts that are drawn, as trained ones are; {type(drafter).__name__} drafts "
-            "single tokens, which are accepted with their probability: leave it out"
-        )
-    sampler = Speculative(
-        drafter=drafter,
-        mask=plain.mask,
-        eos=plain.eos,
-        sampling=sampling,
-        rejection_sampling=rejection_sampling,
-    )
-    measured = autotune.break_even(model, plain, sampler) if break_even is None else break_even
-    sampler = dataclasses.replace(sampler, break_even=measured, repeats=drafter.num_passes > 0)
-    if chosen is None and masks and sampler.is_dear:
+    for one in drafters:
+        if (one.num_passes or one.canvas_length) and not (masks if one.causal else canvases):
+            needed = "to draft (objective=Drafting)" if one.causal else "on canvases of masks"
+            raise ValueError(f"{type(one).__name__} needs a network trained {needed}: use PromptLookup")
+    rest = {"mask": plain.mask, "eos": plain.eos, "sampling": sampling}
+    samplers = [Speculative(drafter=one, repeats=one.num_passes + one.canvas_length > 0, **rest) for one in drafters]
+    costs = autotune.break_evens(model, plain, samplers) if break_even is None else [break_even]
+    samplers = [dataclasses.replace(s, break_even=cost) for s, cost in zip(samplers, costs, strict=True)]
+    best = max(samplers, key=lambda s: s.drafter.expected_tokens(_ACCEPTANCE) / max(s.break_even, 1e-6))
+    if drafter is None and masks and best.is_dear:
         return speculative(model, sampling=sampling, drafter=PromptLookup(), break_even=break_even)
-    return sampler
+    return best
+
+
+def _trained_drafters(masks: int) -> list[Drafter]:
+    """What a network that was trained on so many masks could draft with; the first is the one that always can."""
+    if not masks:
+        return [PromptLookup()]
+    counts = sorted({masks, (masks + 1) // 2}, reverse=True)
+    return [TrainedDraft(num_tokens=n + 1) for n in counts] + [TiDARDraft(num_tokens=n, causal=True) for n in counts]
 
 
 def auto(model: LoadedModel, *, sampling: SamplingParams, canvas_length: int, denoising_steps: int) -> Auto:

@@ -85,7 +85,9 @@ class AutoregressiveSampler(TextSampler):
         return functools.reduce(jnp.logical_or, [tokens == stop for stop in self.stops], tokens == self.eos)
 
     def _write(self, state: ARState, logits: Array) -> ARState:
-        tokens, confidence = self.sampling(fold_in_rows(state.keys, state.nfe), suppress(logits, (self.mask,)))
+        tokens, confidence = self.sampling.next_token(
+            fold_in_rows(state.keys, state.nfe), suppress(logits, (self.mask,))
+        )
         tokens = jnp.where(state.finished, self.mask, tokens)
         text = jax.lax.dynamic_update_slice(state.text, tokens[:, None], (0, state.nfe))
         confidence = jax.lax.dynamic_update_slice(state.confidence, confidence[:, None], (0, state.nfe))

@@ -19,16 +19,23 @@ class Drafter(Protocol):
     canvas_length  how wide a canvas the verifying pass also predicts after each token, for the next draft; 0: none. The
                    next draft is then in the text, after what is written; masks, which are never accepted, where none is
     causal         how the masks are predicted: see `CachedDenoiser.draft_and_verify`
+    sure           tokens of a draft that are always accepted
     """
 
     num_tokens: int
     num_passes: int = 0
     canvas_length: int = 0
     causal: bool = False
+    sure: int = 0
 
     def __post_init__(self):
         if self.num_tokens < 1:
             raise ValueError(f"a draft must have at least 1 token; got {self.num_tokens}")
+
+    def expected_tokens(self, acceptance: float) -> float:
+        """What a draft and its verification yield if each token that isn't sure is accepted with this probability where
+        all before it are (arXiv 2211.17192, equation 1)."""
+        return 1 + self.sure + sum(acceptance**i for i in range(1, self.num_tokens - self.sure + 1))
 
     def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
         """What may follow text[b, :filled[b]], of which the cache holds all but the last token: tokens int32
@@ -99,6 +106,7 @@ class TrainedDraft(Drafter):
     num_tokens: int = 5
     num_passes = 1
     causal = True
+    sure = 1
 
     def __call__(self, network: CachedDenoiser, cache: Any, text: Array, filled: Array) -> Array:
         last, none = jnp.take_along_axis(text, filled[:, None] - 1, axis=1), jnp.zeros_like(filled)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_lm.categorical import from_uniforms, likeliest
+from diffusion_lm.categorical import coupled, from_uniforms, likeliest
 from diffusion_lm.samplers.base import gather_tokens
 
 Array = jax.Array
@@ -90,6 +90,13 @@ class SamplingParams:
             tokens = jax.vmap(from_uniforms)(uniforms, self.sharpened(logits))
         return tokens, probability(logits, tokens)
 
+    def next_token(self, keys: Array, logits: Array) -> tuple[Array, Array]:
+        """A token from each row of logits [B, V] by its key [B], as text is written from left to right: see
+        `categorical.coupled`. Tokens int32 [B], and the network's probability of each."""
+        logits = self.allowed(logits)
+        tokens = likeliest(logits) if self.temperature == 0 else jax.vmap(coupled)(keys, self.sharpened(logits))
+        return tokens, probability(logits, tokens)
+
 
 @struct.dataclass
 class RowSampling:
@@ -128,6 +135,11 @@ class RowSampling:
         """See `SamplingParams.__call__`."""
         plain = dataclasses.replace(self.rest, temperature=1.0, top_k=0)
         tokens, _ = plain(keys, self.sharpened(logits), positions, length)
+        return tokens, probability(self.allowed(logits), tokens)
+
+    def next_token(self, keys: Array, logits: Array) -> tuple[Array, Array]:
+        """See `SamplingParams.next_token`; logits [B * n, V], n rows of logits for each row."""
+        tokens = jax.vmap(coupled)(keys, self.sharpened(logits))
         return tokens, probability(self.allowed(logits), tokens)
 
 

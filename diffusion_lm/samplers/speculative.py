@@ -1,9 +1,10 @@
 """Speculative decoding: draft several tokens, verify them causally in one forward pass, keep the accepted ones.
 
 A drafted token is accepted where autoregressive sampling would draw the same token with the same key. So the text is
-that of `autoregressive` token for token, at any temperature. A draft that is a token (not a distribution) is accepted
-with its probability under the network, which no rule can better. Of a distribution more is accepted by rejection
-sampling (arXiv 2211.17192, algorithm 1), whose text has the law of `autoregressive`, but is another one.
+that of `autoregressive` token for token, at any temperature and in any batch (drafter-invariant speculative decoding,
+arXiv 2408.07978). A draft that is a token is accepted with its probability under the network. One that the same keys
+draw from a distribution is accepted about as often as by rejection sampling (arXiv 2211.17192, algorithm 1), whose text
+would depend on the drafts: see `categorical.coupled`.
 """
 
 import dataclasses
@@ -14,7 +15,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from diffusion_lm.attention_patterns import Causal
-from diffusion_lm.categorical import from_probabilities
 from diffusion_lm.samplers.base import (
     AUTOREGRESSION,
     DRAFT,
@@ -24,7 +24,6 @@ from diffusion_lm.samplers.base import (
     Stage,
     TextSampler,
     decode_loop,
-    gather_tokens,
     generation_of,
     write_at,
 )
@@ -45,8 +44,7 @@ class SpeculativeState:
     """text int32 [B, S] with the prompt, filled int32 [B] columns of it (the cache holds all of these but the last),
     confidence float32 [B, S] and writer int8 [B, S] of generated tokens (see `Generation`), prompt_length int32 [B],
     finished bool [B], keys [B], nfe int32 [], and what drafts have saved: accepted float32 []
-    tokens a draft lately, budget float32 [] steps that drafts may lose, cooldown int32 [] plain steps still to make.
-    drafted float32 [B, n, V] is the distribution of the draft that is in the text, where it is needed."""
+    tokens a draft lately, budget float32 [] steps that drafts may lose, cooldown int32 [] plain steps still to make."""
 
     text: Array
     confidence: Array
@@ -60,7 +58,6 @@ class SpeculativeState:
     budget: Array
     cooldown: Array
     cache: Any
-    drafted: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,9 +68,6 @@ class Speculative(TextSampler):
                 yield less, they are suspended for a while; 0: never
     repeats     whether a draft is what followed the last time, as `PromptLookup` has it, where a text ends as it did
                 before; where all rows' texts do, the drafter's passes are saved
-    rejection_sampling  accepts a token drawn from q in place of p with probability min(1, p / q), in the mean one minus
-                their total variation distance: the most that can be. The text then has the law of autoregression,
-                but depends on which drafts were made, and so on the rows beside it. False: the same text
 
     Drafts in vain are paid for in advance: by a small share of each plain step, and by drafts that paid. So sampling
     takes at most that share longer than autoregression (and one draft more, where drafts cost no pass: comparing drafts
@@ -87,7 +81,6 @@ class Speculative(TextSampler):
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
     break_even: float = 0.0
     repeats: bool = False
-    rejection_sampling: bool = False
 
     def init(
         self, network: CachedDenoiser, cache: Any, prompt: Prompt, keys: Array, *, max_new_tokens: int
@@ -95,7 +88,6 @@ class Speculative(TextSampler):
         """One forward pass over the prompts predicts their next tokens."""
         rows = prompt.tokens.shape[0]
         head, cache = network.extend(cache, prompt.tokens, prompt.length, Causal())
-        logits = head.gather(prompt.length[:, None] - 1).logits()
         text = jnp.pad(prompt.tokens, ((0, 0), (0, max_new_tokens)), constant_values=self.mask)
         state = self.from_text(
             text=text,
@@ -108,9 +100,8 @@ class Speculative(TextSampler):
             nfe=jnp.ones((), jnp.int32),
             cache=cache,
         )
-        if self.rejection_sampling and self.drafter.canvas_length and self.drafter.causal:  # no draft was made yet
-            state = state.replace(drafted=jnp.zeros((rows, self.drafter.num_tokens, logits.shape[-1])))
-        return self.accept(state, jnp.zeros((rows, 0), jnp.int32), None, logits, max_new_tokens)[0]
+        no_draft, last = jnp.zeros((rows, 0), jnp.int32), head.gather(prompt.length[:, None] - 1)
+        return self.accept(state, no_draft, last.logits(), max_new_tokens)[0]
 
     def from_text(self, *, text: Array, confidence: Array, writer: Array, **rest) -> SpeculativeState:
         """The state for a text of which the cache holds all but the last token (see `SpeculativeState`)."""
@@ -147,7 +138,7 @@ class Speculative(TextSampler):
         if self.drafter.canvas_length and self.break_even:  # a plain step that also makes a first draft
             no_draft = jnp.zeros((state.text.shape[0], 0), jnp.int32)
             state, _ = decode_loop(
-                lambda state: self._verify(network, state, no_draft, None, max_new_tokens)[0],
+                lambda state: self._verify(network, state, no_draft, max_new_tokens)[0],
                 lambda state: state.finished | ~self._fits(state),
                 state,
                 over.astype(jnp.int32),
@@ -163,8 +154,8 @@ class Speculative(TextSampler):
         self, network: CachedDenoiser, state: SpeculativeState, max_new_tokens: int
     ) -> SpeculativeState:
         """One draft and its verification; a cooldown follows where drafts have come to save less than they cost."""
-        draft, law, passes = self._drafted(network, state)
-        state, num_accepted = self._verify(network, state, draft, law, max_new_tokens)
+        draft, passes = self._drafted(network, state)
+        state, num_accepted = self._verify(network, state, draft, max_new_tokens)
         risk = self._risk_of(passes)
         accepted, budget = (state.accepted + num_accepted) / 2, self._saved(state.budget + num_accepted - risk)
         pays = (accepted >= risk) & (budget >= risk)
@@ -175,27 +166,19 @@ class Speculative(TextSampler):
             cooldown=jnp.where(pays, 0, self._cooldown(budget)),
         )
 
-    def _drafted(self, network: CachedDenoiser, state: SpeculativeState) -> tuple[Array, Array | None, Array]:
-        """The next draft, the distributions that it was drawn from if they are needed, and the passes that it took."""
+    def _drafted(self, network: CachedDenoiser, state: SpeculativeState) -> tuple[Array, Array]:
+        """The next draft, and the passes that it took."""
 
-        def made() -> tuple[Array, Array | None]:
-            guess = self.drafter(network, state.cache, state.text, state.filled)
-            return self._draw(state, guess) if guess.ndim == 3 else (guess, state.drafted)
+        def made() -> Array:
+            return self._tokens(state, self.drafter(network, state.cache, state.text, state.filled))
 
         passes = jnp.int32(self.drafter.num_passes)
         if not self.repeats:
-            return *made(), passes
+            return made(), passes
         repeated, match = PromptLookup(num_tokens=self.drafter.num_tokens).find(state.text, state.filled)
         known = (match >= _NGRAM) | state.finished
-
-        def chosen(draft: Array, law: Array | None) -> tuple[Array, Array | None]:
-            if law is not None:
-                law = jnp.where(known[:, None, None], jax.nn.one_hot(repeated, law.shape[-1]), law)
-            return jnp.where(known[:, None], repeated, draft), law
-
-        nothing = jax.tree.map(lambda made: jnp.zeros(made.shape, made.dtype), jax.eval_shape(made))
-        draft, law = jax.lax.cond(jnp.all(known), lambda: chosen(*nothing), lambda: chosen(*made()))
-        return draft, law, jnp.where(jnp.all(known), 0, passes)
+        draft = jax.lax.cond(jnp.all(known), lambda: repeated, lambda: jnp.where(known[:, None], repeated, made()))
+        return draft, jnp.where(jnp.all(known), 0, passes)
 
     def plain_step(self, network: CachedDenoiser, state: SpeculativeState, max_new_tokens: int) -> SpeculativeState:
         """One token by autoregression: `_verify` of no draft, in fewer operations."""
@@ -204,7 +187,7 @@ class Speculative(TextSampler):
         head, cache = network.extend(state.cache, jnp.where(going[:, None], last, 0), going.astype(jnp.int32), Causal())
         made = state.filled - state.prompt_length
         keys = jax.vmap(jax.random.fold_in)(state.keys, made)
-        tokens, confidence = self.sampling(keys, suppress(head.logits()[:, 0], (self.mask,)))
+        tokens, confidence = self.sampling.next_token(keys, suppress(head.logits()[:, 0], (self.mask,)))
         here = jnp.arange(state.text.shape[1], dtype=jnp.int32)[None] == state.filled[:, None]
         return state.replace(
             text=jnp.where(here, jnp.where(going, tokens, self.mask)[:, None], state.text),
@@ -217,20 +200,14 @@ class Speculative(TextSampler):
         )
 
     def accept(
-        self, state: SpeculativeState, draft: Array, law: Array | None, logits: Array, max_new_tokens: int
+        self, state: SpeculativeState, draft: Array, logits: Array, max_new_tokens: int
     ) -> tuple[SpeculativeState, Array]:
         """Samples the token after each position, up to the first that the draft got wrong; and how many drafted tokens
-        were right, in the mean over unfinished rows.
-
-        law: float32 [B, n, V], the distributions that the draft int32 [B, n] was drawn from; None: it is what it is.
-        """
+        were right, in the mean over unfinished rows."""
         made = (state.filled - state.prompt_length)[:, None] + jnp.arange(logits.shape[1], dtype=jnp.int32)[None]
-        drawn, p = self._draw(state, logits)
-        right = drawn[:, :-1] == draft
-        if law is not None:
-            drawn, right = self._rejected(state, draft, law, p)
+        drawn = self._tokens(state, logits)
         confidence = probability(self.sampling.allowed(suppress(logits, (self.mask,))), drawn)
-        right = jnp.cumprod(right, axis=1)
+        right = jnp.cumprod(drawn[:, :-1] == draft, axis=1)
         keep = jnp.pad(right, ((0, 0), (1, 0)), constant_values=1).astype(bool)
         ended = (jnp.cumsum(drawn == self.eos, axis=1) - (drawn == self.eos)) > 0
         keep &= ~ended & (made < max_new_tokens) & ~state.finished[:, None]
@@ -247,35 +224,16 @@ class Speculative(TextSampler):
         )
         return state, num_accepted
 
-    def _keys(self, state: SpeculativeState, width: int) -> Array:
-        """Keys [B, width] of the positions after the text, those of autoregression."""
+    def _tokens(self, state: SpeculativeState, guess: Array) -> Array:
+        """int32 [B, n]: tokens as they are; of logits [B, n, V] what autoregressive sampling would draw after the
+        text."""
+        if guess.ndim == 2:
+            return guess
+        rows, width = guess.shape[:2]
         made = (state.filled - state.prompt_length)[:, None] + jnp.arange(width, dtype=jnp.int32)[None]
-        return jax.vmap(lambda key, at: jax.vmap(lambda i: jax.random.fold_in(key, i))(at))(state.keys, made)
-
-    def _draw(self, state: SpeculativeState, logits: Array) -> tuple[Array, Array | None]:
-        """What autoregressive sampling would draw after the text, int32 [B, n], given the logits [B, n, V] there; and
-        the distributions that it draws from, where they are needed."""
-        rows, width = logits.shape[:2]
-        logits = suppress(logits, (self.mask,)).reshape(rows * width, -1)
-        tokens = self.sampling(self._keys(state, width).reshape(-1), logits)[0].reshape(rows, width)
-        if not self.rejection_sampling:
-            return tokens, None
-        return tokens, jax.nn.softmax(self.sampling.sharpened(logits), axis=-1).reshape(rows, width, -1)
-
-    def _rejected(self, state: SpeculativeState, draft: Array, q: Array, p: Array) -> tuple[Array, Array]:
-        """Rejection sampling of a draft [B, n] from q [B, n, V], by p [B, n + 1, V]: the tokens [B, n + 1] that p draws
-        where all before were right, and which of the draft's are (arXiv 2211.17192, algorithm 1)."""
-        at = self._keys(state, p.shape[1])
-        chance, again = (jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, i)))(at) for i in (1, 2))  # noqa: B023
-        drawn_from = lambda law: gather_tokens(law, draft)  # noqa: E731
-        uniform = jax.vmap(jax.vmap(jax.random.uniform))(chance[:, :-1])
-        right = (draft != self.mask) & (uniform * drawn_from(q) < drawn_from(p[:, :-1]))
-        rest = jnp.maximum(p[:, :-1] - q, 0.0)
-        rest = jnp.concatenate(
-            [jnp.where(jnp.sum(rest, axis=-1, keepdims=True) > 0, rest, p[:, :-1]), p[:, -1:]], axis=1
-        )
-        drawn = jax.vmap(jax.vmap(from_probabilities))(again, rest)
-        return drawn.at[:, :-1].set(jnp.where(right, draft, drawn[:, :-1])), right
+        keys = jax.vmap(lambda key, at: jax.vmap(lambda i: jax.random.fold_in(key, i))(at))(state.keys, made)
+        logits = suppress(guess, (self.mask,)).reshape(rows * width, -1)
+        return self.sampling.next_token(keys.reshape(-1), logits)[0].reshape(rows, width)
 
     def finish(self, state: SpeculativeState, *, max_new_tokens: int) -> Generation:
         at = state.prompt_length[:, None] + jnp.arange(max_new_tokens, dtype=jnp.int32)[None]
@@ -334,8 +292,7 @@ class Speculative(TextSampler):
             return state.replace(accepted=jnp.where(over, self._risk, state.accepted))
         width = self.drafter.num_tokens
         then = jnp.maximum(state.filled - width, 1)
-        draft = self.drafter(network, state.cache, state.text, then)
-        draft = self._draw(state.replace(filled=then), draft)[0] if draft.ndim == 3 else draft
+        draft = self._tokens(state.replace(filled=then), self.drafter(network, state.cache, state.text, then))
         text = jnp.take_along_axis(state.text, then[:, None] + jnp.arange(width, dtype=jnp.int32)[None], axis=1)
         num_accepted = _mean_over(jnp.sum(jnp.cumprod(draft == text, axis=1), axis=1), ~state.finished)
         accepted = (state.accepted + num_accepted) / 2  # few that were right by luck don't pay
@@ -346,7 +303,7 @@ class Speculative(TextSampler):
         )
 
     def _verify(
-        self, network: CachedDenoiser, state: SpeculativeState, draft: Array, law: Array | None, max_new_tokens: int
+        self, network: CachedDenoiser, state: SpeculativeState, draft: Array, max_new_tokens: int
     ) -> tuple[SpeculativeState, Array]:
         """One causal pass over the last token and the draft; the cache keeps the accepted tokens, the text receives the
         next draft."""
@@ -360,16 +317,15 @@ class Speculative(TextSampler):
         else:
             head, cache = network.extend(state.cache, tokens, count, Causal())
         before = state.filled
-        state, num_accepted = self.accept(state, draft, law, head.logits(), max_new_tokens)
+        state, num_accepted = self.accept(state, draft, head.logits(), max_new_tokens)
         new = state.filled - before
         if masks:  # the canvas that begins at the last of the new tokens
             width = self.drafter.num_tokens
             start = jnp.maximum(new, 1) * masks - width
             logits = canvases.gather(start[:, None] + jnp.arange(width, dtype=jnp.int32)[None]).logits()
-            draft, law = jnp.argmax(logits, axis=-1).astype(jnp.int32), None
-            if self.drafter.causal:
-                draft, law = self._draw(state, logits)
-            state = state.replace(text=write_at(state.text, draft, state.filled), drafted=law)
+            guess = logits if self.drafter.causal else jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            draft = self._tokens(state, guess)
+            state = state.replace(text=write_at(state.text, draft, state.filled))
         cache = network.truncate(cache, count - new)
         return state.replace(cache=cache, nfe=state.nfe + 1), num_accepted
 

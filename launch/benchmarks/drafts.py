@@ -4,10 +4,10 @@
 
 A cycle is one pass that drafts and one that verifies. The pass that drafts also reads the last token, so that the first
 drafted token is the network's own and is always accepted; "accepted" counts the tokens that masks drafted, with its
-standard error over texts, for each rule by which they can be (the same key, or rejection sampling). A cycle writes 2 +
-accepted tokens in two passes, where autoregression writes two. "trained" suspends drafts where they cost more than they
-save, and takes what followed the last time where the text repeats itself; "always" does neither. The last tokens of a
-text are plain steps, of which two count as a cycle. The last line on standard output is a JSON object.
+standard error over texts. A cycle writes 2 + accepted tokens in two passes, where autoregression writes two. "trained"
+suspends drafts where they cost more than they save, and takes what followed the last time where the text repeats
+itself; "always" does neither. The last tokens of a text are plain steps, of which two count as a cycle. The last line
+on standard output is a JSON object.
 """
 
 import dataclasses
@@ -67,12 +67,9 @@ def main() -> dict:
     samplers |= {n: presets.speculative(model, sampling=sampling, drafter=d) for n, d in drafters.items()}
     always = presets.speculative(model, sampling=sampling, drafter=drafters["trained"], break_even=0.0)
     samplers["always"] = dataclasses.replace(always, repeats=False)
-    rules = {"same_key": samplers["always"]}
-    if TEMPERATURE.value:
-        rules["rejection"] = dataclasses.replace(samplers["always"], rejection_sampling=True)
     result["break_even"] = {name: round(samplers[name].break_even, 3) for name in drafters}
     for kind, prompts in kinds.items():
-        accepted = {name: _accepted(model, sampler, prompts) for name, sampler in rules.items()}
+        accepted = _accepted(model, samplers["always"], prompts)
         result[kind] = {"accepted": accepted, **_written(model, samplers, prompts[: WRITTEN.value])}
     return result | timing.provenance()
 

@@ -8,6 +8,7 @@ another network (or this one, which favours its own autoregressive samples).
 import dataclasses
 import functools
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from launch.benchmarks.timing import Row
 log = logging.getLogger("diffusion_lm.tradeoffs")
 NUM_TEXTS, PROMPT_LENGTH = 16, 16  # texts judged, and held-out tokens that each begins with
 STEPS, PARTICLES = (1, 2, 4, 8, 16), 4
+SHORT_CANVASES = (4, 16)  # tokens
 SCHEDULES = {
     **{f"threshold {p}": Threshold(threshold=p) for p in (0.5, 0.9)},
     **{f"entropy bound {nats}": EntropyBound(bound=nats) for nats in (0.1, 1.0)},
@@ -39,20 +41,30 @@ LENGTHS = (1, 4, 16, 64, 256, 1024, 2048)  # as far as the context goes
 SHORT, REPEATS = 64, 5  # short texts are timed five times as often
 
 
-def tradeoffs(workdir: str, judge: str | None, out: Path) -> list[Row]:
-    """All rows; writes charts into the folder `out`. Raises ValueError unless the objective is joint."""
+def tradeoffs(workdir: str, judge: str | None, beside: Sequence[str], out: Path) -> Iterator[list[Row]]:
+    """The rows, a measurement at a time; writes charts into the folder `out`.
+
+    beside: workdirs of other networks whose canvases are judged, too.
+
+    Raises ValueError unless the objective is joint, and every run has the same tokenizer.
+    """
     model = load_for_inference(workdir)
     if not (model.config.objective.trains_ar and model.config.objective.layout.denoises):
         raise ValueError(
             f"--workdir={workdir}: tradeoffs compares autoregressive and canvas sampling: train a joint objective"
         )
     judging = model if judge is None else load_for_inference(judge)
-    if judging.tokenizer.fingerprint != model.tokenizer.fingerprint:
-        raise ValueError(f"--judge={judge} has another tokenizer than --workdir={workdir}; train both with the same")
+    others = {Path(name).name: load_for_inference(name) for name in beside}
+    for name, other in {f"--judge={judge}": judging, **{f"--beside={n}": o for n, o in others.items()}}.items():
+        if other.tokenizer.fingerprint != model.tokenizer.fingerprint:
+            raise ValueError(f"{name} has another tokenizer than --workdir={workdir}; train both with the same")
     if not judging.config.objective.trains_ar:
         raise ValueError(f"--judge={judge} has no autoregressive likelihood: train an ar or joint objective")
     out.mkdir(parents=True, exist_ok=True)
-    return [*_by_steps(model, judging, out), *_by_length(model, out), *_speculation(model), *_by_context(model, out)]
+    yield _by_steps(model, judging, others, out)
+    yield _by_length(model, out)
+    yield _speculation(model)
+    yield _by_context(model, out)
 
 
 def _endless(model: LoadedModel) -> SamplingParams:
@@ -63,28 +75,34 @@ def _endless(model: LoadedModel) -> SamplingParams:
 # ---- quality by denoising steps ----
 
 
-def _by_steps(model: LoadedModel, judge: LoadedModel, out: Path) -> list[Row]:
+def _by_steps(model: LoadedModel, judge: LoadedModel, others: dict[str, LoadedModel], out: Path) -> list[Row]:
     """Each method at each number of steps: quality of many texts, and the speed of one, beside autoregression's."""
     texts, length = held_out_prompts(model), model.config.data.seq_len // 2 - PROMPT_LENGTH
     prompts = [model.tokenizer.decode(row[1:]) for row in texts]
-    options = {"sampling": _endless(model), "canvas_length": 0}
+    options = {"sampling": _endless(model)}
     plain = presets.autoregressive(model, sampling=_endless(model))
-    makers = {
-        "ancestral": presets.ancestral,
-        f"{PARTICLES} particles": functools.partial(presets.particles, num_particles=PARTICLES),
-        "confidence": presets.confidence,
-        "remasking": presets.remasking,
+    particles = functools.partial(presets.particles, num_particles=PARTICLES)
+    makers = {  # the network, how it is sampled, and the canvas: as in training, or short
+        "ancestral": (model, presets.ancestral, 0),
+        **{f"ancestral, canvases of {width}": (model, presets.ancestral, width) for width in SHORT_CANVASES},
+        **{f"{name}, ancestral": (other, presets.ancestral, 0) for name, other in others.items()},
+        f"{PARTICLES} particles": (model, particles, 0),
+        "confidence": (model, presets.confidence, 0),
+        "remasking": (model, presets.remasking, 0),
     }
-    methods = {"autoregressive": {"": plain}}
-    for name, make in makers.items():
-        methods[name] = {f", {n} step{'s' * (n > 1)}": make(model, denoising_steps=n, **options) for n in STEPS}
+    methods = {"autoregressive": (model, {"": plain})}
+    for name, (network, make, width) in makers.items():
+        made = {n: make(network, denoising_steps=n, canvas_length=width, **options) for n in STEPS if n <= (width or n)}
+        methods[name] = network, {f", {n} step{'s' * (n > 1)}": sampler for n, sampler in made.items()}
     for name, schedule in SCHEDULES.items():
-        methods[name] = {"": presets.confidence(model, schedule=schedule, denoising_steps=STEPS[-1], **options)}
+        free = presets.confidence(model, schedule=schedule, denoising_steps=STEPS[-1], canvas_length=0, **options)
+        methods[name] = model, {"": free}
     rows, lines = [], {name: [] for name in methods}
-    for name, samplers in methods.items():
+    for name, (network, samplers) in methods.items():
         for steps, sampler in samplers.items():
-            row = _judged_row(model, judge, name + steps, sampler, texts=texts, prompts=prompts, length=length)
-            cases = {of: functools.partial(_generated, model, s, length) for of, s in (("plain", plain), ("", sampler))}
+            row = _judged_row(network, judge, name + steps, sampler, texts=texts, prompts=prompts, length=length)
+            both = {"plain": (model, plain), "": (network, sampler)}
+            cases = {of: functools.partial(_generated, *each, length) for of, each in both.items()}
             timings = timing.alternate(cases, repeats=REPEATS)
             speed, ratio = length / timings[""].wall, timing.times_faster(timings[""], timings["plain"])
             note = f"{row.note}, {speed:,.0f} tokens/s, {ratio:.2f} x autoregressive"
@@ -93,9 +111,10 @@ def _by_steps(model: LoadedModel, judge: LoadedModel, out: Path) -> list[Row]:
             lines[name].append((ratio, row.value))
     labels = {"y_label": "nats per token, by the judge"}
     by_steps = {name: [nats for _, nats in lines[name]] for name in makers}
-    by_steps["autoregressive"] = [lines["autoregressive"][0][1]] * len(STEPS)
+    counts = {name: STEPS[: len(nats)] for name, nats in by_steps.items()}
+    by_steps["autoregressive"], counts["autoregressive"] = [lines["autoregressive"][0][1]] * len(STEPS), STEPS
     steps = {"x_label": "denoising steps a canvas", "title": "Quality by denoising steps"}
-    curve(STEPS, by_steps, out / "quality.svg", log_x=True, **steps, **labels)
+    curve(counts, by_steps, out / "quality.svg", log_x=True, **steps, **labels)
     faster, nats = ({name: [pair[i] for pair in pairs] for name, pairs in lines.items()} for i in (0, 1))
     speeds = {"x_label": "times as fast as autoregression, batch size 1", "title": "Quality by speed"}
     curve(faster, nats, out / "frontier.svg", log_x=True, **speeds, **labels)

@@ -7,9 +7,10 @@ import pytest
 from support.loaded import loaded
 
 from configs import tinyshakespeare
-from diffusion_lm.inference import by_name, pipeline, presets
+from diffusion_lm.inference import autotune, by_name, pipeline, presets
 from diffusion_lm.objectives.autoregressive import AutoregressiveLoss
-from diffusion_lm.samplers.drafters import TiDARDraft
+from diffusion_lm.objectives.drafting import Drafting
+from diffusion_lm.samplers.drafters import PromptLookup, TiDARDraft, TrainedDraft
 from diffusion_lm.samplers.sampling_params import SamplingParams
 
 
@@ -50,9 +51,32 @@ def test_masked_drafts_need_a_network_trained_on_masks(model):
         presets.speculative(model._replace(config=config), sampling=SamplingParams(), drafter=TiDARDraft())
 
 
-def test_rejection_sampling_needs_drafts_that_are_drawn(model):
-    with pytest.raises(ValueError, match="PromptLookup drafts single tokens"):
-        presets.speculative(model, sampling=SamplingParams(), rejection_sampling=True)
+def _drafting(model, masks):
+    return model._replace(config=dataclasses.replace(model.config, objective=Drafting(draft_length=masks)))
+
+
+@pytest.mark.parametrize(
+    ("step_s", "chosen"),
+    [
+        (lambda width: 1.0, TiDARDraft(num_tokens=4, causal=True)),  # a pass of any width takes a step's time
+        (lambda width: 1.0 if width < 12 else 2.0, TiDARDraft(num_tokens=2, causal=True)),
+        (lambda width: 1.0 if width < 8 else 5.0, TrainedDraft(num_tokens=5)),
+        (lambda width: 1.0 if width < 5 else 5.0, TrainedDraft(num_tokens=3)),
+        (lambda width: width, PromptLookup()),  # nothing is gained
+    ],
+)
+def test_the_shape_and_the_number_of_masks_are_those_that_are_fastest_here(model, monkeypatch, step_s, chosen):
+    def costs(model, plain, samplers):
+        drafters = [sampler.drafter for sampler in samplers]
+        draft = [step_s(d.num_tokens) * d.num_passes for d in drafters]
+        verify = [step_s((d.num_tokens + 1) * (1 + d.canvas_length)) for d in drafters]
+        return [sum(each) for each in zip(draft, verify, strict=True)]
+
+    monkeypatch.setattr(autotune, "break_evens", costs)
+    found = presets.speculative(_drafting(model, 4), sampling=SamplingParams())
+    assert found.drafter == chosen and found.repeats == (chosen != PromptLookup())
+    given = presets.speculative(_drafting(model, 4), sampling=SamplingParams(), break_even=1.0)
+    assert given.drafter == TrainedDraft(num_tokens=5)  # without times
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from launch import sampler_flags
 
 OWN = sorted({name for kind in sampler_flags.SAMPLERS.values() for name in kind.flags})
 VALUES = {"score": "margin", "approximate_cache": "dual", "drafter": "tidar", "threshold": "0.5", "eta": "0.5",
-          "churn": "0.5", "rejection_sampling": "true"}  # fmt: skip
+          "churn": "0.5"}  # fmt: skip
 
 
 def parse(*arguments):
@@ -63,7 +63,7 @@ NUMBERS = st.one_of(
 )
 FUZZED = [row.name for row in sampler_flags.FLAGS.rows() if row.name != "sampler"]
 ENUMS = {"score": ["margin", "entropy"], "approximate_cache": ["prefix", "dual", "delayed"],
-         "drafter": ["lookup", "masked", "tidar"], "ignore_eos": ["true", "x"], "rejection_sampling": ["true"],
+         "drafter": ["lookup", "masked", "tidar"], "ignore_eos": ["true", "x"],
          "bad_words": ["a", "", "e"]}  # fmt: skip
 MEASURED = ("speculative", "auto")  # they time compiled programs when they are made
 

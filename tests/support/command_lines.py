@@ -182,14 +182,7 @@ def _sample(draw):
     apart = {"one": (), "view": ()}.get(way, ("num_particles", "revise_rounds", "revise_span"))
     cached = () if run == "masked" else ("approximate_cache", "cache_block_size", "cache_refresh_every")
     apart = {*apart, *(("temperature", "top_k", "top_p", "min_p") if way == "particles" else ())}
-    left_out = {
-        *apart,
-        *cached,
-        "num_particles",
-        "sampler_setting",
-        "rejection_sampling",
-        *(["prompt"] if way == "infill" else []),
-    }
+    left_out = {*apart, *cached, "num_particles", "sampler_setting", *(["prompt"] if way == "infill" else [])}
     may = sorted({*ALWAYS, *taken, *may} - left_out - {"corrector_steps" if run in ("work", "masked", "block") else ""})
     most = draw(good(sample.FLAGS.values["max_new_tokens"]))
     return [f"--workdir=@{run}", most, *([f"--sampler={sampler}"] if sampler else []), *begin], may

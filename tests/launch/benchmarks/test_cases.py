@@ -167,6 +167,7 @@ def test_the_launcher_prints_rows_and_writes_them(tmp_path, capsys):
         (["--suite=tradeoffs"], "--workdir goes with"),
         (["--suite=train", "--workdir=x"], "--workdir goes with"),
         (["--suite=train", "--minutes=2"], "--minutes goes with"),
+        (["--suite=train", "--beside=x"], "--judge and --beside go with"),
         (["--suite=engine"], "--suite=engine"),
     ],
 )

@@ -10,15 +10,19 @@ from launch.benchmarks import tradeoffs
 
 @pytest.mark.cases(0)
 def test_all_three_are_measured_and_plotted(trained, tmp_path, monkeypatch):
-    for name, value in {"STEPS": (2,), "NUM_TEXTS": 4, "LENGTHS": (20,), "SCHEDULES": {}, "REPEATS": 1}.items():
+    for name, value in {"STEPS": (2,), "NUM_TEXTS": 4, "LENGTHS": (20,), "SCHEDULES": {}, "REPEATS": 1,
+                        "SHORT_CANVASES": (4,)}.items():  # fmt: skip
         monkeypatch.setattr(tradeoffs, name, value)
-    monkeypatch.setattr(autotune, "break_even", lambda *_: 2.0)
-    rows = tradeoffs.tradeoffs(f"{trained[0]}/work", None, tmp_path / "charts")
+    monkeypatch.setattr(autotune, "break_evens", lambda model, plain, samplers: [2.0] * len(samplers))
+    work = f"{trained[0]}/work"
+    rows = [row for part in tradeoffs.tradeoffs(work, None, [work], tmp_path / "charts") for row in part]
     assert {path.name for path in (tmp_path / "charts").iterdir()} == {
         "quality.svg", "frontier.svg", "length.svg", "context.svg"
     }  # fmt: skip
     found = {row.name: row for row in rows}
     assert found["ancestral, 2 steps"].unit == "nats/token" and found["ancestral, 2 steps"].value > 0
+    assert found["work, ancestral, 2 steps"].value == found["ancestral, 2 steps"].value
+    assert found["ancestral, canvases of 4, 2 steps"].value > 0
     assert {f"{name}, 20 tokens" for name in ("autoregressive", "diffusion, 12 steps", "speculative", "auto")} <= set(
         found
     )
