@@ -28,16 +28,13 @@ def break_evens(model: LoadedModel, plain: AutoregressiveSampler, samplers: Sequ
     steps, repeats = (_LARGE_STEPS, _LARGE_REPEATS) if large else (_STEPS, _REPEATS)
     length = (steps + 1) * (max(sampler.drafter.num_tokens for sampler in samplers) + 1)
     timed = functools.partial(_timed, model, rows=1, slots=max(model.config.data.seq_len, length + 1), length=length)
-    rounds = [steps // sampler.drafts_a_round for sampler in samplers]
+    rounds = [(sampler, steps // sampler.drafts_a_round) for sampler in samplers]
     steps_s, *drafts_s = _seconds(
         timed(dataclasses.replace(plain, eos=-1), steps=steps),
-        *(
-            timed(dataclasses.replace(s, break_even=0.0, eos=-1), steps=n)
-            for s, n in zip(samplers, rounds, strict=True)
-        ),
+        *(timed(dataclasses.replace(sampler, break_even=0.0, eos=-1), steps=n) for sampler, n in rounds),
         repeats=repeats,
     )
-    drafts = [n * sampler.drafts_a_round for sampler, n in zip(samplers, rounds, strict=True)]
+    drafts = [n * sampler.drafts_a_round for sampler, n in rounds]
     return [seconds / n * steps / steps_s for seconds, n in zip(drafts_s, drafts, strict=True)]
 
 

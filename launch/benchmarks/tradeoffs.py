@@ -54,7 +54,7 @@ def tradeoffs(workdir: str, judge: str | None, beside: Sequence[str], out: Path)
             f"--workdir={workdir}: tradeoffs compares autoregressive and canvas sampling: train a joint objective"
         )
     judging = model if judge is None else load_for_inference(judge)
-    others = {Path(name).name: load_for_inference(name) for name in beside}
+    others = {name: load_for_inference(name) for name in beside}
     for name, other in {f"--judge={judge}": judging, **{f"--beside={n}": o for n, o in others.items()}}.items():
         if other.tokenizer.fingerprint != model.tokenizer.fingerprint:
             raise ValueError(f"{name} has another tokenizer than --workdir={workdir}; train both with the same")

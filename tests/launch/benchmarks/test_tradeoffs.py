@@ -21,7 +21,7 @@ def test_all_three_are_measured_and_plotted(trained, tmp_path, monkeypatch):
     }  # fmt: skip
     found = {row.name: row for row in rows}
     assert found["ancestral, 2 steps"].unit == "nats/token" and found["ancestral, 2 steps"].value > 0
-    assert found["work, ancestral, 2 steps"].value == found["ancestral, 2 steps"].value
+    assert found[f"{work}, ancestral, 2 steps"].value == found["ancestral, 2 steps"].value
     assert found["ancestral, canvases of 4, 2 steps"].value > 0
     assert {f"{name}, 20 tokens" for name in ("autoregressive", "diffusion, 12 steps", "speculative", "auto")} <= set(
         found
