@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from diffusion_lm.attention_patterns import Causal
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.samplers.auto import PassCosts
 from diffusion_lm.samplers.autoregressive import AutoregressiveSampler
@@ -21,21 +22,46 @@ _LARGE, _LARGE_STEPS, _LARGE_REPEATS = 30e6, 8, 3  # parameters: fewer steps the
 _FEW_SLOTS = 64  # of a cache that takes next to no time to attend to
 
 
-def break_evens(model: LoadedModel, plain: AutoregressiveSampler, samplers: Sequence[Speculative]) -> list[float]:
-    """The time of each sampler's draft and its verification, in steps of `plain`, with a cache as long as the
-    context."""
-    large = sum(leaf.size for leaf in jax.tree.leaves(model.network.params)) > _LARGE
-    steps, repeats = (_LARGE_STEPS, _LARGE_REPEATS) if large else (_STEPS, _REPEATS)
-    length = (steps + 1) * (max(sampler.drafter.num_tokens for sampler in samplers) + 1)
-    timed = functools.partial(_timed, model, rows=1, slots=max(model.config.data.seq_len, length + 1), length=length)
-    rounds = [(sampler, steps // sampler.drafts_a_round) for sampler in samplers]
-    steps_s, *drafts_s = _seconds(
-        timed(dataclasses.replace(plain, eos=-1), steps=steps),
-        *(timed(dataclasses.replace(sampler, break_even=0.0, eos=-1), steps=n) for sampler, n in rounds),
+def break_even(model: LoadedModel, plain: AutoregressiveSampler, speculative: Speculative) -> float:
+    """The time of a draft and its verification, in steps of `plain`, with a cache as long as the context."""
+    steps, repeats = _counts(model)
+    wide, plain = speculative.drafter.num_tokens + 1, dataclasses.replace(plain, eos=-1)
+    drafts, length = dataclasses.replace(speculative, break_even=0.0, eos=-1), (steps + 1) * wide
+    rounds, slots = steps // drafts.drafts_a_round, max(model.config.data.seq_len, length + 1)
+    steps_s, drafts_s = _seconds(
+        _timed(model, plain, rows=1, slots=slots, length=length, steps=steps),
+        _timed(model, drafts, rows=1, slots=slots, length=length, steps=rounds),
         repeats=repeats,
     )
-    drafts = [n * sampler.drafts_a_round for sampler, n in rounds]
-    return [seconds / n * steps / steps_s for seconds, n in zip(drafts_s, drafts, strict=True)]
+    return drafts_s / (rounds * drafts.drafts_a_round) * steps / steps_s
+
+
+def pass_seconds(model: LoadedModel, widths: Sequence[int]) -> list[float]:
+    """Seconds of a causal pass over so many new positions of one text, with a cache as long as the context."""
+    steps, repeats = _counts(model)
+    network, slots = model.for_sampling(0), max(model.config.data.seq_len, max(widths))
+
+    @jax.jit
+    def passed(network, tokens):
+        def one(carry, _):
+            head, _ = network.extend(cache, carry, jnp.full(1, carry.shape[1], jnp.int32), Causal())
+            return jnp.minimum(carry, jnp.argmax(head.logits(), axis=-1).astype(jnp.int32)), None
+
+        cache = network.empty_cache(1, slots)
+        return jax.lax.scan(one, tokens, length=steps)[0]
+
+    def timed(width: int) -> Callable[[], float]:
+        tokens = jnp.full((1, width), model.tokenizer.bos, jnp.int32)
+        jax.block_until_ready(passed(network, tokens))
+
+        def seconds() -> float:
+            start = time.perf_counter()
+            jax.block_until_ready(passed(network, tokens))
+            return (time.perf_counter() - start) / steps
+
+        return seconds
+
+    return _seconds(*map(timed, widths), repeats=repeats)
 
 
 def pass_costs(model: LoadedModel, plain: AutoregressiveSampler, blocks: BlockDiffusion) -> PassCosts:
@@ -60,6 +86,12 @@ def pass_costs(model: LoadedModel, plain: AutoregressiveSampler, blocks: BlockDi
         narrow_s=narrow / _STEPS,
         canvas_s=whole / steps,
     )
+
+
+def _counts(model: LoadedModel) -> tuple[int, int]:
+    """Steps of a timing, and timings."""
+    large = sum(leaf.size for leaf in jax.tree.leaves(model.network.params)) > _LARGE
+    return (_LARGE_STEPS, _LARGE_REPEATS) if large else (_STEPS, _REPEATS)
 
 
 def _seconds(*timed: Callable[[], float], repeats: int = _REPEATS) -> list[float]:

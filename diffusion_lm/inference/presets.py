@@ -3,6 +3,8 @@ own."""
 
 import dataclasses
 
+import numpy as np
+
 from diffusion_lm.build import LoadedModel
 from diffusion_lm.inference import autotune
 from diffusion_lm.objectives.distillation import Distillation
@@ -57,33 +59,46 @@ def speculative(
     drafter     None: of a network that was trained to draft the shape and the number of masks that would be fastest
                 (`TrainedDraft` or `TiDARDraft`), by times measured here, if half of each draft makes up for its time;
                 else `PromptLookup`
-    break_even  see `Speculative`; None: measured here, which compiles two programs or more
+    break_even  see `Speculative`; None: measured here, which compiles two programs
 
     Raises ValueError if the network wasn't trained autoregressively, or not on the masks that the drafter asks about.
     """
     plain, masks = autoregressive(model, sampling=sampling), model.config.objective.draft_length
-    drafters = [drafter] if drafter else _trained_drafters(masks)[: None if break_even is None else 1]
+    chosen = drafter
+    if drafter is None and masks:
+        drafter = TrainedDraft(num_tokens=masks + 1) if break_even is not None else _fastest(model, masks)
+    drafter = drafter or PromptLookup()
     canvases = isinstance(model.process, Absorbing) and model.config.objective.layout.denoises
-    for one in drafters:
-        if (one.num_passes or one.canvas_length) and not (masks if one.causal else canvases):
-            needed = "to draft (objective=Drafting)" if one.causal else "on canvases of masks"
-            raise ValueError(f"{type(one).__name__} needs a network trained {needed}: use PromptLookup")
-    rest = {"mask": plain.mask, "eos": plain.eos, "sampling": sampling}
-    samplers = [Speculative(drafter=one, repeats=one.num_passes + one.canvas_length > 0, **rest) for one in drafters]
-    costs = autotune.break_evens(model, plain, samplers) if break_even is None else [break_even]
-    samplers = [dataclasses.replace(s, break_even=cost) for s, cost in zip(samplers, costs, strict=True)]
-    best = max(samplers, key=lambda s: s.drafter.expected_tokens(_ACCEPTANCE) / max(s.break_even, 1e-6))
-    if drafter is None and masks and best.is_dear:
+    if (drafter.num_passes or drafter.canvas_length) and not (masks if drafter.causal else canvases):
+        needed = "to draft (objective=Drafting)" if drafter.causal else "on canvases of masks"
+        raise ValueError(f"{type(drafter).__name__} needs a network trained {needed}: use PromptLookup")
+    sampler = Speculative(drafter=drafter, mask=plain.mask, eos=plain.eos, sampling=sampling)
+    measured = autotune.break_even(model, plain, sampler) if break_even is None else break_even
+    asks = drafter.num_passes + drafter.canvas_length > 0
+    sampler = dataclasses.replace(sampler, break_even=measured, repeats=asks)
+    if chosen is None and asks and sampler.is_dear:
         return speculative(model, sampling=sampling, drafter=PromptLookup(), break_even=break_even)
-    return best
+    return sampler
 
 
-def _trained_drafters(masks: int) -> list[Drafter]:
-    """What a network that was trained on so many masks could draft with; the first is the one that always can."""
-    if not masks:
-        return [PromptLookup()]
-    counts = sorted({masks, (masks + 1) // 2}, reverse=True)
-    return [TrainedDraft(num_tokens=n + 1) for n in counts] + [TiDARDraft(num_tokens=n, causal=True) for n in counts]
+def _fastest(model: LoadedModel, masks: int) -> Drafter | None:
+    """What a network that was trained on so many masks would write with soonest, by the times of passes of three
+    widths; None where nothing is faster than a token a pass."""
+    counts = sorted({masks, (masks + 1) // 2})
+    drafters = [TrainedDraft(num_tokens=n + 1) for n in counts] + [
+        TiDARDraft(num_tokens=n, causal=True) for n in counts
+    ]
+    widths = (1, masks + 1, (masks + 1) ** 2)
+    times = autotune.pass_seconds(model, widths)
+
+    def gain(drafter: Drafter) -> float:
+        verified = (drafter.num_tokens + 1) * (1 + drafter.canvas_length)
+        drafting_s, verifying_s = np.interp([drafter.num_tokens, verified], widths, times)
+        cost = (drafter.num_passes * drafting_s + verifying_s) / times[0]
+        return drafter.expected_tokens(_ACCEPTANCE) / cost
+
+    best = max(drafters, key=gain)
+    return best if gain(best) > 1 else None
 
 
 def auto(model: LoadedModel, *, sampling: SamplingParams, canvas_length: int, denoising_steps: int) -> Auto:

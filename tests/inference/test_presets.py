@@ -56,27 +56,29 @@ def _drafting(model, masks):
 
 
 @pytest.mark.parametrize(
-    ("step_s", "chosen"),
+    ("pass_s", "chosen"),
     [
         (lambda width: 1.0, TiDARDraft(num_tokens=4, causal=True)),  # a pass of any width takes a step's time
-        (lambda width: 1.0 if width < 12 else 2.0, TiDARDraft(num_tokens=2, causal=True)),
-        (lambda width: 1.0 if width < 8 else 5.0, TrainedDraft(num_tokens=5)),
-        (lambda width: 1.0 if width < 5 else 5.0, TrainedDraft(num_tokens=3)),
+        (lambda width: 1.0 + (width > 5) * 0.8, TiDARDraft(num_tokens=2, causal=True)),
+        (lambda width: 1.0 + (width > 5) * 2.0, TrainedDraft(num_tokens=5)),
+        (lambda width: 1.0 + (width > 5) * 20.0, TrainedDraft(num_tokens=3)),
         (lambda width: width, PromptLookup()),  # nothing is gained
     ],
 )
-def test_the_shape_and_the_number_of_masks_are_those_that_are_fastest_here(model, monkeypatch, step_s, chosen):
-    def costs(model, plain, samplers):
-        drafters = [sampler.drafter for sampler in samplers]
-        draft = [step_s(d.num_tokens) * d.num_passes for d in drafters]
-        verify = [step_s((d.num_tokens + 1) * (1 + d.canvas_length)) for d in drafters]
-        return [sum(each) for each in zip(draft, verify, strict=True)]
-
-    monkeypatch.setattr(autotune, "break_evens", costs)
+def test_the_shape_and_the_number_of_masks_are_those_that_are_fastest_here(model, monkeypatch, pass_s, chosen):
+    monkeypatch.setattr(autotune, "pass_seconds", lambda model, widths: [pass_s(width) for width in widths])
+    monkeypatch.setattr(autotune, "break_even", lambda *_: 1.5)
     found = presets.speculative(_drafting(model, 4), sampling=SamplingParams())
     assert found.drafter == chosen and found.repeats == (chosen != PromptLookup())
+    monkeypatch.setattr(autotune, "break_even", lambda *_: 5.0)  # as measured, it is dear
+    assert presets.speculative(_drafting(model, 4), sampling=SamplingParams()).drafter == PromptLookup()
     given = presets.speculative(_drafting(model, 4), sampling=SamplingParams(), break_even=1.0)
     assert given.drafter == TrainedDraft(num_tokens=5)  # without times
+
+
+def test_wider_passes_take_no_less_time(model):
+    narrow, wide = autotune.pass_seconds(model, (1, 64))
+    assert 0 < narrow < 2 * wide
 
 
 @pytest.mark.parametrize(

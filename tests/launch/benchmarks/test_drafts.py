@@ -32,7 +32,7 @@ def test_drafts_that_are_always_right(converted, lines, tmp_path, capsys, monkey
     model = model._replace(network=model.network.replace(params=zeros), prepared={})
     monkeypatch.setattr(drafts, "load_for_inference", lambda workdir: model)
     monkeypatch.setattr(drafts, "QUESTIONS", ("the cat", "a mat"))
-    monkeypatch.setattr(autotune, "break_evens", lambda model, plain, samplers: [1.0] * len(samplers))
+    monkeypatch.setattr(autotune, "break_even", lambda *_: 1.0)
     found = commands.result(capsys, drafts, f"--workdir={tmp_path}", f"--data={lines}", *SMALL)
     assert found["right_by_position"] == [1.0, 1.0, 1.0] and found["positions_compared"] == 6
     samplers = {"autoregressive", "trained", "lookup", "always"}

@@ -13,7 +13,7 @@ def test_all_three_are_measured_and_plotted(trained, tmp_path, monkeypatch):
     for name, value in {"STEPS": (2,), "NUM_TEXTS": 4, "LENGTHS": (20,), "SCHEDULES": {}, "REPEATS": 1,
                         "SHORT_CANVASES": (4,)}.items():  # fmt: skip
         monkeypatch.setattr(tradeoffs, name, value)
-    monkeypatch.setattr(autotune, "break_evens", lambda model, plain, samplers: [2.0] * len(samplers))
+    monkeypatch.setattr(autotune, "break_even", lambda *_: 2.0)
     work = f"{trained[0]}/work"
     rows = [row for part in tradeoffs.tradeoffs(work, None, [work], tmp_path / "charts") for row in part]
     assert {path.name for path in (tmp_path / "charts").iterdir()} == {
