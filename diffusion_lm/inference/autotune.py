@@ -39,7 +39,7 @@ def break_even(model: LoadedModel, plain: AutoregressiveSampler, speculative: Sp
 def pass_seconds(model: LoadedModel, widths: Sequence[int]) -> list[float]:
     """Seconds of a causal pass over so many new positions of one text, with a cache as long as the context."""
     steps, repeats = _counts(model)
-    network, slots = model.for_sampling(0), max(model.config.data.seq_len, max(widths))
+    network, slots = model.for_sampling(1), max(model.config.data.seq_len, max(widths))
 
     @jax.jit
     def passed(network, tokens):
@@ -50,18 +50,9 @@ def pass_seconds(model: LoadedModel, widths: Sequence[int]) -> list[float]:
         cache = network.empty_cache(1, slots)
         return jax.lax.scan(one, tokens, length=steps)[0]
 
-    def timed(width: int) -> Callable[[], float]:
-        tokens = jnp.full((1, width), model.tokenizer.bos, jnp.int32)
-        jax.block_until_ready(passed(network, tokens))
-
-        def seconds() -> float:
-            start = time.perf_counter()
-            jax.block_until_ready(passed(network, tokens))
-            return (time.perf_counter() - start) / steps
-
-        return seconds
-
-    return _seconds(*map(timed, widths), repeats=repeats)
+    texts = [jnp.full((1, width), model.tokenizer.bos, jnp.int32) for width in widths]
+    found = _seconds(*(_clocked(functools.partial(passed, network, text)) for text in texts), repeats=repeats)
+    return [seconds / steps for seconds in found]
 
 
 def pass_costs(model: LoadedModel, plain: AutoregressiveSampler, blocks: BlockDiffusion) -> PassCosts:
@@ -116,11 +107,16 @@ def _timed(
 
     init = jax.jit(lambda network, cache: sampler.init(network, cache, prompt, keys, max_new_tokens=length))
     state = init(network, network.empty_cache(1, slots))
-    jax.block_until_ready(stepped(network, state))
+    return _clocked(functools.partial(stepped, network, state))
+
+
+def _clocked(call: Callable) -> Callable[[], float]:
+    """Seconds of each further call; one compiles."""
+    jax.block_until_ready(call())
 
     def seconds() -> float:
         start = time.perf_counter()
-        jax.block_until_ready(stepped(network, state))
+        jax.block_until_ready(call())
         return time.perf_counter() - start
 
     return seconds

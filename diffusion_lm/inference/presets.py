@@ -68,14 +68,14 @@ def speculative(
     if drafter is None and masks:
         drafter = TrainedDraft(num_tokens=masks + 1) if break_even is not None else _fastest(model, masks)
     drafter = drafter or PromptLookup()
+    asks = drafter.num_passes + drafter.canvas_length > 0
     canvases = isinstance(model.process, Absorbing) and model.config.objective.layout.denoises
-    if (drafter.num_passes or drafter.canvas_length) and not (masks if drafter.causal else canvases):
+    if asks and not (masks if drafter.causal else canvases):
         needed = "to draft (objective=Drafting)" if drafter.causal else "on canvases of masks"
         raise ValueError(f"{type(drafter).__name__} needs a network trained {needed}: use PromptLookup")
     sampler = Speculative(drafter=drafter, mask=plain.mask, eos=plain.eos, sampling=sampling)
     measured = autotune.break_even(model, plain, sampler) if break_even is None else break_even
-    asks = drafter.num_passes + drafter.canvas_length > 0
-    sampler = dataclasses.replace(sampler, break_even=measured, repeats=asks)
+    sampler = dataclasses.replace(sampler, break_even=measured, repeats=asks)  # measured without: each draft is made
     if chosen is None and asks and sampler.is_dear:
         return speculative(model, sampling=sampling, drafter=PromptLookup(), break_even=break_even)
     return sampler

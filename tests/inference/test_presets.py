@@ -1,7 +1,9 @@
 """The text samplers that fit a trained run: their limits, and what they return."""
 
 import dataclasses
+import itertools
 import re
+import types
 
 import pytest
 from support.loaded import loaded
@@ -67,7 +69,12 @@ def _drafting(model, masks):
 )
 def test_the_shape_and_the_number_of_masks_are_those_that_are_fastest_here(model, monkeypatch, pass_s, chosen):
     monkeypatch.setattr(autotune, "pass_seconds", lambda model, widths: [pass_s(width) for width in widths])
-    monkeypatch.setattr(autotune, "break_even", lambda *_: 1.5)
+
+    def cost(model, plain, sampler):
+        assert not sampler.repeats  # what is timed repeats itself, and would take no pass to draft
+        return 1.5
+
+    monkeypatch.setattr(autotune, "break_even", cost)
     found = presets.speculative(_drafting(model, 4), sampling=SamplingParams())
     assert found.drafter == chosen and found.repeats == (chosen != PromptLookup())
     monkeypatch.setattr(autotune, "break_even", lambda *_: 5.0)  # as measured, it is dear
@@ -76,9 +83,11 @@ def test_the_shape_and_the_number_of_masks_are_those_that_are_fastest_here(model
     assert given.drafter == TrainedDraft(num_tokens=5)  # without times
 
 
-def test_wider_passes_take_no_less_time(model):
-    narrow, wide = autotune.pass_seconds(model, (1, 64))
-    assert 0 < narrow < 2 * wide
+def test_times_are_of_one_pass_of_each_width(model, monkeypatch):
+    """By a clock that is read before and after each timing, of 32 passes."""
+    clock = itertools.count(step=16.0)
+    monkeypatch.setattr(autotune, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert autotune.pass_seconds(model, (1, 5, 25)) == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
