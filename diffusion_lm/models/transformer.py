@@ -208,8 +208,12 @@ class Transformer(nn.Module):
     def _heads(self, x: Array, table: Array, vectors: Array | None, aux_loss: Array | None, attention):
         s, v = self.spec, self.vocabulary
         logits = LogitsSpec(v.size, self.exec.compute_dtype, never=v.never, softcap=s.logit_softcap)
-        parts, heads = attention.split(x), []
+        row, parts, heads, end = x.shape[1], attention.split(x), [], 0
+        first, stop = (0, row) if self.lora is None else self.lora.span(attention.noisy(row), row)
         for part, alignment in zip(parts, attention.alignments, strict=True):
+            start, end = end, end + part.shape[1]
+            if end <= first or stop <= start:  # it hangs on nothing that is trained
+                part = jax.lax.stop_gradient(part)
             head = ChunkedLogits(
                 hidden=part if len(parts) == 1 else cut(part, "batch", "length", "embed"),
                 table=table,

@@ -64,10 +64,10 @@ def test_gradients_of_gated_adapters_are_whole():
     @jax.jit
     def loss(step):
         moved = joined(base.params, jax.tree.map(lambda a, d: a + step * d, found, way))
-        noisy, _ = BoundModel(module=network.module, params=moved).denoise(
+        heads = BoundModel(module=network.module, params=moved).denoise(
             row, t, attention=attention, positions=jnp.arange(8, dtype=jnp.int32)[None], segment_ids=None
         )
-        return jnp.mean(jax.nn.log_softmax(noisy.logits()[..., : small.VOCAB])[..., 0])
+        return sum(jnp.mean(jax.nn.log_softmax(head.logits()[..., : small.VOCAB])[..., 0]) for head in heads)
 
     step = 1e-3
     slope = (loss(step) - loss(-step)) / (2 * step)
