@@ -69,7 +69,9 @@ def resolve(config: Config, other: dict | None) -> Config:
         return config
     if other is None:
         raise ValueError("model=FromInit() is the network of another run: --set=train.init=WORKDIR")
-    return dataclasses.replace(config, model=from_json(other, allowed_by(config)).model)
+    model, shift = from_json(other, allowed_by(config)).model, config.model.logit_shift
+    model = model if shift is None else dataclasses.replace(model, logit_shift=shift)
+    return dataclasses.replace(config, model=model)
 
 
 def build_model(config: Config, tokenizer: Tokenizer) -> tuple[Transformer, Process]:

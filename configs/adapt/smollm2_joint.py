@@ -29,9 +29,9 @@ def get_config(kind: str = "full") -> Config:
         raise ValueError(f"smollm2_joint: kind {kind!r} is none of {', '.join(KINDS)}")
     trainable, lr = KINDS[kind]
     return Config(
-        data=Data(path="c4.txt", document_unit="line", seq_len=512, val_fraction=0.1),
-        model=FromInit(),
-        process=Absorbing(),
+        data=Data(path="c4.txt", document_unit="paragraph", seq_len=512, val_fraction=0.1),
+        model=FromInit(logit_shift=True),
+        process=Absorbing(fixed_count=True),
         objective=Joint(block_size=16, canvas_weight=0.3),
         trainable=trainable,
         optim=AdamW(lr=lr, weight_decay=0.0, schedule=WarmupCosine(warmup=50, final=0.3)),

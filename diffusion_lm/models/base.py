@@ -147,6 +147,7 @@ class DenoiserSpec:
         time_conditioning: whether layers are conditioned on t (adaLN); the optimum of masked diffusion doesn't need it.
         self_conditioning: whether the previous prediction is a further input.
         rope_theta: the base of rotary positions.
+        logit_shift: see `ModelSpec`.
     """
 
     width: int = 384
@@ -163,12 +164,13 @@ class DenoiserSpec:
     time_conditioning: bool = False
     self_conditioning: bool = False
     rope_theta: float = 10_000.0
+    logit_shift: bool = False
 
     # Not annotated, so no fields: what all of our networks have in common.
     final_norm = embedding_norm = NormSpec()
     final_modulation = vocabulary = None
     embedding_width, embedding_scale, learned_positions, learned_times = 0, 1.0, 0, 0
-    head_bias, logit_softcap, logit_shift = False, 0.0, False
+    head_bias, logit_softcap = False, 0.0
 
     def __post_init__(self):
         for name in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_dim"):
@@ -222,7 +224,14 @@ class DenoiserSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FromInit:
-    """The network of `train.init`, whatever it is; `diffusion_lm.build` puts its spec in this one's place."""
+    """The network of `train.init`, whatever it is; `diffusion_lm.build` puts its spec in this one's place.
+
+    Args:
+        logit_shift: `ModelSpec.logit_shift` of the new network; None: as in that of `train.init`. A causal network that
+            learns to fill canvases keeps more of what it knows with it (docs/finetuning.md).
+    """
+
+    logit_shift: bool | None = None
 
     # Not annotated, so no fields: what a config asks of any network before it is known.
     groups, self_conditioning, vocabulary = (), False, None

@@ -4,13 +4,16 @@ import dataclasses
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import small
 from support.begun import config_of, drawn, trained
 
+from diffusion_lm.attention_patterns import BlockDiffusionTraining, Causal
 from diffusion_lm.build import build
 from diffusion_lm.config import override
-from diffusion_lm.models.base import DenoiserSpec
+from diffusion_lm.models.base import DenoiserSpec, FromInit
 from diffusion_lm.objectives.block import BlockELBO
 from diffusion_lm.objectives.distillation import Distillation
 from diffusion_lm.objectives.elbo import ELBO
@@ -53,6 +56,25 @@ def test_any_objective_begins_with_a_causal_network(base, objective, lines, tmp_
     assert rows["left"].split() == ["left", "0"]
     assert made.data.tokenizer == model.tokenizer and made.config.model == model.config.model
     check_begun(model, made.job.initial().params)
+
+
+@pytest.mark.parametrize("base", ["causal", "converted"])
+def test_with_a_shifted_head_a_canvas_begins_as_the_causal_text_goes_on(base, lines, tmp_path, request):
+    """Before the first update. Without the shift the first mask of a canvas has a state of its own to predict from."""
+    workdir, old = request.getfixturevalue(base)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(3, 8, (2, 8)), jnp.int32)
+    row = jnp.concatenate([jnp.full_like(tokens, old.tokenizer.mask), tokens], axis=1)
+
+    def canvas_and_text(shift):
+        config = config_of(lines, Joint(block_size=4), FromInit(logit_shift=shift), init=str(workdir))
+        model = drawn(config, tmp_path / str(shift))
+        assert model.config.model.logit_shift == bool(shift)
+        noisy, clean = small.read(model.network, row, BlockDiffusionTraining(4, Causal()), t=jnp.ones((2, 4)), length=8)
+        return noisy[:, 4], clean[:, 3]
+
+    np.testing.assert_allclose(*canvas_and_text(True), atol=1e-5)
+    first, after = canvas_and_text(None)
+    assert np.abs(first - after).max() > 1e-3
 
 
 def test_it_trains_resumes_and_is_loaded_without_its_base(converted, lines, tmp_path):
