@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_lm.data.source import Data, DataSource
-from diffusion_lm.models.base import Execution, ModelSpec, check_execution
+from diffusion_lm.models.base import Execution, FromInit, ModelSpec, check_execution
 from diffusion_lm.nn.lora import Full, LoRA
 from diffusion_lm.objectives.base import Objective
 from diffusion_lm.processes.base import Process
@@ -52,7 +52,7 @@ class Config:
     """
 
     data: DataSource
-    model: ModelSpec
+    model: ModelSpec | FromInit
     process: Process
     objective: Objective
     exec: Execution = field(default_factory=Execution)
